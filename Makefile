@@ -1,0 +1,53 @@
+# Every target sets up what it needs. Variables: PYTHON (3.11 or newer), VENV, ARGS (passed on), PIP_FLAGS (passed to
+# pip install, for instance to choose another build of torch).
+SHELL := /bin/bash
+.SHELLFLAGS := -eu -o pipefail -c
+.DEFAULT_GOAL := help
+.DELETE_ON_ERROR:
+
+PYTHON ?= python3
+VENV ?= .venv
+ARGS ?=
+PIP_FLAGS ?=
+
+BIN := $(VENV)/bin
+# Made last, so an interrupted installation is done again; older than its prerequisites when they change.
+STAMP := $(VENV)/.installed
+
+.PHONY: help quickstart test test-slow lint format clean
+
+help: ## Show this list
+	@echo "usage: make TARGET [ARGS=\"...\"] [PYTHON=python3.12]"
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  %-12s %s\n", $$1, $$2}' $(firstword $(MAKEFILE_LIST))
+
+$(STAMP): pyproject.toml constraints.txt
+	@command -v "$(PYTHON)" >/dev/null || { \
+	  echo "error: $(PYTHON) not found. Python 3.11 or newer is needed: make PYTHON=/path/to/python" >&2; exit 1; }
+	@"$(PYTHON)" -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { \
+	  echo "error: $(PYTHON) is $$("$(PYTHON)" --version 2>&1); 3.11 or newer is needed: make PYTHON=python3.11" >&2; exit 1; }
+	"$(PYTHON)" -m venv "$(VENV)" || { \
+	  echo "error: could not create $(VENV); on Debian and Ubuntu the python3-venv package is needed" >&2; exit 1; }
+	"$(BIN)/python" -m pip install $(PIP_FLAGS) -c constraints.txt -e ".[recipes,test,dev]"
+	@touch "$@"
+
+quickstart: $(STAMP) ## Pretrain a small model on generated speckle images (CPU, minutes) and print where the results are
+	"$(BIN)/accelerate" launch --config_file recipes/configs/accelerate/cpu.yaml \
+	  recipes/pretrain.py --config recipes/configs/quickstart.yaml $(ARGS)
+
+test: $(STAMP) ## Run the fast tests (ARGS="-k texture -x" and the like are passed to pytest)
+	"$(BIN)/python" -m pytest -m "not slow and not gpu" $(ARGS)
+
+test-slow: $(STAMP) ## Run the slow tests: trainings, launches, resume
+	"$(BIN)/python" -m pytest -m "slow and not gpu" $(ARGS)
+
+lint: $(STAMP) ## Check code and formatting with ruff, change nothing
+	"$(BIN)/ruff" check .
+	"$(BIN)/ruff" format --check .
+
+format: $(STAMP) ## Fix what ruff can fix and format the code
+	"$(BIN)/ruff" check --fix .
+	"$(BIN)/ruff" format .
+
+clean: ## Remove caches and build products (keeps the virtual environment, runs and data)
+	rm -rf .pytest_cache .ruff_cache build dist *.egg-info
+	find modeling_glcm_mae recipes tests -type d -name __pycache__ -prune -exec rm -rf {} +

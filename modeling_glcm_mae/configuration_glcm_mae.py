@@ -1,0 +1,244 @@
+"""Configuration of GLCM-MAE: ViTMAE's fields, and those of the texture objective."""
+
+import math
+from collections.abc import Sequence
+from typing import Any
+
+from huggingface_hub.dataclasses import strict, validated_field
+from transformers import PreTrainedConfig, ViTMAEConfig
+from transformers.image_utils import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
+
+KERNELS = ("sigmoid", "linear", "hard")
+
+
+def value_range_from_normalization(
+    image_mean: Sequence[float], image_std: Sequence[float], channel: int | str = "mean"
+) -> list[float]:
+    """Grey range that black and white take in `pixel_values` after the image processor's normalisation.
+
+    Args:
+        image_mean: mean subtracted from each channel, for pixels rescaled to [0, 1].
+        image_std: standard deviation that each channel is divided by.
+        channel: the channel whose grey levels are counted: an index, or "mean" for the average of the channels.
+
+    Returns:
+        `[lo, hi]`, the values of a pixel of 0 and of 1.
+
+    Raises:
+        ValueError: if the lengths differ, a standard deviation is not positive, or there is no such channel.
+    """
+    if len(image_mean) != len(image_std) or not image_mean:
+        raise ValueError(
+            f"image_mean and image_std must have one value per channel each, got {image_mean} and {image_std}"
+        )
+    if min(image_std) <= 0:
+        raise ValueError(f"image_std must be positive, got {list(image_std)}")
+    lows = [-mean / std for mean, std in zip(image_mean, image_std, strict=True)]
+    highs = [(1 - mean) / std for mean, std in zip(image_mean, image_std, strict=True)]
+    if channel == "mean":
+        return [sum(lows) / len(lows), sum(highs) / len(highs)]
+    if isinstance(channel, str) or not 0 <= channel < len(lows):
+        raise ValueError(f'glcm_channel must be "mean" or an index from 0 to {len(lows) - 1}, got {channel!r}')
+    return [lows[channel], highs[channel]]
+
+
+# `texture` is the measured default for new work. Its glcm_weight is 10 * 32 ** 2: the loss is a mean over the
+# levels x levels cells, and 10 is the weight of the sum over them. `paper` is the published setting, kept for
+# comparison. `mse` is plain ViTMAE.
+PRESETS: dict[str, dict[str, Any]] = {
+    "texture": {
+        "glcm_kernel": "linear",
+        "glcm_levels": 32,
+        "glcm_offsets": [[0, 1], [1, 0]],
+        "glcm_channel": "mean",
+        "glcm_value_range": value_range_from_normalization(IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD, "mean"),
+        "glcm_reweight": False,
+        "glcm_normalize": True,
+        "glcm_weight": 10240.0,
+        "ssim_weight": 0.0,
+        "mse_weight": 0.1,
+    },
+    "paper": {
+        "glcm_kernel": "sigmoid",
+        "glcm_levels": 256,
+        "glcm_sharpness": 30.0,
+        "glcm_offsets": [[0, 1], [1, 0]],
+        "glcm_channel": 0,
+        "glcm_value_range": value_range_from_normalization(IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD, 0),
+        "glcm_reweight": True,
+        "glcm_normalize": False,
+        "glcm_weight": 1.0,
+        "ssim_weight": 1.0,
+        "mse_weight": 0.1,
+    },
+    "mse": {"glcm_weight": 0.0, "ssim_weight": 0.0, "mse_weight": 1.0},
+}
+
+
+def _require(condition: bool, allowed: str, value: Any) -> None:
+    if not condition:
+        raise ValueError(f"must be {allowed}, got {value!r}")
+
+
+def _check_levels(value: int) -> None:
+    _require(value >= 2, "an integer of at least 2", value)
+
+
+def _check_value_range(value: Sequence[float]) -> None:
+    _require(
+        len(value) == 2 and all(math.isfinite(v) for v in value) and value[0] < value[1],
+        "two finite numbers [lo, hi] with lo < hi, in the units of pixel_values",
+        value,
+    )
+
+
+def _check_offsets(value: Sequence[Sequence[int]]) -> None:
+    _require(
+        len(value) > 0 and all(len(offset) == 2 and any(offset) for offset in value),
+        "a non-empty list of [dy, dx] pairs of whole pixels, none of them [0, 0]",
+        value,
+    )
+
+
+def _check_kernel(value: str) -> None:
+    _require(value in KERNELS, f"one of {', '.join(KERNELS)}", value)
+
+
+def _check_positive(value: float) -> None:
+    _require(math.isfinite(value) and value > 0, "a finite number greater than 0", value)
+
+
+def _check_weight(value: float) -> None:
+    _require(math.isfinite(value) and value >= 0, "a finite number of at least 0", value)
+
+
+def _check_channel(value: int | str) -> None:
+    _require(value == "mean" or (isinstance(value, int) and value >= 0), 'a channel index or "mean"', value)
+
+
+def _check_mask_ratio(value: float) -> None:
+    _require(0 <= value < 1, "at least 0.0 and less than 1.0", value)
+
+
+def _check_patch_size(value: Any) -> None:
+    _require(isinstance(value, int) and value > 0, "one positive integer (the decoder predicts square patches)", value)
+
+
+def _copy_list(value: Any) -> Any:
+    return [_copy_list(item) for item in value] if isinstance(value, list) else value
+
+
+def _default(name: str) -> Any:
+    return _copy_list(PRESETS["texture"][name])
+
+
+@strict
+class GLCMMAEConfig(ViTMAEConfig):
+    r"""Configuration of a `GLCMMAEForPreTraining`; without arguments, a ViT-B/16 with the `texture` preset.
+
+    All fields of `ViTMAEConfig` are kept. Those added say how a reconstruction is judged (Madan et al., "Focus on
+    Texture", MICCAI 2025, arXiv 2507.10869):
+    `loss = glcm_weight * L_glcm + ssim_weight * L_ssim + mse_weight * L_mse`, over the masked patches.
+    A term of weight 0 is not computed, but for the mean squared error, which costs nothing.
+
+    Args:
+        glcm_levels (`int`): number K of grey levels, at least 2.
+        glcm_value_range (`[float, float]`): the grey values `[lo, hi]` that the levels span, in the units of
+            `pixel_values` after normalisation; values outside are clamped. `value_range_from_normalization` gives it.
+        glcm_offsets (`[[int, int], ...]`): offsets (row, column) in pixels between the two pixels of a pair.
+            Each must be shorter than the patch in both directions.
+        glcm_kernel (`str`): how a pixel is shared among grey levels: "sigmoid" (as published), "linear" (triangular
+            B-spline between level centres) or "hard" (plain binning; no gradient, for measuring only).
+        glcm_sharpness (`float`): of the sigmoid kernel: bin width over logistic scale; infinity is hard binning.
+        glcm_channel (`int` or `"mean"`): the channel whose grey values are counted, or the mean of the channels.
+        glcm_reweight (`bool`): down-weight crowded cells, G -> G (S - G) / S with S the sum of G, as published.
+        glcm_symmetric (`bool`): count each pair in both orders.
+        glcm_normalize (`bool`): divide each matrix by its sum, so that it holds joint probabilities.
+        glcm_weight, ssim_weight, mse_weight (`float`): weights of the terms, at least 0, not all 0.
+
+    Raises:
+        huggingface_hub.errors.StrictDataclassError: on a wrong type or value; names the field, the value and what
+            is allowed. Fields are also checked when they are assigned later.
+
+    Example:
+
+    ```python
+    >>> from modeling_glcm_mae import GLCMMAEConfig, GLCMMAEForPreTraining
+
+    >>> model = GLCMMAEForPreTraining(GLCMMAEConfig.from_preset("texture", mask_ratio=0.6))
+    ```
+    """
+
+    patch_size: int = validated_field(_check_patch_size, default=16)
+    mask_ratio: float = validated_field(_check_mask_ratio, default=0.75)
+    glcm_levels: int = validated_field(_check_levels, default=_default("glcm_levels"))
+    glcm_value_range: list[float | int] | tuple[float | int, float | int] = validated_field(
+        _check_value_range, default_factory=lambda: _default("glcm_value_range")
+    )
+    glcm_offsets: list[list[int] | tuple[int, int]] | tuple[list[int] | tuple[int, int], ...] = validated_field(
+        _check_offsets, default_factory=lambda: _default("glcm_offsets")
+    )
+    glcm_kernel: str = validated_field(_check_kernel, default=_default("glcm_kernel"))
+    glcm_sharpness: float | int = validated_field(_check_positive, default=30.0)
+    glcm_channel: int | str = validated_field(_check_channel, default=_default("glcm_channel"))
+    glcm_reweight: bool = _default("glcm_reweight")
+    glcm_symmetric: bool = False
+    glcm_normalize: bool = _default("glcm_normalize")
+    glcm_weight: float | int = validated_field(_check_weight, default=_default("glcm_weight"))
+    ssim_weight: float | int = validated_field(_check_weight, default=_default("ssim_weight"))
+    mse_weight: float | int = validated_field(_check_weight, default=_default("mse_weight"))
+
+    @classmethod
+    def from_preset(cls, preset: str = "texture", **overrides: Any) -> "GLCMMAEConfig":
+        """Build the configuration of a named setting of the method.
+
+        Args:
+            preset: "texture" (default for new work), "paper" (as published) or "mse" (plain ViTMAE, the baseline).
+            **overrides: any field of the configuration; wins over the preset.
+
+        Raises:
+            ValueError: if there is no such preset, or an override is not a field.
+        """
+        if preset not in PRESETS:
+            raise ValueError(f"preset must be one of {', '.join(PRESETS)}, got {preset!r}")
+        unknown = [name for name in overrides if name not in cls.__dataclass_fields__]
+        if unknown:
+            raise ValueError(f"not a field of {cls.__name__}: {', '.join(unknown)}")
+        return cls(**{name: _copy_list(value) for name, value in PRESETS[preset].items()} | overrides)
+
+    @classmethod
+    def from_dict(cls, config_dict: dict[str, Any], **kwargs: Any) -> "GLCMMAEConfig":
+        """Build from stored fields, as in transformers; overrides are checked together with them.
+
+        (transformers assigns overrides later, so `norm_pix_loss=False` could not repair a checkpoint that has it True.)
+
+        Args:
+            config_dict: the stored fields.
+            **kwargs: fields that override them, and transformers' own options.
+        """
+        own = cls.__dataclass_fields__.keys() - PreTrainedConfig.__dataclass_fields__.keys()
+        return super().from_dict(config_dict | {name: kwargs[name] for name in own & kwargs.keys()}, **kwargs)
+
+    def validate_texture(self) -> None:
+        """Check the fields against each other (run by the strict dataclass after the fields were set)."""
+        too_long = [offset for offset in self.glcm_offsets if max(map(abs, offset)) >= self.patch_size]
+        if too_long:
+            raise ValueError(
+                f"glcm_offsets must be shorter than patch_size ({self.patch_size} pixels) in both directions, "
+                f"got {too_long}"
+            )
+        if self.glcm_channel != "mean" and self.glcm_channel >= self.num_channels:
+            raise ValueError(
+                f'glcm_channel must be "mean" or less than num_channels ({self.num_channels}), got {self.glcm_channel}'
+            )
+        if not (self.glcm_weight or self.ssim_weight or self.mse_weight):
+            raise ValueError("glcm_weight, ssim_weight and mse_weight must not all be 0: nothing would be learned")
+        if self.norm_pix_loss and (self.glcm_weight or self.ssim_weight):
+            raise ValueError(
+                "norm_pix_loss=True must not be combined with glcm_weight or ssim_weight above 0 (got "
+                f"{self.glcm_weight} and {self.ssim_weight}): it rescales every patch by its own mean and variance, "
+                "so grey levels would mean something else in each patch. Set norm_pix_loss=False, or both weights to 0."
+            )
+
+
+__all__ = ["GLCMMAEConfig", "value_range_from_normalization"]

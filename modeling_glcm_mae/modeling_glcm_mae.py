@@ -1,0 +1,485 @@
+"""GLCM-MAE: ViTMAE whose reconstruction is judged by grey-level co-occurrence matrices.
+
+Axis letters in trailing shape comments: B images, N patches, M masked patches, C channels, H W pixels, p the patch size.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import nn
+from transformers import PreTrainedConfig, ViTMAEForPreTraining, ViTMAEModel, ViTMAEPreTrainedModel
+from transformers import initialization as init
+from transformers.conversion_mapping import get_checkpoint_conversion_mapping, register_checkpoint_conversion_mapping
+from transformers.models.vit_mae.modeling_vit_mae import (
+    ViTMAEDecoder,
+    ViTMAEDecoderOutput,
+    ViTMAEEmbeddings,
+    ViTMAEForPreTrainingOutput,
+    build_2d_sinusoidal_position_embedding,
+)
+from transformers.utils.generic import can_return_tuple
+
+from .configuration_glcm_mae import GLCMMAEConfig
+from .glcm import glcm_loss, ssim_loss
+
+
+@dataclass
+class GLCMMAEForPreTrainingOutput(ViTMAEForPreTrainingOutput):
+    r"""Output of `GLCMMAEForPreTraining`; the fields of ViTMAE's, and the terms of the loss.
+
+    Args:
+        loss (`torch.Tensor` of shape `()`):
+            The objective: weighted sum of the terms over masked patches (plain mean squared error while texture is
+            switched off by `set_objective`).
+        logits (`torch.Tensor` of shape `(batch_size, num_patches, patch_size ** 2 * num_channels)`):
+            Reconstructed pixels of all patches, in the units of `pixel_values`.
+        mask (`torch.Tensor` of shape `(batch_size, num_patches)`):
+            1 for masked patches, 0 for visible ones.
+        ids_restore (`torch.LongTensor` of shape `(batch_size, num_patches)`):
+            Original index of the shuffled patches.
+        hidden_states, attentions: as in ViTMAE.
+        glcm_loss (`torch.Tensor` of shape `()`, or `None` where its weight is 0):
+            Unweighted co-occurrence term.
+        ssim_loss (`torch.Tensor` of shape `()`, or `None` where its weight is 0):
+            Unweighted mean of 1 - SSIM.
+        mse_loss (`torch.Tensor` of shape `()`):
+            Unweighted mean squared error.
+    """
+
+    glcm_loss: torch.Tensor | None = None
+    ssim_loss: torch.Tensor | None = None
+    mse_loss: torch.Tensor | None = None
+
+
+def _grid(image_size: int | Sequence[int], patch_size: int) -> tuple[int, int]:
+    """Number of patches (down, across) of an image of `image_size` pixels: one side, or (height, width)."""
+    height, width = (image_size, image_size) if isinstance(image_size, int) else image_size
+    return height // patch_size, width // patch_size
+
+
+def _sin_cos_positions(grid: tuple[int, int], dim: int) -> torch.Tensor:
+    """MAE's fixed positions: `(1, 1 + patches, dim)`, a zero row for CLS, columns encoded before rows."""
+    positions = build_2d_sinusoidal_position_embedding(*grid, embed_dim=dim, cls_token=True)
+    rows, columns = positions.chunk(2, dim=-1)
+    return torch.cat([columns, rows], dim=-1).unsqueeze(0)
+
+
+def _resample_positions(positions: torch.Tensor, grid: tuple[int, int], new_grid: tuple[int, int]) -> torch.Tensor:
+    """Bicubic resampling of `(1, 1 + patches, dim)` positions in both directions; CLS is kept."""
+    if grid == new_grid:
+        return positions
+    cls_position, patches = positions[:, :1], positions[:, 1:]
+    patches = patches.unflatten(1, grid).permute(0, 3, 1, 2)  # 1 dim rows columns
+    patches = nn.functional.interpolate(patches, size=new_grid, mode="bicubic", align_corners=False)
+    return torch.cat([cls_position, patches.flatten(2).transpose(1, 2)], dim=1)
+
+
+class GLCMMAEPreTrainedModel(ViTMAEPreTrainedModel):
+    """Initialisation of MAE (He et al. 2022): fixed sin-cos positions, tokens from N(0, 0.02), Xavier-uniform layers."""
+
+    config: GLCMMAEConfig
+    config_class = GLCMMAEConfig
+    # device_map and FSDP look the classes up by name.
+    _no_split_modules = ["GLCMMAEEmbeddings", "ViTMAELayer", "GLCMMAEDecoder"]
+
+    @torch.no_grad()
+    def _init_weights(self, module: nn.Module) -> None:
+        # transformers 5.23 leaves the positions and tokens of a new ViTMAE at zero. The functions of `init` skip
+        # what a checkpoint has filled.
+        patch_size = self.config.patch_size
+        grid = _grid(self.config.image_size, patch_size)
+        if isinstance(module, nn.Linear):
+            init.xavier_uniform_(module.weight)
+            if module.bias is not None:
+                init.zeros_(module.bias)
+        elif isinstance(module, nn.Conv2d):
+            # The patch projection is a linear layer on flattened patches. A view would lose the mark that the weight
+            # comes from a checkpoint, so the fan is given by hand.
+            bound = (6 / (module.weight[0].numel() + len(module.weight))) ** 0.5
+            init.uniform_(module.weight, -bound, bound)
+            init.zeros_(module.bias)
+        elif isinstance(module, ViTMAEEmbeddings):
+            init.copy_(module.position_embeddings, _sin_cos_positions(grid, self.config.hidden_size))
+            init.normal_(module.cls_token, std=self.config.initializer_range)
+        elif isinstance(module, ViTMAEDecoder):
+            init.copy_(module.decoder_pos_embed, _sin_cos_positions(grid, self.config.decoder_hidden_size))
+            init.normal_(module.mask_token, std=self.config.initializer_range)
+        else:
+            super()._init_weights(module)
+
+
+class GLCMMAEEmbeddings(ViTMAEEmbeddings):
+    """ViTMAE's embeddings, whose positions also fit grids that are not square."""
+
+    def interpolate_pos_encoding(self, embeddings: torch.Tensor, height: int, width: int) -> torch.Tensor:
+        """Positions `(1, 1 + patches, dim)` for an image of `height` x `width` pixels."""
+        patch_size = self.config.patch_size
+        return _resample_positions(
+            self.position_embeddings, _grid(self.image_size, patch_size), _grid((height, width), patch_size)
+        )
+
+
+class GLCMMAEModel(GLCMMAEPreTrainedModel, ViTMAEModel):
+    """The encoder with its masking: ViTMAEModel with MAE's initialisation. For features, use the exported ViTModel."""
+
+    def __init__(self, config: GLCMMAEConfig):
+        super().__init__(config)
+        self.embeddings = GLCMMAEEmbeddings(config)
+        self.post_init()
+
+
+class GLCMMAEDecoder(ViTMAEDecoder):
+    """ViTMAE's decoder, with positions interpolated over the two-dimensional grid of patches.
+
+    (transformers 5.23 interpolates them as one strip, which misplaces every patch of another grid.)
+    """
+
+    def initialize_weights(self, num_patches: int) -> None:
+        """Nothing: the stock values fit square images only; `_init_weights` of the model sets them for any grid."""
+
+    def forward(
+        self, hidden_states: torch.Tensor, ids_restore: torch.Tensor, grid: tuple[int, int]
+    ) -> ViTMAEDecoderOutput:
+        """Predict the pixels of all patches.
+
+        Args:
+            hidden_states: `(batch_size, 1 + visible, hidden_size)` from the encoder, CLS first.
+            ids_restore: `(batch_size, num_patches)`, original index of the shuffled patches.
+            grid: number of patches (down, across).
+
+        Returns:
+            `logits` of shape `(batch_size, num_patches, patch_size ** 2 * num_channels)`.
+        """
+        embedded = self.decoder_embed(hidden_states)
+        cls_token, visible = embedded[:, :1], embedded[:, 1:]
+        masked = self.mask_token.expand(len(visible), ids_restore.shape[1] - visible.shape[1], -1)
+        shuffled = torch.cat([visible, masked.to(visible.dtype)], dim=1)
+        patches = shuffled.gather(1, ids_restore.unsqueeze(-1).expand(-1, -1, shuffled.shape[-1]))
+        positions = _resample_positions(
+            self.decoder_pos_embed, _grid(self.config.image_size, self.config.patch_size), grid
+        )
+        hidden = torch.cat([cls_token, patches], dim=1) + positions
+        for layer in self.decoder_layers:
+            hidden = layer(hidden)
+        return ViTMAEDecoderOutput(logits=self.decoder_pred(self.decoder_norm(hidden))[:, 1:])
+
+
+class GLCMMAEForPreTraining(GLCMMAEPreTrainedModel, ViTMAEForPreTraining):
+    r"""Masked autoencoder that is judged by texture: ViTMAE with the objective of GLCM-MAE.
+
+    `loss = glcm_weight * L_glcm + ssim_weight * L_ssim + mse_weight * L_mse`, on masked patches only, in float32
+    (Madan, Satia et al., "Focus on Texture", MICCAI 2025, arXiv 2507.10869; the weights and the details are fields of
+    `GLCMMAEConfig`).
+
+    Example:
+
+    ```python
+    >>> import torch
+    >>> from modeling_glcm_mae import GLCMMAEConfig, GLCMMAEForPreTraining
+
+    >>> model = GLCMMAEForPreTraining(GLCMMAEConfig.from_preset("texture"))
+    >>> outputs = model(torch.randn(1, 3, 224, 224))
+    >>> outputs.loss.backward()
+    ```
+    """
+
+    def __init__(self, config: GLCMMAEConfig):
+        # Fields assigned after the configuration was made were not checked against each other.
+        config.validate()
+        # Not ViTMAEForPreTraining's own: it would build stock parts first, whose positions fit square images only.
+        ViTMAEPreTrainedModel.__init__(self, config)
+        self.vit = GLCMMAEModel(config)
+        self.decoder = GLCMMAEDecoder(config, num_patches=self.vit.embeddings.patch_embeddings.num_patches)
+        self.set_objective()
+        self.post_init()
+
+    def set_objective(self, texture: bool = True, sharpness: float | None = None) -> None:
+        """Switch the loss for a stage of training, without touching the configuration that is saved.
+
+        Args:
+            texture: False for plain mean squared error of weight 1, True for the configured objective.
+            sharpness: of the sigmoid kernel, instead of `config.glcm_sharpness`.
+        """
+        self._texture = texture
+        self._sharpness = sharpness
+
+    @staticmethod
+    def checkpoint_config(pretrained_model_name_or_path: str, **hub_arguments: Any) -> dict[str, Any]:
+        """The stored configuration of a checkpoint that this class can load.
+
+        Args:
+            pretrained_model_name_or_path: Hub id or folder, as in transformers.
+            **hub_arguments: `subfolder`, `revision`, `token`, ..., as for `from_pretrained`.
+
+        Raises:
+            ValueError: if the checkpoint is of another architecture.
+        """
+        stored, _ = PreTrainedConfig.get_config_dict(pretrained_model_name_or_path, **hub_arguments)
+        if stored.get("model_type") != "vit_mae":
+            hint = " Its pretraining/ subfolder may: pass subfolder='pretraining'." * (
+                stored.get("model_type") == "vit"
+            )
+            raise ValueError(
+                f"{pretrained_model_name_or_path} holds no ViTMAE with a decoder: its model_type is "
+                f"{stored.get('model_type')!r}, allowed is 'vit_mae'.{hint}"
+            )
+        return stored
+
+    @classmethod
+    def from_pretrained(cls, pretrained_model_name_or_path, *model_args, config=None, **kwargs):
+        """Load any ViTMAE checkpoint, decoder included, or one of ours.
+
+        With `num_channels=1`, a checkpoint of several channels becomes one for grey images: the patch embedding is
+        summed over channels (equal to feeding the grey image to each of them), the predicted channels are averaged.
+
+        Args:
+            pretrained_model_name_or_path: Hub id or folder, as in transformers.
+            *model_args: passed on.
+            config: a `GLCMMAEConfig`, as in transformers.
+            **kwargs: passed on; fields of the configuration among them override it.
+
+        Raises:
+            ValueError: if the checkpoint is of another architecture.
+        """
+        if pretrained_model_name_or_path is None:
+            return super().from_pretrained(None, *model_args, config=config, **kwargs)
+        stored = cls.checkpoint_config(
+            pretrained_model_name_or_path, **{name: kwargs[name] for name in _HUB_ARGUMENTS & kwargs.keys()}
+        )
+        stored_channels = stored.get("num_channels", GLCMMAEConfig.num_channels)
+        channels = config.num_channels if config is not None else kwargs.get("num_channels", stored_channels)
+        if channels != 1 or stored_channels == 1:
+            return super().from_pretrained(pretrained_model_name_or_path, *model_args, config=config, **kwargs)
+        if config is None:
+            # What all models share (dtype, ...) is left to transformers.
+            own = GLCMMAEConfig.__dataclass_fields__.keys() - PreTrainedConfig.__dataclass_fields__.keys()
+            overrides = [name for name in kwargs if name in own]
+            config = GLCMMAEConfig.from_dict(stored, **{name: kwargs.pop(name) for name in overrides})
+        config = GLCMMAEConfig.from_dict(config.to_dict() | {"num_channels": stored_channels})
+        loaded = super().from_pretrained(pretrained_model_name_or_path, *model_args, config=config, **kwargs)
+        (loaded[0] if isinstance(loaded, tuple) else loaded)._merge_channels()
+        return loaded
+
+    @torch.no_grad()
+    def _merge_channels(self) -> None:
+        embeddings, decoder = self.vit.embeddings.patch_embeddings, self.decoder
+        channels = self.config.num_channels
+        old = embeddings.projection
+        embeddings.projection = nn.Conv2d(
+            1, old.out_channels, old.kernel_size, old.stride, device=old.weight.device, dtype=old.weight.dtype
+        )
+        embeddings.projection.weight.copy_(old.weight.sum(dim=1, keepdim=True))
+        embeddings.projection.bias.copy_(old.bias)
+        embeddings.num_channels = 1
+        old = decoder.decoder_pred
+        decoder.decoder_pred = nn.Linear(
+            old.in_features, old.out_features // channels, device=old.weight.device, dtype=old.weight.dtype
+        )
+        # The channel is the fastest axis of a predicted patch.
+        decoder.decoder_pred.weight.copy_(old.weight.unflatten(0, (-1, channels)).mean(dim=1))
+        decoder.decoder_pred.bias.copy_(old.bias.unflatten(0, (-1, channels)).mean(dim=1))
+        for config in {id(c): c for c in (self.config, self.vit.config, decoder.config)}.values():
+            config.num_channels = 1
+
+    @can_return_tuple
+    def forward(
+        self,
+        pixel_values: torch.Tensor,
+        noise: torch.Tensor | None = None,
+        interpolate_pos_encoding: bool | None = None,
+        attention_mask: torch.Tensor | None = None,
+        **kwargs: Any,
+    ) -> GLCMMAEForPreTrainingOutput:
+        """Mask, encode, decode and judge.
+
+        Args:
+            pixel_values: `(batch_size, num_channels, height, width)`, normalised; height and width in whole patches.
+            noise: `(batch_size, num_patches)`, decides which patches are masked (those of the highest noise).
+            interpolate_pos_encoding: accept images of another size than the configured one.
+            attention_mask: as in ViTMAE.
+            **kwargs: `output_hidden_states`, `output_attentions`, `return_dict`, as in ViTMAE.
+
+        Raises:
+            ValueError: if the image does not fit the configuration.
+        """
+        outputs = self.vit(
+            pixel_values,
+            noise=noise,
+            interpolate_pos_encoding=bool(interpolate_pos_encoding),
+            attention_mask=attention_mask,
+            **kwargs,
+        )
+        grid = _grid(pixel_values.shape[-2:], self.config.patch_size)
+        logits = self.decoder(outputs.last_hidden_state, outputs.ids_restore, grid).logits
+        terms = self.reconstruction_loss(pixel_values, logits, outputs.mask)
+        return GLCMMAEForPreTrainingOutput(
+            loss=terms["loss"],
+            logits=logits,
+            mask=outputs.mask,
+            ids_restore=outputs.ids_restore,
+            hidden_states=outputs.hidden_states,
+            attentions=outputs.attentions,
+            glcm_loss=terms["glcm"],
+            ssim_loss=terms["ssim"],
+            mse_loss=terms["mse"],
+        )
+
+    def reconstruction_loss(
+        self, pixel_values: torch.Tensor, logits: torch.Tensor, mask: torch.Tensor
+    ) -> dict[str, torch.Tensor | None]:
+        r"""Judge a reconstruction.
+
+        Args:
+            pixel_values: `(batch_size, num_channels, height, width)`, normalised.
+            logits: `(batch_size, num_patches, patch_size ** 2 * num_channels)`, as the decoder gives them.
+            mask: `(batch_size, num_patches)`, 1 or True for masked patches, which alone count.
+
+        Returns:
+            Scalars `loss` (the weighted sum), `glcm`, `ssim`, `mse` (unweighted; `None` where the weight is 0, but for
+            `mse`). All are 0 where nothing is masked.
+
+        Raises:
+            ValueError: if the image is not in whole patches, or the shapes do not fit each other.
+        """
+        config = self.config
+        with torch.autocast(pixel_values.device.type, enabled=False):
+            double = logits.dtype == torch.float64
+            logits = logits if double else logits.float()
+            target = self.image_patches(pixel_values).to(logits.dtype)  # B N p p C
+            if logits.shape != target.flatten(2).shape or mask.shape != target.shape[:2]:
+                raise ValueError(
+                    f"pixel_values of shape {tuple(pixel_values.shape)} need logits of shape "
+                    f"{tuple(target.flatten(2).shape)} and a mask of shape {tuple(target.shape[:2])}, "
+                    f"got {tuple(logits.shape)} and {tuple(mask.shape)}"
+                )
+            pred = logits.view_as(target)  # B N p p C
+            masked = mask.bool()  # B N
+            texture = self._texture
+            with_glcm, with_ssim = texture and config.glcm_weight > 0, texture and config.ssim_weight > 0
+
+            # where, not a product, and before the square: an infinite prediction of a visible patch must turn neither
+            # the loss nor its gradient into NaN.
+            error = torch.where(masked[..., None, None, None], pred - self.logits_of_pixels(target, target), 0)
+            # Squared errors are summed before the division, so that a mask of nothing gives 0.
+            mse = error.square().mean(dim=(-3, -2, -1)).sum() / masked.sum().clamp(min=1)
+
+            glcm = ssim = None
+            if with_glcm:
+                glcm = glcm_loss(
+                    self.grey(pred)[masked],  # M p p
+                    self.grey(target)[masked],  # M p p
+                    levels=config.glcm_levels,
+                    value_range=config.glcm_value_range,
+                    offsets=config.glcm_offsets,
+                    kernel=config.glcm_kernel,
+                    sharpness=config.glcm_sharpness if self._sharpness is None else self._sharpness,
+                    reweight=config.glcm_reweight,
+                    symmetric=config.glcm_symmetric,
+                    normalize=config.glcm_normalize,
+                )
+            if with_ssim:
+                scaled_pred = _min_max_scaled(pred.clamp(*map(float, config.glcm_value_range)))
+                scaled_target = _min_max_scaled(target)
+                ssim = ssim_loss(
+                    scaled_pred[masked].permute(0, 3, 1, 2),  # M C p p
+                    scaled_target[masked].permute(0, 3, 1, 2),  # M C p p
+                )
+            if not texture:
+                return {"loss": mse, "glcm": None, "ssim": None, "mse": mse}
+            loss = config.mse_weight * mse
+            if with_glcm:
+                loss = loss + config.glcm_weight * glcm
+            if with_ssim:
+                loss = loss + config.ssim_weight * ssim
+            return {"loss": loss, "glcm": glcm, "ssim": ssim, "mse": mse}
+
+    @torch.no_grad()
+    def reconstruct(
+        self, pixel_values: torch.Tensor, noise: torch.Tensor | None = None, paste: bool = False
+    ) -> torch.Tensor:
+        """Rebuild images of any size in whole patches from their visible patches.
+
+        Args:
+            pixel_values: `(batch_size, num_channels, height, width)`, normalised.
+            noise: `(batch_size, num_patches)`, decides which patches are masked; random if not given.
+            paste: put the visible patches of the input back, so that only masked ones are predicted.
+
+        Returns:
+            Images of the shape and in the units of `pixel_values`, also with `norm_pix_loss`.
+        """
+        target = self.image_patches(pixel_values)  # B N p p C
+        outputs = self(pixel_values, noise=noise, interpolate_pos_encoding=True)
+        pred = self.pixels_of_logits(outputs.logits, target)
+        if paste:
+            pred = torch.where(outputs.mask.bool()[..., None, None, None], pred, target)
+        return self.unpatchify(pred.flatten(2), tuple(pixel_values.shape[-2:]))
+
+    def image_patches(self, pixel_values: torch.Tensor) -> torch.Tensor:
+        """Cut images `(B, C, H, W)` into patches `(B, N, p, p, C)`, row by row.
+
+        Raises:
+            ValueError: if the height or width is not a whole number of patches.
+        """
+        patch_size = self.config.patch_size
+        height, width = pixel_values.shape[-2:]
+        if height % patch_size or width % patch_size:
+            raise ValueError(
+                f"pixel_values must have a height and width divisible by patch_size ({patch_size}), "
+                f"got {height} x {width}"
+            )
+        patches = self.patchify(pixel_values, interpolate_pos_encoding=True)  # the flag allows non-square images
+        return patches.unflatten(-1, (patch_size, patch_size, self.config.num_channels))
+
+    def pixels_of_logits(self, logits: torch.Tensor, target: torch.Tensor) -> torch.Tensor:
+        """Turn logits `(B, N, p * p * C)` into patches `(B, N, p, p, C)` in the units of the patches `target`."""
+        pred = logits.to(target.dtype).view_as(target)
+        if not self.config.norm_pix_loss:
+            return pred
+        mean, std = _patch_statistics(target)
+        return pred * std + mean
+
+    def logits_of_pixels(self, patches: torch.Tensor, target: torch.Tensor) -> torch.Tensor:
+        """What the decoder should answer to be read as `patches`: the inverse of `pixels_of_logits`, kept in patches."""
+        if not self.config.norm_pix_loss:
+            return patches
+        mean, std = _patch_statistics(target)
+        return (patches - mean) / std
+
+    def grey(self, patches: torch.Tensor) -> torch.Tensor:
+        """`(..., C)` -> `(...)`: the channel whose grey levels are counted (`glcm_channel`)."""
+        channel = self.config.glcm_channel
+        return patches.mean(dim=-1) if channel == "mean" else patches[..., channel]
+
+
+def _patch_statistics(patches: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """Mean and standard deviation that norm_pix_loss normalises each patch with, as in MAE."""
+    flat = patches.flatten(2)
+    mean, variance = flat.mean(dim=-1), flat.var(dim=-1)
+    return mean[..., None, None, None], (variance + 1e-6).sqrt()[..., None, None, None]
+
+
+def _min_max_scaled(patches: torch.Tensor) -> torch.Tensor:
+    """Scale each image `(B, N, p, p, C)` to [0, 1] by its own extremes; a flat image becomes 0."""
+    low = patches.amin(dim=(1, 2, 3, 4), keepdim=True)
+    spread = patches.amax(dim=(1, 2, 3, 4), keepdim=True) - low
+    return (patches - low) / spread.clamp(min=1e-6)
+
+
+# Files of ViTMAE name the tensors as older releases of transformers did. Classes outside transformers do not inherit the
+# renaming, and every layer would be left at random, with no more than a warning.
+for _name, _stock_name in (("GLCMMAEModel", "ViTMAEModel"), ("GLCMMAEForPreTraining", "ViTMAEForPreTraining")):
+    register_checkpoint_conversion_mapping(_name, get_checkpoint_conversion_mapping(_stock_name), overwrite=True)
+
+_HUB_ARGUMENTS = {
+    "cache_dir",
+    "force_download",
+    "local_files_only",
+    "proxies",
+    "revision",
+    "subfolder",
+    "token",
+}
+
+__all__ = ["GLCMMAEForPreTraining", "GLCMMAEForPreTrainingOutput", "GLCMMAEModel", "GLCMMAEPreTrainedModel"]

@@ -1,0 +1,33 @@
+"""BUSI: breast ultrasound images, normal, benign or malignant (Al-Dhabyani et al., Data in Brief 2020; CC BY 4.0).
+
+Layout of the download: `Dataset_BUSI_with_GT/{benign,malignant,normal}/benign (1).png`, and beside each image its
+lesion masks, `benign (1)_mask.png`, `benign (1)_mask_1.png`. Which patient an image shows is not given.
+"""
+
+import re
+from pathlib import Path
+
+from corpora.folder import CorpusError, ImageRecord, existing_folder, list_images
+
+CLASS_NAMES = ("normal", "benign", "malignant")
+_MASK = re.compile(r"_mask(_\d+)?\.png$")
+
+
+def find_root(data_dir: Path) -> Path | None:
+    """The folder with the three class folders: `data_dir` or `Dataset_BUSI_with_GT` in it; `None` if neither is."""
+    for root in (data_dir / "Dataset_BUSI_with_GT", data_dir):
+        if root.is_dir() and {path.name for path in root.iterdir() if path.is_dir()} == set(CLASS_NAMES):
+            return root
+    return None
+
+
+def find_images(data_dir: str | Path, *, bad_images: str = "error") -> list[ImageRecord]:
+    """The images of a BUSI download, without the masks. Raises `CorpusError` for another layout."""
+    root = find_root(existing_folder(data_dir))
+    if root is None:
+        raise CorpusError(f"'{data_dir}' is not a BUSI download: expected the folders {', '.join(CLASS_NAMES)}.")
+    paths = list_images(root, bad_images=bad_images, exclude=lambda name: _MASK.search(name) is not None)
+    if not paths:
+        raise CorpusError(f"The BUSI folder '{root}' holds no image.")
+    names = [path.relative_to(root).as_posix() for path in paths]
+    return [ImageRecord(path, name, label=name.split("/")[0]) for path, name in zip(paths, names, strict=True)]

@@ -1,0 +1,305 @@
+"""Pretrain a masked autoencoder on your own images, judged by texture.
+
+    accelerate launch recipes/pretrain.py --config recipes/configs/quickstart.yaml
+
+runs on two CPU cores in minutes. ViT-B/16 at 224 pixels wants a GPU: recipes/README.md has the configs of the corpora,
+many GPUs, and how to resume. `output_dir` receives config.yaml (resolved), metrics.jsonl, all_results.json,
+reconstructions/*.png, checkpoints and export/ (the encoder, the whole model and a card, as they go to the Hub).
+"""
+
+import json
+import logging
+import math
+import re
+import shutil
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+import torch
+import transformers
+import yaml
+from accelerate import PartialState
+from huggingface_hub.errors import StrictDataclassError
+from transformers import ProgressCallback, set_seed
+
+from modeling_glcm_mae import GLCMMAEForPreTraining
+from recipe_args import DataArguments, ModelArguments, PretrainingArguments, UsageError, parse_args
+from recipe_data import BadImageError, PretrainIterableDataset, collate, grey_statistics
+from recipe_export import stock_encoder, write_export
+from recipe_probe import encoder_features, probe_accuracy
+from recipe_setup import build_model, load_data
+from recipe_trainer import (
+    EVALUATED,
+    PREDICTORS,
+    ImagesProgressCallback,
+    MetricsFileCallback,
+    PictureCallback,
+    PretrainTrainer,
+)
+
+logger = logging.getLogger("pretrain")
+# A resume that changed one of these would not continue the same training.
+KEPT_ON_RESUME = ("effective_batch_size", "num_train_images", "max_steps", "seed")
+WRITTEN = ("config.yaml", "metrics.jsonl", "all_results.json", "reconstructions", "export")
+
+
+def prepare_output_dir(args: PretrainingArguments) -> Path | None:
+    """Find the checkpoint to resume from, or make sure that no earlier run is overwritten by accident."""
+    folder = Path(args.output_dir)
+    # Its trainer_state.json is written last: without a whole one, the run was killed while saving.
+    whole = [c for c in folder.glob("checkpoint-*") if _step_of(c) is not None]
+    if args.resume_from_checkpoint is not None:
+        if args.resume_from_checkpoint != "last":
+            checkpoint = Path(args.resume_from_checkpoint)
+            if _step_of(checkpoint) is None:
+                raise UsageError(f"resume_from_checkpoint: {checkpoint} is not a whole checkpoint of this recipe")
+            return checkpoint
+        if not whole:
+            raise UsageError(f"resume_from_checkpoint: {folder} holds no whole checkpoint to resume from")
+        return max(whole, key=_step_of)
+    earlier = [folder / name for name in WRITTEN if (folder / name).exists()] + list(folder.glob("checkpoint-*"))
+    if earlier and not args.overwrite_output_dir:
+        raise UsageError(
+            f"output_dir {folder} holds an earlier run: pass --resume_from_checkpoint last to go on with it, "
+            "--overwrite_output_dir to delete it, or another --output_dir"
+        )
+    PartialState().wait_for_everyone()
+    if PartialState().is_main_process:
+        for path in earlier:
+            shutil.rmtree(path) if path.is_dir() else path.unlink()
+        folder.mkdir(parents=True, exist_ok=True)
+    PartialState().wait_for_everyone()
+    return None
+
+
+def _step_of(checkpoint: Path) -> int | None:
+    try:
+        return json.loads((checkpoint / "trainer_state.json").read_text())["global_step"]
+    except (OSError, ValueError, KeyError):
+        return None
+
+
+class Run:
+    """Everything of a run, checked before the first step.
+
+    Raises:
+        ValueError, OSError, StrictDataclassError: on a mistake in the arguments or the images, in one clear message.
+    """
+
+    def __init__(self, model_args: ModelArguments, data_args: DataArguments, args: PretrainingArguments):
+        if args.n_gpu > 1:
+            raise UsageError(
+                f"one process sees {args.n_gpu} GPUs and would split every batch among them (DataParallel): start it "
+                "with `accelerate launch` or `torchrun`, or let it see one GPU by CUDA_VISIBLE_DEVICES=0"
+            )
+        self.model_args, self.data_args, self.args = model_args, data_args, args
+        self.output_dir = Path(args.output_dir)
+        set_seed(args.seed)
+        self.model = build_model(model_args, data_args)
+        self.checkpoint = prepare_output_dir(args)
+        self.data = load_data(data_args, self.model.config, args.seed)
+        if args.probe_labels and self.data.labelled is None:
+            raise UsageError("probe_labels needs a corpus with labels and held_out above 0")
+        self.statistics = self._look_at_grey_levels()
+        self.trainer = self._make_trainer()
+        self.resolved = self._resolve()
+
+    @property
+    def is_stream(self) -> bool:
+        return isinstance(self.data.train, PretrainIterableDataset)
+
+    def _look_at_grey_levels(self) -> dict:
+        config = self.model.config
+        statistics = grey_statistics(self.data.train, config.glcm_value_range, config.glcm_levels, config.glcm_channel)
+        logger.info(
+            "grey levels: the images occupy %d of %d over %s (%.2f %% of the pixels lie outside)",
+            statistics["occupied_levels"],
+            config.glcm_levels,
+            [round(value, 3) for value in config.glcm_value_range],
+            100 * statistics["outside_fraction"],
+        )
+        if config.glcm_weight and statistics["occupied_levels"] < config.glcm_levels / 4:
+            logger.warning(
+                "only %d of %d grey levels are occupied, so little texture is seen: check white_level, or narrow "
+                "glcm_value_range to where the grey values lie",
+                statistics["occupied_levels"],
+                config.glcm_levels,
+            )
+        return statistics
+
+    def _make_trainer(self) -> PretrainTrainer:
+        args, data = self.args, self.data
+        if self.is_stream:
+            # Each process reads the stream and takes its share: file names cannot be broadcast as tensors are.
+            args.accelerator_config.dispatch_batches = False
+            if args.max_steps <= 0 or args.mse_epochs >= 1:
+                raise UsageError("a stream has no length: give max_steps, and mse_epochs as a fraction below 1")
+        if data.held_out is None:
+            args.eval_strategy, args.eval_on_start = transformers.trainer_utils.IntervalStrategy.NO, False
+        effective = args.train_batch_size * args.gradient_accumulation_steps * args.world_size
+        rate = args.learning_rate
+        if rate is None:
+            rate = args.base_learning_rate * effective / 256
+        args.learning_rate = rate
+        logger.info(
+            "%d process(es) on %s; %d x %d x %d = %d images per update (process x accumulation x processes); "
+            "learning rate %.3g",
+            *(args.world_size, args.device.type, args.train_batch_size, args.gradient_accumulation_steps),
+            *(args.world_size, effective, rate),
+        )
+        trainer = PretrainTrainer(
+            dataset_mean=torch.tensor(self.statistics["mean_pixel"]),
+            model=self.model,
+            args=args,
+            train_dataset=data.train,
+            eval_dataset=data.held_out,
+            data_collator=collate,
+        )
+        if not args.disable_tqdm:
+            trainer.remove_callback(ProgressCallback)
+            trainer.add_callback(ImagesProgressCallback(trainer.effective_batch_size))
+        trainer.add_callback(MetricsFileCallback(self.output_dir / "metrics.jsonl"))
+        if data.held_out is not None and args.num_pictures:
+            transform = data.transform
+            shown = (data.held_out[i] for i in range(len(data.held_out))) if not self.is_stream else data.held_out
+            batch = collate([item for item, _ in zip(shown, range(args.num_pictures), strict=False)])
+            trainer.add_callback(
+                PictureCallback(
+                    *(trainer, batch, transform.image_mean, transform.image_std),
+                    *(self.output_dir / "reconstructions", args.picture_every_epochs),
+                )
+            )
+        return trainer
+
+    def _resolve(self) -> dict:
+        """Every setting of the run with its value, for config.yaml; refuses a resume that changes the training."""
+        args = self.args
+        derived = {
+            "effective_batch_size": self.trainer.effective_batch_size,
+            "world_size": args.world_size,
+            "num_train_images": None if self.is_stream else len(self.data.train),
+            "num_held_out_images": None if self.data.held_out is None or self.is_stream else len(self.data.held_out),
+            "skipped_images": self.data.skipped,
+            "seed": args.seed,
+            "max_steps": args.max_steps,
+        }
+        if args.max_steps <= 0:
+            batches = len(self.trainer._get_train_sampler()) // self.trainer.effective_batch_size
+            derived["max_steps"] = math.ceil(args.num_train_epochs * batches)
+        if self.checkpoint is not None:
+            stored = yaml.safe_load((self.checkpoint.parent / "config.yaml").read_text())["derived"]
+            for name in KEPT_ON_RESUME:
+                if derived[name] != stored[name]:
+                    raise UsageError(
+                        f"resume_from_checkpoint: {name} must stay {stored[name]} as in the first part of the run, got "
+                        f"{derived[name]}. To train on with other settings, start a new run from "
+                        f"--model_name_or_path {self.checkpoint}"
+                    )
+        resolved = {
+            "model": {**vars(self.model_args)},
+            "data": {**vars(self.data_args)},
+            "training": args.to_sanitized_dict(),
+            "model_config": self.model.config.to_dict(),
+            "derived": derived,
+        }
+        return json.loads(json.dumps(resolved, default=str))
+
+    def train(self) -> None:
+        """Train, judge, export; prints where the results are."""
+        args, trainer = self.args, self.trainer
+        main = trainer.is_world_process_zero()
+        if main:
+            (self.output_dir / "config.yaml").write_text(yaml.safe_dump(self.resolved, sort_keys=False))
+        results = {}
+        if args.probe_labels:
+            # The checkpoint is loaded by train(): until then the model is as it began.
+            results |= self._probe("before")
+        results |= trainer.train(resume_from_checkpoint=self.checkpoint and str(self.checkpoint)).metrics
+        if self.data.held_out is not None:
+            results |= trainer.evaluate()
+        if self.is_stream:
+            results["skipped_images"] = self.data.train.skipped
+        if args.probe_labels:
+            results |= self._probe("after")
+        model = self._whole_model()
+        if not main:
+            return
+        (self.output_dir / "all_results.json").write_text(json.dumps(results, indent=2) + "\n")
+        picture = self.output_dir / "reconstructions" / "last.png"
+        export = self.output_dir / "export"
+        pictures = [picture] if picture.exists() else []
+        write_export(
+            export,
+            model,
+            self.data.transform.processor(self.data_args.white_level),
+            [self.output_dir / "config.yaml", *pictures],
+            self._card_facts(results, picture),
+        )
+        if args.probe_labels:
+            print(
+                f"linear probe, {args.probe_labels} labels: accuracy {results['probe_before']:.3f} before pretraining, "
+                f"{results['probe_after']:.3f} after"
+            )
+        for what, path in (("picture", *pictures), ("metrics", self.output_dir / "metrics.jsonl"), ("export", export)):
+            print(f"{what:8} {path}")
+
+    def _probe(self, when: str) -> dict[str, float]:
+        labelled, held_out = self.data.labelled, self.data.held_out
+        encoder = stock_encoder(self._whole_model()).to(self.args.device)
+        features, test_features = (encoder_features(encoder, dataset) for dataset in (labelled, held_out))
+        labels, test_labels = (np.array(dataset.dataset["label"]) for dataset in (labelled, held_out))
+        mean, std = probe_accuracy(features, labels, test_features, test_labels, num_labels=self.args.probe_labels)
+        return {f"probe_{when}": mean, f"probe_{when}_std": std}
+
+    def _whole_model(self) -> GLCMMAEForPreTraining:
+        """The model with all its weights in this process, also where they are sharded."""
+        if not self.trainer.is_fsdp_enabled:
+            return self.trainer.accelerator.unwrap_model(self.trainer.model)
+        weights = self.trainer.accelerator.get_state_dict(self.trainer.model)
+        model = GLCMMAEForPreTraining(self.model.config)
+        if weights:
+            model.load_state_dict(weights)
+        return model
+
+    def _card_facts(self, results: dict, picture: Path) -> dict:
+        corpus, derived = self.data_args.corpus, self.resolved["derived"]
+        on_hub = bool(re.fullmatch(r"[\w.-]+/[\w.-]+", corpus)) and not Path(corpus).exists()
+        suffixes = ("", *(f"_{name}" for name in PREDICTORS))
+        return {
+            "title": f"GLCM-MAE, pretrained on {Path(corpus).name}",
+            "repo_id": self.args.hub_model_id or "path/to/export",
+            "corpus": corpus if on_hub else Path(corpus).name,
+            "datasets": [corpus] if on_hub else None,
+            "base_model": self.model_args.model_name_or_path,
+            "num_train_epochs": None if self.is_stream else self.args.num_train_epochs,
+            "picture": picture.name if picture.exists() else None,
+            "metrics": {
+                term: [f"{results[f'eval_{term}{suffix}']:.4g}" for suffix in suffixes]
+                for term in EVALUATED
+                if f"eval_{term}" in results
+            },
+            **{name: derived[name] for name in ("num_train_images", "num_held_out_images", "effective_batch_size")},
+        }
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    logging.basicConfig(level=logging.INFO, format="%(levelname)s %(name)s: %(message)s", stream=sys.stderr)
+    try:
+        arguments = parse_args((ModelArguments, DataArguments, PretrainingArguments), argv, description=__doc__)
+        if not PartialState().is_main_process:
+            logging.getLogger().setLevel(logging.ERROR)
+        run = Run(*arguments)
+    except (ValueError, OSError, StrictDataclassError) as error:
+        logger.debug("where it was found", exc_info=True)
+        sys.exit(f"error: {error}")
+    try:
+        run.train()
+    except (FloatingPointError, BadImageError) as error:
+        sys.exit(f"error: {error}")
+    run.trainer.end()
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,874 @@
+"""From files to batches: decode images by one rule, transform them on the fly, load any corpus, feed the training.
+
+Everything random about a training image (crop, flips, masking noise) is a pure function of (seed, epoch, index). So a
+resume, the number of workers or processes and gradient accumulation change none of it.
+"""
+
+import io
+import itertools
+import logging
+import math
+import os
+import re
+from collections.abc import Iterable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import datasets
+import numpy as np
+import torch
+from accelerate import PartialState
+from accelerate.utils import gather_object
+from datasets.exceptions import DatasetNotFoundError
+from PIL import Image, ImageOps, UnidentifiedImageError
+from tqdm.auto import tqdm
+from transformers import ViTImageProcessorPil
+from transformers.image_transforms import center_crop, get_resize_output_image_size
+from transformers.image_utils import ChannelDimension, get_image_size_for_max_height_width
+
+from corpora import busi, covid_ct, folder, gbcu, pneumonia
+from corpora.folder import CorpusError, ImageRecord
+from corpora.speckle import load_speckle
+
+logger = logging.getLogger(__name__)
+
+CORPORA = {"busi": busi, "pneumonia": pneumonia, "covid_ct": covid_ct, "gbcu": gbcu, "folder": folder}
+RESIZE_MODES = ("shortest", "squash", "letterbox", "none")
+BAD_IMAGES = ("error", "skip")
+MIN_LEVEL_SHARE = 1e-3  # a grey level counts as occupied from this share of the pixels on
+
+_FORMATS = ("PNG", "JPEG", "TIFF", "BMP")
+_LUMA = np.array([0.299, 0.587, 0.114], dtype=np.float32)  # ITU-R BT.601
+_TIFF_BITS_PER_SAMPLE, _TIFF_PHOTOMETRIC, _TIFF_SAMPLE_FORMAT = 258, 262, 339
+
+# First number of every random key, so that streams for different purposes never coincide.
+_IMAGE_ORDER, _TRAINING_SAMPLE, _EVALUATION_SAMPLE, _HELD_OUT = 1, 2, 3, 4
+
+
+class BadImageError(ValueError):
+    """An image file cannot be used: unreadable, truncated, empty, or of a kind that would lose grey depth."""
+
+
+# ---------------------------------------------------------------------------------------------------------- decoding
+
+
+def _read_bytes(source: bytes | str | os.PathLike | dict[str, Any], name: str) -> bytes:
+    if isinstance(source, dict):
+        source = source["bytes"] if source.get("bytes") is not None else source["path"]
+    if isinstance(source, bytes):
+        return source
+    try:
+        if "://" in str(source):  # a file of a data set that is streamed from the Hub
+            with datasets.utils.file_utils.xopen(str(source), "rb") as file:
+                return file.read()
+        return Path(source).read_bytes()
+    except OSError as error:
+        raise BadImageError(f"Image '{name}' cannot be read: {error.strerror or error}.") from error
+
+
+def _refuse_what_pillow_would_alter(image: Image.Image, name: str) -> None:
+    """Pillow opens some files with other values than they store, without a word. Name them instead."""
+    raw_modes = {tile.args if isinstance(tile.args, str) else tile.args[0] for tile in image.tile}
+    tags = getattr(image, "tag_v2", {})
+    grey = image.mode in ("1", "L") or image.mode.startswith(("I", "F"))
+    if not grey and (any(";16" in mode for mode in raw_modes) or max(tags.get(_TIFF_BITS_PER_SAMPLE, (8,))) > 8):
+        raise BadImageError(
+            f"Image '{name}' has 16 bits a channel in colour or with an alpha channel, which Pillow would cut to 8. "
+            "Save it as 16-bit grey (PNG or TIFF) or as 8-bit colour."
+        )
+    if tags.get(_TIFF_PHOTOMETRIC) == 0 and image.mode not in ("1", "L"):
+        raise BadImageError(f"Image '{name}' is a TIFF that stores white as 0 (MINISWHITE), read only with 8 bits.")
+    if image.mode == "L" and 2 in tags.get(_TIFF_SAMPLE_FORMAT, ()):
+        raise BadImageError(f"Image '{name}' is a TIFF of signed 8-bit numbers. Save it as unsigned.")
+    if image.format == "TIFF" and image.n_frames > 1:
+        raise BadImageError(f"Image '{name}' is a TIFF of {image.n_frames} pages. Save each page as a file.")
+
+
+def _open(data: bytes, name: str) -> tuple[Image.Image, str]:
+    """The decoded image, turned upright, and the mode in which its grey values are stored (as Pillow's raw mode)."""
+    if not data:
+        raise BadImageError(f"Image '{name}' is empty (0 bytes).")
+    try:
+        image = Image.open(io.BytesIO(data), formats=_FORMATS)
+        _refuse_what_pillow_would_alter(image, name)
+        tile = image.tile[0]
+        raw_mode = tile.args if isinstance(tile.args, str) else tile.args[0]
+        image.load()
+        return ImageOps.exif_transpose(image), raw_mode
+    except BadImageError:
+        raise
+    except UnidentifiedImageError as error:
+        raise BadImageError(f"Image '{name}' cannot be read as any of {', '.join(_FORMATS)}.") from error
+    except Exception as error:  # damaged bytes make decoders raise nearly anything: OSError, SyntaxError, struct.error
+        raise BadImageError(f"Image '{name}' cannot be decoded: {error}.") from error
+
+
+def _scale_grey(values: np.ndarray, default_white: int | None, white_level: float | None, name: str) -> np.ndarray:
+    """Grey values `(H, W)` or `(H, W, C)` / white level, float32 in [0, 1]."""
+    white = default_white if white_level is None else white_level
+    if white is None:
+        raise ValueError(
+            f"Image '{name}' stores {values.dtype} grey values up to {values.max()}, which have no usual white. "
+            "Give white_level, the value that means white."
+        )
+    if white_level is not None and default_white == 255 and white_level > 255:
+        raise ValueError(f"Image '{name}' has 8 bits and cannot reach white_level={white_level}: all would be dark.")
+    low, high = values.min(), values.max()
+    if not (low >= 0 and high <= white):  # NaN fails this too
+        worst = low if not low >= 0 else high
+        raise ValueError(f"Image '{name}' has the grey value {worst}, allowed are 0 to white_level={white}.")
+    # in float64 first: float32 holds no 32-bit integer exactly
+    return (values.astype(np.float64) / white).astype(np.float32)
+
+
+def decode_image(
+    source: bytes | str | os.PathLike | dict[str, Any],
+    *,
+    name: str,
+    num_channels: int,
+    white_level: float | None = None,
+) -> np.ndarray:
+    """Decode a PNG, JPEG, TIFF or BMP image to grey values in [0, 1].
+
+    The one rule for grey depth: value / white level. The white level is 255 for 8-bit files and 65535 for 16-bit files
+    unless `white_level` says otherwise (4095 for 12-bit scans in 16-bit files, say); 12-bit, 32-bit integer and float
+    files have no default and need it. Nothing is stretched to the range of the image and nothing is cut to 8 bits.
+
+    Palettes are resolved, CMYK becomes RGB, the EXIF orientation is applied. Transparency is composited on white, as
+    transformers' image processors do, so that training and the exported processor agree; opaque alpha has no effect.
+
+    Args:
+        source: the file's bytes, its path, or the `{"bytes", "path"}` of an undecoded `datasets.Image`.
+        name: what errors call the image.
+        num_channels: 3 (grey is replicated) or 1 (colour becomes ITU-R 601 luma; equal channels stay exact).
+        white_level: the stored value that means white, for all images.
+
+    Returns:
+        float32 `(H, W, num_channels)` in [0, 1].
+
+    Raises:
+        BadImageError: unreadable, truncated or empty; more than 8 bits in colour; several pages.
+        ValueError: a value outside [0, white level]; a white level is needed and not given, or cannot be meant.
+    """
+    if num_channels not in (1, 3):
+        raise ValueError(f"num_channels must be 1 or 3, got {num_channels}.")
+    image, raw_mode = _open(_read_bytes(source, name), name)
+    mode = image.mode
+    if mode.startswith("I;16") or (mode == "I" and raw_mode == "I;16B"):  # the latter: 16-bit PNG in older Pillow
+        pixels = _scale_grey(np.asarray(image), None if raw_mode == "I;12" else 65535, white_level, name)
+    elif mode in ("I", "F"):
+        pixels = _scale_grey(np.asarray(image), None, white_level, name)
+    else:
+        alpha = None
+        try:
+            if image.has_transparency_data:
+                image = image.convert("RGBA")
+                alpha = np.asarray(image.getchannel("A"), dtype=np.float32)[..., None] / 255  # (H, W, 1)
+                image = image.convert("RGB")
+            elif mode in ("1", "L"):
+                image = image.convert("L")
+            else:
+                image = image.convert("RGB")
+        except ValueError as error:
+            raise BadImageError(f"Image '{name}' has the mode {mode}, which Pillow cannot turn into RGB.") from error
+        pixels = _scale_grey(np.asarray(image), 255, white_level, name)
+        if alpha is not None:
+            pixels = pixels * alpha + (1 - alpha)
+
+    if pixels.ndim == 2:
+        pixels = pixels[..., None]
+    if num_channels == 3:
+        return np.ascontiguousarray(np.broadcast_to(pixels, (*pixels.shape[:2], 3)))
+    if pixels.shape[2] == 3:
+        if (pixels == pixels[..., :1]).all():
+            return np.ascontiguousarray(pixels[..., :1])
+        pixels = (pixels @ _LUMA)[..., None].clip(0, 1)
+    return pixels
+
+
+# -------------------------------------------------------------------------------------------------------- transforms
+
+
+@dataclass(frozen=True)
+class ImageTransform:
+    """Decoded image to normalised tensor: resize, crop, flip, normalise.
+
+    Without a generator (evaluation) it equals the image processor of `processor()` on 8-bit images to one grey level of
+    255; it keeps the precision of deeper images, which the processor cannot.
+
+    Attributes:
+        image_size: (height, width) of the result in pixels; a single number means a square.
+        resize: "shortest" scales the shorter side to `resize_to` and crops the centre; "squash" scales both sides
+            (distorts); "letterbox" scales until the image just fits and pads with black around it; "none" demands that
+            every image has `image_size`.
+        resize_to: length of the shorter side before the centre crop, only for "shortest". The default is the longer
+            side of `image_size`.
+        random_resized_crop: in training, instead of `resize`, cut out a random part and scale it to `image_size`.
+        crop_scale: smallest and largest share of the image's area that a random crop covers. Its aspect ratio is that
+            of `image_size` times 3/4 to 4/3 as in MAE, but exact for "letterbox", which promises no distortion.
+        horizontal_flip, vertical_flip: in training, mirror every second image.
+        image_mean, image_std: per channel, in units of [0, 1]: result = (grey value - mean) / std.
+    """
+
+    image_size: int | tuple[int, int]
+    resize: str = "shortest"
+    resize_to: int | None = None
+    random_resized_crop: bool = False
+    crop_scale: tuple[float, float] = (0.2, 1.0)
+    horizontal_flip: bool = False
+    vertical_flip: bool = False
+    image_mean: tuple[float, ...] = (0.5, 0.5, 0.5)
+    image_std: tuple[float, ...] = (0.5, 0.5, 0.5)
+
+    def __post_init__(self) -> None:
+        size = (self.image_size,) * 2 if isinstance(self.image_size, int) else tuple(self.image_size)
+        object.__setattr__(self, "image_size", size)
+        for field in ("crop_scale", "image_mean", "image_std"):  # lists, when they come from YAML
+            object.__setattr__(self, field, tuple(getattr(self, field)))
+        if len(size) != 2 or min(size) < 1:
+            raise ValueError(f"image_size must be a positive number or (height, width), got {self.image_size}.")
+        if self.resize not in RESIZE_MODES:
+            raise ValueError(f"resize must be one of {', '.join(RESIZE_MODES)}, got {self.resize!r}.")
+        if self.resize_to is not None and (self.resize != "shortest" or self.resize_to < max(size)):
+            raise ValueError(
+                f"resize_to={self.resize_to} needs resize='shortest' (is {self.resize!r}) and at least the longer side "
+                f"of image_size {size}."
+            )
+        if self.random_resized_crop and self.resize == "none":
+            raise ValueError("random_resized_crop resizes: it cannot go with resize='none'.")
+        if len(self.crop_scale) != 2 or not 0 < self.crop_scale[0] <= self.crop_scale[1] <= 1:
+            raise ValueError(f"crop_scale must be two increasing numbers in (0, 1], got {self.crop_scale}.")
+        if len(self.image_mean) != len(self.image_std) or min(self.image_std) <= 0:
+            raise ValueError(
+                f"image_mean and image_std must have a value a channel, image_std above 0; "
+                f"got {self.image_mean} and {self.image_std}."
+            )
+
+    def check(self, image: np.ndarray, name: str) -> None:
+        """Raise `ValueError` if `image` `(H, W, C)` has wrong channels or, for `resize="none"`, a wrong size."""
+        if image.shape[2] != len(self.image_mean):
+            raise ValueError(
+                f"Image '{name}' has {image.shape[2]} channel(s), image_mean and image_std {len(self.image_mean)}."
+            )
+        if self.resize == "none" and image.shape[:2] != self.image_size:
+            (height, width), allowed = image.shape[:2], self.image_size
+            raise ValueError(
+                f"Image '{name}' is {height} x {width} pixels (height x width); with resize='none' only {allowed[0]} x "
+                f"{allowed[1]} is allowed. For mixed sizes choose resize 'shortest', 'squash' or 'letterbox'."
+            )
+
+    def __call__(
+        self, image: np.ndarray, generator: torch.Generator | None = None, *, name: str = "image"
+    ) -> torch.Tensor:
+        """Transform one image.
+
+        Args:
+            image: float32 `(H, W, C)` in [0, 1], as `decode_image` returns it.
+            generator: source of all randomness; without it the result is the deterministic one for evaluation.
+            name: what errors call the image.
+
+        Returns:
+            float32 `(C, image_size[0], image_size[1])`, normalised.
+        """
+        self.check(image, name)
+        pixels = np.ascontiguousarray(image.transpose(2, 0, 1))
+        if generator is not None and self.random_resized_crop:
+            pixels = _resize(self._random_crop(pixels, generator), self.image_size)
+        else:
+            pixels = self._fit(pixels)
+        for axis, flip in ((2, self.horizontal_flip), (1, self.vertical_flip)):
+            if generator is not None and flip and torch.rand((), generator=generator) < 0.5:
+                pixels = np.flip(pixels, axis)
+        mean, std = (np.array(values, dtype=np.float32)[:, None, None] for values in (self.image_mean, self.image_std))
+        return torch.from_numpy((pixels - mean) / std)
+
+    def _fit(self, pixels: np.ndarray) -> np.ndarray:
+        """`(C, H, W)` -> `(C, *image_size)`. The sizes in between are the processor's own, so that both agree."""
+        if self.resize == "none":
+            return pixels
+        if self.resize == "squash":
+            return _resize(pixels, self.image_size)
+        if self.resize == "letterbox":
+            size = get_image_size_for_max_height_width(pixels.shape[1:], *self.image_size)
+        else:
+            shortest = self.resize_to or max(self.image_size)
+            size = get_resize_output_image_size(pixels, shortest, False, input_data_format=ChannelDimension.FIRST)
+        pixels = _resize(pixels, (max(1, size[0]), max(1, size[1])))
+        return center_crop(pixels, self.image_size, input_data_format=ChannelDimension.FIRST)
+
+    def _random_crop(self, pixels: np.ndarray, generator: torch.Generator) -> np.ndarray:
+        """A random part of `(C, H, W)`, chosen as torchvision's RandomResizedCrop does."""
+        height, width = pixels.shape[1:]
+        aspect = self.image_size[1] / self.image_size[0]
+        spread = 0.0 if self.resize == "letterbox" else math.log(4 / 3)
+        for _ in range(10):
+            scale, log_ratio, y, x = torch.rand(4, generator=generator).tolist()
+            area = height * width * (self.crop_scale[0] + scale * (self.crop_scale[1] - self.crop_scale[0]))
+            ratio = aspect * math.exp(spread * (2 * log_ratio - 1))
+            crop_height, crop_width = round(math.sqrt(area / ratio)), round(math.sqrt(area * ratio))
+            if 0 < crop_height <= height and 0 < crop_width <= width:
+                top, left = int(y * (height - crop_height + 1)), int(x * (width - crop_width + 1))
+                return pixels[:, top : top + crop_height, left : left + crop_width]
+        # no such part fits into this image: take the largest central one with the target's aspect ratio
+        crop_height = max(1, min(height, round(width / aspect)))
+        crop_width = max(1, min(width, round(height * aspect)))
+        top, left = (height - crop_height) // 2, (width - crop_width) // 2
+        return pixels[:, top : top + crop_height, left : left + crop_width]
+
+    def processor(self, white_level: float | None = None) -> ViTImageProcessorPil:
+        """The image processor of transformers for the evaluation transform, to be saved beside the model.
+
+        All of `resize` can be said in its terms: letterbox is "max_height, max_width" and a centre crop, which pads
+        with black. Three channels come with `do_convert_rgb`, so grey files work. What it cannot do: resize images
+        deeper than 8 bits (it raises for values above 255) and turn colour into one channel. With `resize="none"` it
+        leaves the size alone; the model then refuses other sizes.
+
+        Args:
+            white_level: as for `decode_image`; the default stands for 8-bit images.
+        """
+        height, width = self.image_size
+        size = {
+            "shortest": {"shortest_edge": self.resize_to or max(self.image_size)},
+            "letterbox": {"max_height": height, "max_width": width},
+        }.get(self.resize, {"height": height, "width": width})
+        white = white_level or 255
+        return ViTImageProcessorPil(
+            do_resize=self.resize != "none",
+            size=size,
+            resample=Image.Resampling.BILINEAR,
+            do_center_crop=self.resize in ("shortest", "letterbox"),
+            crop_size={"height": height, "width": width},
+            do_rescale=True,
+            rescale_factor=1 / white,
+            do_normalize=True,
+            image_mean=list(self.image_mean),
+            image_std=list(self.image_std),
+            # Conversion to RGB cuts 16-bit files to 8 bits: without it they are refused for their number of channels.
+            do_convert_rgb=len(self.image_mean) == 3 and white <= 255,
+        )
+
+
+def _resize(pixels: np.ndarray, size: tuple[int, int]) -> np.ndarray:
+    """Antialiased bilinear resize of `(C, H, W)`, in float, channel by channel: Pillow has no deep colour."""
+    if pixels.shape[1:] == tuple(size):
+        return pixels
+    height, width = size
+    channels = [
+        Image.fromarray(np.ascontiguousarray(channel)).resize((width, height), Image.Resampling.BILINEAR)
+        for channel in pixels
+    ]
+    return np.stack([np.asarray(channel) for channel in channels]).clip(0, 1)
+
+
+# ----------------------------------------------------------------------------------------------------------- loading
+
+
+def load_corpus(
+    corpus: str,
+    *,
+    data_dir: str | None = None,
+    split: str | None = None,
+    streaming: bool = False,
+    bad_images: str = "error",
+    image_column: str | None = None,
+    cache_dir: str | None = None,
+    speckle_images: int = 2048,
+    image_size: int = 96,
+    seed: int = 0,
+    class_set: str = "easy",
+) -> datasets.Dataset | datasets.IterableDataset:
+    """Load the images of a corpus, undecoded.
+
+    Args:
+        corpus: "speckle" (generated), the name of a known corpus (then `data_dir` is its download), an existing folder
+            of images or of Parquet files, or the id OWNER/NAME of a data set on the Hub. A folder laid out as a known
+            corpus is read as that corpus.
+        data_dir: the download of a known corpus.
+        split: which split; by default "train" where there are splits, so that a test split is never trained on.
+        streaming: return an `IterableDataset`.
+        bad_images: "error" or "skip", here for files among the images that are no images.
+        image_column: which column of a Parquet or Hub data set holds the images, if there are several.
+        cache_dir: where `datasets` and the generator keep their files.
+        speckle_images, image_size, seed, class_set: only for "speckle": how many images, their side in pixels, the
+            seed, and "easy" or "hard" classes.
+
+    Returns:
+        A data set with the columns `image` (`datasets.Image(decode=False)`, so that `decode_image` can name the file),
+        `file_name`, and where known `label` (`ClassLabel`) and `group`.
+
+    Raises:
+        CorpusError: there is no such corpus, split, folder or column.
+    """
+    if bad_images not in BAD_IMAGES:
+        raise ValueError(f"bad_images must be one of {', '.join(BAD_IMAGES)}, got {bad_images!r}.")
+    if data_dir is not None and corpus not in CORPORA:
+        raise CorpusError(f"data_dir is for the corpora {', '.join(CORPORA)}; got corpus={corpus!r}.")
+
+    if corpus == "speckle":
+        dataset = load_speckle(
+            split=split or "train",
+            num_images=speckle_images,
+            image_size=image_size,
+            seed=seed,
+            class_set=class_set,
+            cache_dir=cache_dir,
+        )
+        dataset = dataset.cast_column("image", datasets.Image(decode=False))
+        return dataset.to_iterable_dataset() if streaming else dataset
+    if corpus in CORPORA:
+        if data_dir is None:
+            raise CorpusError(f"The corpus {corpus!r} needs data_dir, the folder of its download.")
+        return _load_images(CORPORA[corpus], data_dir, split, streaming, bad_images)
+
+    path = Path(corpus).expanduser()
+    if path.is_dir():
+        parquet_files = sorted(file for file in path.rglob("*.parquet") if not file.name.startswith("."))
+        if parquet_files:
+            data_files: dict[str, list[str]] = {}
+            for file in parquet_files:
+                data_files.setdefault(_split_of(file.relative_to(path)), []).append(str(file))
+            loaded = datasets.load_dataset("parquet", data_files=data_files, streaming=streaming, cache_dir=cache_dir)
+            return _unify(*_choose_split(loaded, split, corpus), image_column)
+        for name, module in CORPORA.items():
+            if module.find_root(path) is not None:
+                logger.info("'%s' is read as %s.", path, "a folder of images" if module is folder else f"corpus {name}")
+                return _load_images(module, path, split, streaming, bad_images)
+    if path.exists() or not re.fullmatch(r"[\w.-]*\w/\w[\w.-]*", corpus):
+        raise CorpusError(_no_such_corpus(corpus))
+    logger.info("Loading '%s' from the Hub.", corpus)
+    try:
+        loaded = datasets.load_dataset(corpus, streaming=streaming, cache_dir=cache_dir)
+    except (DatasetNotFoundError, ConnectionError) as error:
+        raise CorpusError(f"{_no_such_corpus(corpus)} The Hub says: {error}") from error
+    return _unify(*_choose_split(loaded, split, corpus), image_column)
+
+
+def _no_such_corpus(corpus: str) -> str:
+    return (
+        f"There is no corpus {corpus!r}. Allowed: speckle; {', '.join(CORPORA)} (each with data_dir); an existing "
+        "folder of images or Parquet files; a data set on the Hub as OWNER/NAME."
+    )
+
+
+def _split_of(file: Path) -> str:
+    """The split that a Parquet file belongs to, from the words of its relative path; "train" if there is none."""
+    words = re.split(r"[\W\d_]+", file.as_posix().lower())
+    names = {"train": "train", "test": "test", "val": "validation", "valid": "validation", "validation": "validation"}
+    return next((names[word] for word in reversed(words) if word in names), "train")
+
+
+def _choose_split(loaded: datasets.DatasetDict | datasets.IterableDatasetDict, split: str | None, corpus: str) -> tuple:
+    """The data set of a split, and the split's name."""
+    chosen = _named_split(loaded, split, corpus)
+    return loaded[chosen], chosen
+
+
+def _named_split(names: Iterable[str], split: str | None, corpus: str | Path) -> str:
+    names = list(names)
+    chosen = split or "train"
+    if chosen not in names:
+        raise CorpusError(
+            f"'{corpus}' has no split {chosen!r}; it has {', '.join(names)}. Name one of them with split."
+        )
+    if len(names) > 1:
+        logger.info("'%s' has the splits %s: using %s.", corpus, ", ".join(names), chosen)
+    return chosen
+
+
+def _load_images(
+    module: Any, data_dir: str | Path, split: str | None, streaming: bool, bad_images: str
+) -> datasets.Dataset | datasets.IterableDataset:
+    """A data set of files: only their paths are kept, nothing is copied."""
+    records: list[ImageRecord] = module.find_images(data_dir, bad_images=bad_images)
+    labels = sorted({record.label for record in records if record.label is not None})
+    splits = sorted({record.split for record in records if record.split is not None})
+    if splits:
+        chosen = _named_split(splits, split, data_dir)
+        records = [record for record in records if record.split == chosen]
+    elif split not in (None, "train"):
+        raise CorpusError(f"'{data_dir}' has no split {split!r}: its images are not divided into splits.")
+    columns = {"image": [str(record.path) for record in records], "file_name": [record.file_name for record in records]}
+    features = {"image": datasets.Image(decode=False), "file_name": datasets.Value("string")}
+    if labels:
+        columns["label"] = [record.label for record in records]
+        features["label"] = datasets.ClassLabel(names=list(getattr(module, "CLASS_NAMES", labels)))
+    if any(record.group is not None for record in records):
+        columns["group"] = [record.group for record in records]
+        features["group"] = datasets.Value("string")
+    dataset = datasets.Dataset.from_dict(columns, features=datasets.Features(features))
+    return dataset.to_iterable_dataset() if streaming else dataset
+
+
+def _unify(
+    dataset: datasets.Dataset | datasets.IterableDataset, split: str, image_column: str | None
+) -> datasets.Dataset | datasets.IterableDataset:
+    """Bring a Parquet or Hub data set to the columns that `load_corpus` promises."""
+    features = dataset.features or {}
+    if image_column is None:
+        candidates = [name for name, feature in features.items() if isinstance(feature, datasets.Image)]
+        if len(candidates) != 1:
+            found = f"several image columns ({', '.join(candidates)})" if candidates else "no image column"
+            raise CorpusError(f"Found {found} among {', '.join(features) or 'unknown columns'}. Name it: image_column.")
+        image_column = candidates[0]
+    elif image_column not in features:
+        raise CorpusError(f"There is no image_column {image_column!r}; the columns are {', '.join(features)}.")
+    kept = [name for name in ("file_name", "label", "group") if name in features and name != image_column]
+    if "label" in kept and not isinstance(features["label"], datasets.ClassLabel):
+        kept.remove("label")
+    dataset = dataset.select_columns([image_column, *kept])
+    if image_column != "image":
+        dataset = dataset.rename_column(image_column, "image")
+    dataset = dataset.cast_column("image", datasets.Image(decode=False))
+    if "file_name" in kept:
+        return dataset
+    if isinstance(dataset, datasets.IterableDataset):
+        features = datasets.Features({**dataset.features, "file_name": datasets.Value("string")})
+        return dataset.map(partial(_add_file_name, split=split), with_indices=True, features=features)
+    paths = dataset.select_columns("image").flatten()["image.path"]  # without the bytes
+    return dataset.add_column("file_name", [_file_name(path, split, index) for index, path in enumerate(paths)])
+
+
+def _file_name(path: str | None, split: str, index: int) -> str:
+    if not path:
+        return f"{split}-{index}"
+    return Path(path).name if "://" in path or Path(path).is_absolute() else path
+
+
+def _add_file_name(row: dict[str, Any], index: int, split: str) -> dict[str, Any]:
+    return {"file_name": _file_name(row["image"]["path"], split, index)}
+
+
+# ------------------------------------------------------------------------------------------ checking and holding out
+
+
+def verify_images(
+    dataset: datasets.Dataset,
+    *,
+    num_channels: int,
+    white_level: float | None = None,
+    bad_images: str = "error",
+    transform: ImageTransform | None = None,
+) -> tuple[datasets.Dataset, list[tuple[str, str]]]:
+    """Decode every image once, before the training starts. Several processes share the work.
+
+    Args:
+        dataset: as from `load_corpus`, not streaming.
+        num_channels, white_level: as for `decode_image`.
+        bad_images: "error" to raise, "skip" to leave the bad images out with a warning.
+        transform: if given, image sizes are checked too (`resize="none"`).
+
+    Returns:
+        The data set without the bad images, and (file name, reason) of each of these.
+
+    Raises:
+        BadImageError: there are bad images and `bad_images` is "error", or no image is left.
+        ValueError: a setting does not fit the images (white level, size). Never skipped: it is not the file's fault.
+    """
+    state = PartialState()
+
+    def problem(index: int) -> tuple[int, str, str, bool] | None:
+        row = dataset[index]
+        name = row["file_name"]
+        try:
+            image = decode_image(row["image"], name=name, num_channels=num_channels, white_level=white_level)
+            if transform is not None:
+                transform.check(image, name)
+        except ValueError as error:
+            return index, name, str(error), isinstance(error, BadImageError)
+        return None
+
+    share = range(state.process_index, len(dataset), state.num_processes)
+    with ThreadPoolExecutor(min(8, os.cpu_count() or 1)) as pool:
+        results = pool.map(problem, share)
+        bar = tqdm(results, total=len(share), desc="checking images", disable=not state.is_main_process, leave=False)
+        found = [result for result in bar if result is not None]
+    # all processes raise together: one that raised alone would leave the others waiting
+    found = sorted(gather_object(found))
+    for _, _, reason, is_bad_file in found:
+        if not is_bad_file:
+            raise ValueError(reason)
+    if not found:
+        return dataset, []
+    if bad_images != "skip":
+        raise BadImageError(
+            f"{found[0][2]} {len(found)} of {len(dataset)} images are bad; pass --bad_images skip to leave them out."
+        )
+    if len(found) == len(dataset):
+        raise BadImageError(f"None of the {len(dataset)} images can be read. The first: {found[0][2]}")
+    if state.is_main_process:
+        names = ", ".join(name for _, name, _, _ in found[:10]) + (", ..." if len(found) > 10 else "")
+        logger.warning("Left out %d of %d images that cannot be read: %s", len(found), len(dataset), names)
+    bad = {index for index, *_ in found}
+    kept = dataset.select([index for index in range(len(dataset)) if index not in bad])
+    return kept, [(name, reason) for _, name, reason, _ in found]
+
+
+def split_held_out(
+    dataset: datasets.Dataset, held_out: float, seed: int
+) -> tuple[datasets.Dataset, datasets.Dataset | None]:
+    """Set a few images aside, at random but the same for the same seed. Images of one `group` stay together.
+
+    Args:
+        dataset: as from `load_corpus`, not streaming.
+        held_out: a share of the images if below 1, else how many; 0 for none. With groups the number is approached from
+            below, by whole groups.
+        seed: chooses the images.
+
+    Returns:
+        (training part, held-out part or `None`), both in the order of `dataset`.
+
+    Raises:
+        ValueError: there are too few images or groups to fill both parts.
+    """
+    total = len(dataset)
+    if held_out == 0:
+        return dataset, None
+    if not 0 < held_out < total or (held_out >= 1 and held_out != int(held_out)):
+        raise ValueError(f"held_out must be a share below 1 or a whole number below {total} (images), got {held_out}.")
+    count = int(held_out) if held_out >= 1 else round(held_out * total)
+    if not 0 < count < total:
+        raise ValueError(f"held_out={held_out} of {total} images: {count} held out, {total - count} left to train on.")
+
+    groups: dict[Any, list[int]] = {}
+    names = dataset["group"] if "group" in dataset.column_names else [None] * total
+    for index, name in enumerate(names):
+        groups.setdefault(index if name is None else f"group {name}", []).append(index)
+    order = list(groups.values())
+    order = [order[position] for position in torch.randperm(len(order), generator=_generator(_HELD_OUT, seed)).tolist()]
+    chosen: list[int] = []
+    for members in order:
+        if len(chosen) + len(members) <= count:
+            chosen += members
+    chosen = chosen or min(order, key=len)
+    if len(chosen) == total:
+        raise ValueError(f"All {total} images belong to one group: none can be held out with held_out={held_out}.")
+    kept = sorted(set(range(total)) - set(chosen))
+    return dataset.select(kept), dataset.select(sorted(chosen))
+
+
+# ---------------------------------------------------------------------------------------------- feeding the training
+
+
+def _generator(*key: int) -> torch.Generator:
+    """A generator seeded by the key; keys that differ in any number give unrelated streams."""
+    seed = np.random.SeedSequence(key).generate_state(1, np.uint64)[0]
+    return torch.Generator().manual_seed(int(seed))
+
+
+def _num_patches(transform: ImageTransform, patch_size: int, num_channels: int) -> int:
+    height, width = transform.image_size
+    if height % patch_size or width % patch_size:
+        raise ValueError(f"image_size {height} x {width} is not a multiple of patch_size {patch_size}.")
+    if len(transform.image_mean) != num_channels:
+        raise ValueError(f"image_mean has {len(transform.image_mean)} value(s), num_channels is {num_channels}.")
+    return (height // patch_size) * (width // patch_size)
+
+
+@dataclass(frozen=True)
+class _ItemMaker:
+    """Turns a row of a corpus into what the model is trained on."""
+
+    transform: ImageTransform
+    num_patches: int
+    num_channels: int
+    white_level: float | None
+    train: bool
+
+    def __call__(self, row: dict[str, Any], generator: torch.Generator) -> dict[str, Any]:
+        name = row["file_name"]
+        image = decode_image(row["image"], name=name, num_channels=self.num_channels, white_level=self.white_level)
+        noise = torch.rand(self.num_patches, generator=generator)  # first, so that no transform can change the mask
+        pixel_values = self.transform(image, generator if self.train else None, name=name)
+        return {"pixel_values": pixel_values, "noise": noise, "file_name": name}
+
+
+class PretrainDataset(torch.utils.data.Dataset):
+    """Items for pretraining: `pixel_values` float32 `(C, H, W)`, `noise` float32 `(N,)` in [0, 1), `file_name`.
+
+    `noise` is what ViTMAE takes to choose the masked patches. An item is asked for by epoch * len(dataset) + index, as
+    `EpochSampler` does; its randomness depends on (seed, epoch, index) only. For evaluation (`train=False`) the
+    transform is deterministic and the noise depends on the index only, so that losses and pictures can be compared
+    over time.
+    """
+
+    def __init__(
+        self,
+        dataset: datasets.Dataset,
+        transform: ImageTransform,
+        *,
+        patch_size: int,
+        num_channels: int,
+        white_level: float | None = None,
+        seed: int = 0,
+        train: bool = True,
+    ) -> None:
+        num_patches = _num_patches(transform, patch_size, num_channels)
+        self.dataset = dataset
+        self.seed = seed
+        self.train = train
+        self._make_item = _ItemMaker(transform, num_patches, num_channels, white_level, train)
+
+    def __len__(self) -> int:
+        return len(self.dataset)
+
+    def __getitem__(self, key: int) -> dict[str, Any]:
+        epoch, index = divmod(int(key), len(self.dataset))
+        if key < 0 or (epoch and not self.train):
+            raise IndexError(f"No item {key}: there are {len(self.dataset)} images.")
+        random_key = (_TRAINING_SAMPLE, self.seed, epoch, index) if self.train else (_EVALUATION_SAMPLE, index)
+        return self._make_item(self.dataset[index], _generator(*random_key))
+
+
+class EpochSampler(torch.utils.data.Sampler[int]):
+    """Every image once an epoch, in an order that depends on (seed, epoch) only; the remainder of a batch is dropped.
+
+    Yields epoch * num_images + index, by which `PretrainDataset` knows the epoch.
+
+    Args:
+        num_images: length of the data set.
+        batch_size_total: images in one optimiser step, over all processes and accumulation steps.
+        seed: chooses the orders.
+    """
+
+    def __init__(self, num_images: int, batch_size_total: int, seed: int) -> None:
+        if num_images < batch_size_total:
+            raise ValueError(
+                f"{num_images} training images are fewer than one batch of {batch_size_total} (over all processes and "
+                "accumulation steps): lower the batch size."
+            )
+        self.num_images = num_images
+        self.seed = seed
+        self.epoch = 0
+        self._length = num_images // batch_size_total * batch_size_total
+
+    def set_epoch(self, epoch: int) -> None:
+        self.epoch = epoch
+
+    def __len__(self) -> int:
+        return self._length
+
+    def __iter__(self) -> Iterator[int]:
+        order = torch.randperm(self.num_images, generator=_generator(_IMAGE_ORDER, self.seed, self.epoch))
+        return iter((order[: self._length] + self.epoch * self.num_images).tolist())
+
+
+class PretrainIterableDataset(torch.utils.data.IterableDataset):
+    """The items of `PretrainDataset` from a stream, their randomness keyed by (seed, epoch, position in the stream).
+
+    With more than one worker the order of the stream depends on the number of workers (`datasets` deals the shards out
+    to them), and with it the masks.
+
+    Args:
+        dataset: as from `load_corpus(..., streaming=True)`.
+        bad_images: "error" to raise at the first bad image, "skip" to pass over it, log it and count it in `skipped`.
+        shuffle_buffer: how many images the stream is shuffled over, anew each epoch; 0 keeps its order.
+    """
+
+    def __init__(
+        self,
+        dataset: datasets.IterableDataset,
+        transform: ImageTransform,
+        *,
+        patch_size: int,
+        num_channels: int,
+        white_level: float | None = None,
+        seed: int = 0,
+        train: bool = True,
+        bad_images: str = "error",
+        shuffle_buffer: int = 0,
+    ) -> None:
+        num_patches = _num_patches(transform, patch_size, num_channels)
+        self.dataset = dataset.shuffle(seed=seed, buffer_size=shuffle_buffer) if train and shuffle_buffer else dataset
+        self.seed = seed
+        self.train = train
+        self.bad_images = bad_images
+        self._make_item = _ItemMaker(transform, num_patches, num_channels, white_level, train)
+        # in shared memory: workers read the epoch and report what they skip
+        self._epoch = torch.zeros((), dtype=torch.int64).share_memory_()
+        self._skipped = torch.zeros((), dtype=torch.int64).share_memory_()
+
+    @property
+    def skipped(self) -> int:
+        """How many bad images were passed over so far, in all epochs and workers of this process."""
+        return int(self._skipped)
+
+    def set_epoch(self, epoch: int) -> None:
+        self._epoch.fill_(epoch)
+        self.dataset.set_epoch(epoch)
+
+    def __iter__(self) -> Iterator[dict[str, Any]]:
+        worker = torch.utils.data.get_worker_info()
+        first, step = (worker.id, worker.num_workers) if worker else (0, 1)
+        epoch = int(self._epoch)
+        for row, position in zip(self.dataset, itertools.count(first, step), strict=False):
+            key = (_TRAINING_SAMPLE, self.seed, epoch, position) if self.train else (_EVALUATION_SAMPLE, position)
+            try:
+                item = self._make_item(row, _generator(*key))
+            except BadImageError as error:
+                if self.bad_images != "skip":
+                    raise BadImageError(f"{error} Pass --bad_images skip to pass over such images.") from error
+                self._skipped += 1
+                logger.warning("Passed over: %s", error)
+                continue
+            yield item
+
+
+def collate(items: list[dict[str, Any]]) -> dict[str, Any]:
+    """Batch items: `pixel_values` `(B, C, H, W)`, `noise` `(B, N)`, `file_name` a list of B names."""
+    return {
+        "pixel_values": torch.stack([item["pixel_values"] for item in items]),
+        "noise": torch.stack([item["noise"] for item in items]),
+        "file_name": [item["file_name"] for item in items],
+    }
+
+
+def grey_statistics(
+    pretrain_dataset: PretrainDataset | PretrainIterableDataset,
+    value_range: tuple[float, float],
+    levels: int,
+    channel: int | str,
+    max_images: int = 512,
+) -> dict[str, Any]:
+    """What the texture loss gets to see: the mean pixel, and how much of the grey levels the data occupies.
+
+    Args:
+        pretrain_dataset: where the images come from, transformed as in the first epoch.
+        value_range: (lo, hi) of the grey levels, in units of `pixel_values` after normalisation.
+        levels: number of grey levels over `value_range`.
+        channel: the channel that is judged, or "mean" of the channels.
+        max_images: look at this many images at most, spread evenly over the data set (a stream: its first).
+
+    Returns:
+        `mean_pixel`: a list, mean of each channel in units of `pixel_values`; `occupied_levels`: levels that hold at
+        least 0.1 % of the pixels (`MIN_LEVEL_SHARE`), after clamping to the range; `levels`; `outside_fraction`: share
+        of the pixels outside the range; `num_images`: images looked at.
+    """
+    lo, hi = value_range
+    if isinstance(pretrain_dataset, PretrainDataset):
+        count = min(max_images, len(pretrain_dataset))
+        items = (pretrain_dataset[i * len(pretrain_dataset) // count] for i in range(count))
+    else:
+        items = itertools.islice(pretrain_dataset, max_images)
+    sums, histogram, outside, num_pixels, num_images = 0.0, torch.zeros(levels), 0, 0, 0
+    for item in items:
+        pixels = item["pixel_values"].double()  # (C, H, W)
+        sums = sums + pixels.sum((1, 2))
+        grey = pixels.mean(0) if channel == "mean" else pixels[int(channel)]
+        tolerance = 1e-5 * (hi - lo)  # white itself, rounded to float32, is not outside
+        outside += int(((grey < lo - tolerance) | (grey > hi + tolerance)).sum())
+        level = ((grey - lo) / (hi - lo) * levels).floor().clamp(0, levels - 1).long()
+        histogram += torch.bincount(level.flatten(), minlength=levels)
+        num_pixels += grey.numel()
+        num_images += 1
+    if num_images == 0:
+        raise ValueError("There is no image to take grey statistics of.")
+    return {
+        "mean_pixel": (sums / num_pixels).tolist(),
+        "occupied_levels": int((histogram / num_pixels >= MIN_LEVEL_SHARE).sum()),
+        "levels": levels,
+        "outside_fraction": outside / num_pixels,
+        "num_images": num_images,
+    }

@@ -1,0 +1,88 @@
+"""Write what others load: the encoder as a stock ViT, the whole model with its code, and a card."""
+
+import shutil
+from pathlib import Path
+from typing import Any
+
+import torch
+from huggingface_hub import ModelCard, ModelCardData
+from transformers import ViTConfig, ViTImageProcessorPil, ViTModel
+
+from modeling_glcm_mae import GLCMMAEForPreTraining
+
+CARD_TEMPLATE = Path(__file__).resolve().parent.parent / "hub_cards" / "pretrained.md"
+
+
+@torch.no_grad()
+def stock_encoder(model: GLCMMAEForPreTraining) -> ViTModel:
+    """The encoder as transformers' own `ViTModel`, which sees the whole image.
+
+    Its pooler, which the masked autoencoder has none of, is the identity: `pooler_output` is the CLS token.
+
+    Args:
+        model: whose encoder is copied.
+
+    Raises:
+        RuntimeError: if a weight of the encoder has no place in a `ViTModel`, or the other way round.
+    """
+    config = model.config
+    shared = {
+        name: getattr(config, name)
+        for name in ViTConfig.__dataclass_fields__
+        if name in type(config).__dataclass_fields__ and name not in ("architectures", "dtype", "_auto_class")
+    }
+    encoder = ViTModel(ViTConfig(**shared, pooler_act="linear"))
+    weights = {name: weight.detach().float().cpu() for name, weight in model.vit.state_dict().items()}
+    weights["pooler.dense.weight"] = torch.eye(config.hidden_size)
+    weights["pooler.dense.bias"] = torch.zeros(config.hidden_size)
+    encoder.load_state_dict(weights)
+    return encoder.eval()
+
+
+def write_export(
+    folder: Path,
+    model: GLCMMAEForPreTraining,
+    processor: ViTImageProcessorPil,
+    files: list[Path],
+    card_facts: dict[str, Any],
+) -> None:
+    """Write a folder shaped as the Hub repository: encoder at the root, whole model in `pretraining/`, `README.md`.
+
+    It is written beside and then put in place, so an interruption leaves the former export whole.
+
+    Args:
+        folder: the export; replaced if it exists.
+        model: in full precision on any device.
+        processor: the image processor of the evaluation transform.
+        files: copied to the root (the resolved recipe, a picture).
+        card_facts: what the template of the card fills in; a fact that is missing is left out of the card.
+    """
+    partial = folder.with_name(folder.name + ".partial")
+    shutil.rmtree(partial, ignore_errors=True)
+    partial.mkdir(parents=True)
+    stock_encoder(model).save_pretrained(partial)
+    model.save_pretrained(partial / "pretraining")
+    processor.save_pretrained(partial)
+    processor.save_pretrained(partial / "pretraining")
+    for file in files:
+        shutil.copy2(file, partial / file.name)
+    write_card(partial / "README.md", model, card_facts)
+    old = folder.with_name(folder.name + ".old")
+    shutil.rmtree(old, ignore_errors=True)
+    if folder.exists():
+        folder.rename(old)
+    partial.rename(folder)
+    shutil.rmtree(old, ignore_errors=True)
+
+
+def write_card(file: Path, model: GLCMMAEForPreTraining, facts: dict[str, Any]) -> None:
+    """Render the model card."""
+    metadata = ModelCardData(
+        library_name="transformers",
+        pipeline_tag="image-feature-extraction",
+        base_model=facts.get("base_model"),
+        datasets=facts.get("datasets"),
+        tags=["medical", "masked-autoencoder", "texture", "glcm", "vit"],
+    )
+    card = ModelCard.from_template(metadata, template_path=str(CARD_TEMPLATE), config=model.config, **facts)
+    card.save(file)

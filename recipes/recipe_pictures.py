@@ -1,0 +1,99 @@
+"""Pictures of reconstructions, in the grey of the files."""
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+import torch
+from matplotlib.figure import Figure
+
+from modeling_glcm_mae import GLCMMAEConfig, cooccurrence_matrix
+
+COLUMNS = (
+    "original",
+    "masked",
+    "reconstruction",
+    "pasted into visible",
+    "GLCM of target\n(masked patches)",
+    "GLCM of reconstruction\n(masked patches)",
+)
+SHOWN_LEVELS = 32  # a matrix of more levels is too sparse to read
+
+
+def draw_reconstructions(
+    file: Path,
+    config: GLCMMAEConfig,
+    pixel_values: torch.Tensor,
+    noise: torch.Tensor,
+    reconstruction: torch.Tensor,
+    pasted: torch.Tensor,
+    image_mean: Sequence[float],
+    image_std: Sequence[float],
+) -> None:
+    """Draw one row an image: original | masked | reconstruction | pasted | GLCM of target | GLCM of reconstruction.
+
+    The matrices count hard-binned pairs inside masked patches over all offsets of the configuration; brightness is the
+    logarithm of the joint count, on one scale a row.
+
+    Args:
+        file: PNG to write; its folder is made.
+        config: patch size, mask ratio and texture settings of the model.
+        pixel_values: `(B, C, H, W)`, normalised.
+        noise: `(B, N)`, of which the model masked the highest.
+        reconstruction: `(B, C, H, W)`, raw prediction of all patches.
+        pasted: `(B, C, H, W)`, prediction in masked patches, original elsewhere.
+        image_mean, image_std: of the normalisation, per channel.
+    """
+    patch = config.patch_size
+    mean, std = (torch.tensor(values).view(-1, 1, 1) for values in (image_mean, image_std))
+    pixel_values, noise, reconstruction, pasted = (
+        x.float().cpu() for x in (pixel_values, noise, reconstruction, pasted)
+    )
+    rows, columns = pixel_values.shape[-2] // patch, pixel_values.shape[-1] // patch
+    kept = int(noise.shape[1] * (1 - config.mask_ratio))
+    masked = noise.argsort(dim=1).argsort(dim=1) >= kept  # B N
+    pixels_masked = masked.view(-1, 1, rows, columns).repeat_interleave(patch, -2).repeat_interleave(patch, -1)
+
+    def shown(images: torch.Tensor) -> np.ndarray:
+        return (images * std + mean).clamp(0, 1).permute(0, 2, 3, 1).numpy()  # B H W C
+
+    # Mid-grey in the mask: black would look like anatomy.
+    panels = [
+        shown(pixel_values),
+        np.where(pixels_masked.permute(0, 2, 3, 1), 0.5, shown(pixel_values)),
+        shown(reconstruction),
+        shown(pasted),
+    ]
+    # Black as it stands in the file must be black here too: no stretching of each picture to its own extremes.
+    figure = Figure(figsize=(2.1 * len(COLUMNS), 2.2 * len(pixel_values) + 0.5), layout="constrained")
+    axes = figure.subplots(len(pixel_values), len(COLUMNS), squeeze=False)
+    for index, row in enumerate(axes):
+        for axis, panel in zip(row, panels, strict=False):
+            image = panel[index]
+            axis.imshow(image[..., 0] if image.shape[-1] == 1 else image, cmap="gray", vmin=0, vmax=1)
+        counts = [
+            np.log1p(_masked_glcm(config, images[index], masked[index])) for images in (pixel_values, reconstruction)
+        ]
+        for axis, matrix in zip(row[len(panels) :], counts, strict=True):
+            axis.imshow(matrix, cmap="magma", vmin=0, vmax=max(c.max() for c in counts) or 1)
+    for axis, title in zip(axes[0], COLUMNS, strict=True):
+        axis.set_title(title, fontsize=9)
+    for axis in axes.flat:
+        axis.set_axis_off()
+    file.parent.mkdir(parents=True, exist_ok=True)
+    figure.savefig(file, dpi=110)
+
+
+def _masked_glcm(config: GLCMMAEConfig, image: torch.Tensor, masked: torch.Tensor) -> np.ndarray:
+    """`(K, K)` joint counts of the masked patches of one image `(C, H, W)`."""
+    grey = image.mean(dim=0) if config.glcm_channel == "mean" else image[config.glcm_channel]
+    patch = config.patch_size
+    patches = grey.unfold(0, patch, patch).unfold(1, patch, patch).reshape(-1, patch, patch)  # N p p
+    matrix = cooccurrence_matrix(
+        patches[masked],
+        levels=min(config.glcm_levels, SHOWN_LEVELS),
+        value_range=config.glcm_value_range,
+        offsets=config.glcm_offsets,
+        kernel="hard",
+    )
+    return matrix.sum(dim=(0, 1)).numpy()

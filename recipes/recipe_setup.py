@@ -1,0 +1,134 @@
+"""From arguments to model and data, for the recipes that train."""
+
+from dataclasses import dataclass, field
+
+from accelerate import PartialState
+from transformers.image_utils import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
+
+from modeling_glcm_mae import GLCMMAEConfig, GLCMMAEForPreTraining, value_range_from_normalization
+from recipe_args import DataArguments, ModelArguments, UsageError
+from recipe_data import (
+    ImageTransform,
+    PretrainDataset,
+    PretrainIterableDataset,
+    load_corpus,
+    split_held_out,
+    verify_images,
+)
+
+
+def build_model(model_args: ModelArguments, data_args: DataArguments) -> GLCMMAEForPreTraining:
+    """Load or initialise the model; the grey range follows the normalisation unless it was given."""
+    overrides = model_args.config_overrides()
+    source = {"subfolder": model_args.model_subfolder, "revision": model_args.model_revision}
+    if model_args.model_name_or_path is None:
+        config = GLCMMAEConfig.from_preset(model_args.preset, **overrides)
+    else:
+        # from_pretrained names the mistake if the checkpoint is of another architecture.
+        stored = GLCMMAEForPreTraining.checkpoint_config(model_args.model_name_or_path, **source)
+        preset = GLCMMAEConfig.from_preset(model_args.preset)
+        settings = {name: getattr(preset, name) for name in vars(preset) if name.startswith(("glcm_", "ssim_", "mse_"))}
+        fixed = stored | settings | {"norm_pix_loss": False} | overrides
+        config = GLCMMAEConfig.from_dict(fixed)
+        if config.image_size != stored.get("image_size", config.image_size):
+            raise UsageError(
+                f"image_size must be that of the checkpoint ({stored['image_size']}), got {config.image_size}"
+            )
+    if model_args.glcm_value_range is None:
+        mean, std = normalization(data_args, config.num_channels)
+        config.glcm_value_range = value_range_from_normalization(mean, std, config.glcm_channel)
+    config.validate()
+    if model_args.model_name_or_path is None:
+        return GLCMMAEForPreTraining(config)
+    model, report = GLCMMAEForPreTraining.from_pretrained(
+        model_args.model_name_or_path, config=config, output_loading_info=True, **source
+    )
+    wrong = {name: sorted(keys) for name, keys in report.items() if keys}
+    if wrong:
+        raise UsageError(f"{model_args.model_name_or_path} does not fit the model: {wrong}")
+    return model
+
+
+def normalization(data_args: DataArguments, num_channels: int) -> tuple[list[float], list[float]]:
+    """Mean and standard deviation of each channel; for other than three channels the average of ImageNet's."""
+    mean, std = data_args.image_mean, data_args.image_std
+    if num_channels == 3:
+        return list(mean or IMAGENET_DEFAULT_MEAN), list(std or IMAGENET_DEFAULT_STD)
+    average = [sum(values) / len(values) for values in (IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD)]
+    return list(mean or average[:1] * num_channels), list(std or average[1:] * num_channels)
+
+
+@dataclass
+class PretrainingData:
+    """What a pretraining run reads."""
+
+    train: PretrainDataset | PretrainIterableDataset
+    held_out: PretrainDataset | PretrainIterableDataset | None
+    transform: ImageTransform
+    labelled: PretrainDataset | None = None  # the training images without augmentation, if they have labels
+    skipped: list[str] = field(default_factory=list)  # files that could not be read
+
+
+def load_data(data_args: DataArguments, config: GLCMMAEConfig, seed: int) -> PretrainingData:
+    """Load, check and split the images.
+
+    Raises:
+        ValueError: on anything wrong with them; names the file or the setting, and what is allowed.
+    """
+    mean, std = normalization(data_args, config.num_channels)
+    transform = ImageTransform(
+        image_size=config.image_size,
+        resize=data_args.resize,
+        resize_to=data_args.resize_to,
+        random_resized_crop=data_args.random_resized_crop,
+        crop_scale=tuple(data_args.crop_scale),
+        horizontal_flip=data_args.horizontal_flip,
+        vertical_flip=data_args.vertical_flip,
+        image_mean=tuple(mean),
+        image_std=tuple(std),
+    )
+    with PartialState().main_process_first():  # generated and downloaded data is then in the cache for the others
+        images = load_corpus(
+            data_args.corpus,
+            data_dir=data_args.data_dir,
+            split=data_args.split,
+            streaming=data_args.streaming,
+            bad_images=data_args.bad_images,
+            image_column=data_args.image_column,
+            speckle_images=data_args.speckle_images,
+            image_size=max(transform.image_size),
+            seed=seed,
+            class_set=data_args.speckle_classes,
+        )
+    reading = {
+        "patch_size": config.patch_size,
+        "num_channels": config.num_channels,
+        "white_level": data_args.white_level,
+        "seed": seed,
+    }
+    if data_args.streaming:
+        if data_args.held_out and data_args.held_out < 1:
+            raise UsageError("held_out must be a number of images for a stream, whose length is unknown")
+        count = int(data_args.held_out)
+        stream = {**reading, "bad_images": data_args.bad_images}
+        train = PretrainIterableDataset(
+            images.skip(count), transform, shuffle_buffer=data_args.shuffle_buffer, **stream
+        )
+        held_out = PretrainIterableDataset(images.take(count), transform, train=False, **stream) if count else None
+        return PretrainingData(train, held_out, transform)
+    images, skipped = verify_images(
+        images,
+        num_channels=config.num_channels,
+        white_level=data_args.white_level,
+        bad_images=data_args.bad_images,
+        transform=transform,
+    )
+    train_images, held_out_images = split_held_out(images, data_args.held_out, seed)
+    train = PretrainDataset(train_images, transform, **reading)
+    held_out = None
+    if held_out_images is not None:
+        held_out = PretrainDataset(held_out_images, transform, train=False, **reading)
+    labelled = None
+    if held_out is not None and "label" in images.column_names:
+        labelled = PretrainDataset(train_images, transform, train=False, **reading)
+    return PretrainingData(train, held_out, transform, labelled, [name for name, _ in skipped])

@@ -1,0 +1,75 @@
+"""Fixtures for all tests: the smallest model that has every part, and the material kept beside the repository."""
+
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+
+from modeling_glcm_mae import GLCMMAEConfig, GLCMMAEForPreTraining
+
+SHARED = Path(__file__).resolve().parents[2] / "shared"
+
+# 32 pixels in 4 x 4 patches of 8, one encoder and one decoder layer.
+TINY = {
+    "image_size": 32,
+    "patch_size": 8,
+    "hidden_size": 32,
+    "num_hidden_layers": 1,
+    "num_attention_heads": 2,
+    "intermediate_size": 64,
+    "decoder_hidden_size": 24,
+    "decoder_num_hidden_layers": 1,
+    "decoder_num_attention_heads": 2,
+    "decoder_intermediate_size": 48,
+}
+
+
+@pytest.fixture(autouse=True)
+def seeded() -> None:
+    """A failure must come back when its test is run alone."""
+    torch.manual_seed(0)
+
+
+@pytest.fixture(scope="session")
+def tiny_fields() -> dict[str, int]:
+    """The sizes of the tiny model, also valid for a stock `ViTMAEConfig`."""
+    return dict(TINY)
+
+
+@pytest.fixture(scope="session")
+def tiny_config() -> Callable[..., GLCMMAEConfig]:
+    """`tiny_config(preset="texture", **overrides)`."""
+
+    def make(preset: str = "texture", **overrides) -> GLCMMAEConfig:
+        return GLCMMAEConfig.from_preset(preset, **(TINY | overrides))
+
+    return make
+
+
+@pytest.fixture(scope="session")
+def tiny_model(tiny_config) -> Callable[..., GLCMMAEForPreTraining]:
+    """`tiny_model(preset="texture", **overrides)`, in evaluation mode."""
+
+    def make(preset: str = "texture", **overrides) -> GLCMMAEForPreTraining:
+        return GLCMMAEForPreTraining(tiny_config(preset, **overrides)).eval()
+
+    return make
+
+
+@pytest.fixture(scope="session")
+def shared() -> Path:
+    """The folder `shared` beside the repository, with golden values and real corpora."""
+    if not SHARED.is_dir():
+        pytest.skip(f"needs the golden values and corpora of {SHARED}, which is not part of the repository")
+    return SHARED
+
+
+@pytest.fixture(scope="session")
+def busi_images(shared) -> list[Path]:
+    """Five real ultrasound images, without their segmentation masks."""
+    folder = shared / "corpora" / "busi"
+    images = sorted(path for path in folder.rglob("*.png") if "_mask" not in path.name)
+    if len(images) < 5:
+        pytest.skip(f"needs the BUSI images of {folder}")
+    return images[:: len(images) // 5][:5]
