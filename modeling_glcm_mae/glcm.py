@@ -218,24 +218,18 @@ SCRATCH_SIZE = 2**22
 
 def _support(
     x: torch.Tensor, levels: int, value_range: Sequence[float], kernel: str, sharpness: float
-) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor | None]:
     """The few levels that share a pixel, with their weights and the derivatives of these by the pixel's value.
 
     A window of levels around the pixel, folded back at both ends of the range: level -1 is level 0, level K is
     level K - 1. That is what the mirrored terms of the sigmoid do, and the clamping of the linear kernel.
-
-    Args:
-        x: `(...)` float32 or float64.
-        levels, value_range, kernel, sharpness: as for `soft_assignment`.
-
-    Returns:
-        `index` (int64), `weight` and `slope`, each `(..., S)`.
+    `(...)` -> `index` (int64), `weight` and `slope` (None for the hard kernel), each `(..., S)`.
     """
     u = _in_bins(x, levels, value_range)
     inside = (u >= 0) & (u <= levels)
     u = u.clamp(0, levels)
     if kernel == "hard":
-        return u.floor().clamp(max=levels - 1).long().unsqueeze(-1), torch.ones_like(u)[..., None], None
+        return u.floor().long().clamp(0, levels - 1).unsqueeze(-1), (0 * u + 1).unsqueeze(-1), None
     if kernel == "linear":
         first = (u - 0.5).floor()
         share = u - 0.5 - first
@@ -259,7 +253,8 @@ def _support(
     index = torch.where(index < 0, -1 - index, index)
     index = torch.where(index >= levels, 2 * levels - 1 - index, index)
     outside = (index < 0) | (index >= levels)  # a window wider than the whole range is folded once only
-    weight = weight.masked_fill(outside, 0)
+    # A product, not masked_fill: the index of a NaN means nothing, and its weights must stay NaN to show in the loss.
+    weight = weight * ~outside
     lo, hi = map(float, value_range)
     slope = slope.masked_fill(outside | ~inside.unsqueeze(-1), 0) * (levels / (hi - lo))
     return index.clamp(0, levels - 1), weight, slope
@@ -310,7 +305,7 @@ class _SparseLoss(torch.autograd.Function):
                     values.append(v)
                 for matrix, c, v in zip(scratch, touched, values, strict=True):
                     matrix.index_add_(0, c.flatten(), v.flatten())
-                for side, sign in ((0, 1.0), (1, -1.0)):
+                for side in (0, 1):
                     c = touched[side].flatten()
                     own, other = scratch[side][c], scratch[1 - side][c]
                     if reweight:

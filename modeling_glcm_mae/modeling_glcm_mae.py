@@ -1,6 +1,6 @@
 """GLCM-MAE: ViTMAE whose reconstruction is judged by grey-level co-occurrence matrices.
 
-Axis letters in trailing shape comments: B images, N patches, M masked patches, C channels, H W pixels, p the patch size.
+Axis letters in trailing shape comments: B images, N patches, M masked patches, C channels, p the patch size in pixels.
 """
 
 from collections.abc import Sequence
@@ -77,7 +77,7 @@ def _resample_positions(positions: torch.Tensor, grid: tuple[int, int], new_grid
 
 
 class GLCMMAEPreTrainedModel(ViTMAEPreTrainedModel):
-    """Initialisation of MAE (He et al. 2022): fixed sin-cos positions, tokens from N(0, 0.02), Xavier-uniform layers."""
+    """Initialisation of MAE (He et al. 2022): sin-cos positions, tokens from N(0, 0.02), Xavier-uniform layers."""
 
     config: GLCMMAEConfig
     config_class = GLCMMAEConfig
@@ -441,7 +441,7 @@ class GLCMMAEForPreTraining(GLCMMAEPreTrainedModel, ViTMAEForPreTraining):
         return pred * std + mean
 
     def logits_of_pixels(self, patches: torch.Tensor, target: torch.Tensor) -> torch.Tensor:
-        """What the decoder should answer to be read as `patches`: the inverse of `pixels_of_logits`, kept in patches."""
+        """What the decoder should answer to be read as `patches`: inverse of `pixels_of_logits`, in patches."""
         if not self.config.norm_pix_loss:
             return patches
         mean, std = _patch_statistics(target)
@@ -467,8 +467,8 @@ def _min_max_scaled(patches: torch.Tensor) -> torch.Tensor:
     return (patches - low) / spread.clamp(min=1e-6)
 
 
-# Files of ViTMAE name the tensors as older releases of transformers did. Classes outside transformers do not inherit the
-# renaming, and every layer would be left at random, with no more than a warning.
+# Files of ViTMAE name the tensors as older releases of transformers did. Classes outside transformers do not inherit
+# the renaming, and every layer would be left at random, with no more than a warning.
 for _name, _stock_name in (("GLCMMAEModel", "ViTMAEModel"), ("GLCMMAEForPreTraining", "ViTMAEForPreTraining")):
     register_checkpoint_conversion_mapping(_name, get_checkpoint_conversion_mapping(_stock_name), overwrite=True)
 

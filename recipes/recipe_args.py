@@ -51,19 +51,20 @@ def parse_args(dataclass_types: Sequence[type], argv: Sequence[str] | None = Non
     )
     defaults: list[str] = []
     if config_file.config is not None:
-        known = {action.dest for action in parser._actions} - {"help"}
+        known = {action.dest: action for action in parser._actions if action.dest != "help"}
         values = _read_yaml(config_file.config)
         for key, value in values.items():
             if key not in known:
                 close = difflib.get_close_matches(key, known, n=1)
                 hint = f"; did you mean {close[0]}?" if close else ""
                 raise UsageError(f"{config_file.config}: unknown key {key!r}{hint} (--help lists what is allowed)")
+            given = _as_options(key, value, several=known[key].nargs in ("+", "*"))
             try:
-                parser.parse_args(_as_options(key, value))
+                parser.parse_args(given)
             except UsageError as error:
                 # HfArgumentParser knows no required fields here, so only this key can be at fault.
                 raise UsageError(f"{config_file.config}: {key}: {value!r} is not allowed: {error}") from None
-            defaults += _as_options(key, value)
+            defaults += given
     *parsed, unknown = parser.parse_args_into_dataclasses(defaults + options, return_remaining_strings=True)
     if unknown:
         raise UsageError(f"unknown option or value: {' '.join(unknown)} (--help lists all options)")
@@ -82,12 +83,12 @@ def _read_yaml(path: Path) -> dict[str, Any]:
     return values or {}
 
 
-def _as_options(key: str, value: Any) -> list[str]:
+def _as_options(key: str, value: Any, several: bool) -> list[str]:
     """The command-line form of a YAML entry, so that both go through the same checks of type."""
     if value is None:
         return []
-    if isinstance(value, list) and not any(isinstance(item, list | dict) for item in value):
-        return [f"--{key}", *map(str, value)]
+    if several:
+        return [f"--{key}", *map(str, value if isinstance(value, list) else [value])]
     return [f"--{key}={json.dumps(value) if isinstance(value, list | dict) else value}"]
 
 
@@ -224,11 +225,12 @@ class PretrainingArguments(TrainingArguments):
     dataloader_num_workers: int = _option(2, "Processes that decode images.")
     remove_unused_columns: bool = _option(False, "Must stay false: the items are made as the model takes them.")
     logging_nan_inf_filter: bool = _option(False, "Must stay false: a loss that is not finite stops the run.")
+    load_best_model_at_end: bool = _option(False, "Must stay false: the last step is exported, as published.")
     ddp_find_unused_parameters: bool | None = _option(False, "Every parameter takes part in every step.")
 
     def __post_init__(self):
         super().__post_init__()
-        for name in ("remove_unused_columns", "logging_nan_inf_filter"):
+        for name in ("remove_unused_columns", "logging_nan_inf_filter", "load_best_model_at_end"):
             if getattr(self, name):
                 raise UsageError(f"{name} must stay false, got true")
         if self.mse_epochs < 0 or self.mse_epochs > max(self.num_train_epochs, 1):

@@ -54,6 +54,14 @@ class PretrainTrainer(Trainer):
         """Images per update of the weights."""
         return self.args.train_batch_size * self.args.gradient_accumulation_steps * self.args.world_size
 
+    def _load_from_checkpoint(self, resume_from_checkpoint, model=None):
+        if self.is_fsdp_enabled:
+            return super()._load_from_checkpoint(resume_from_checkpoint, model)
+        # save_pretrained writes ViTMAE's tensors under the names of older releases. Trainer (5.23) would look for the
+        # new names, find none of the layers, warn, and train on from random ones.
+        saved = GLCMMAEForPreTraining.from_pretrained(resume_from_checkpoint, dtype=torch.float32)
+        (self.model if model is None else model).load_state_dict(saved.state_dict())
+
     # Schedule of the objective: a function of the step alone, so that a resumed run continues it
 
     def objective_at(self, step: int) -> tuple[bool, float | None]:

@@ -1,0 +1,543 @@
+"""Tests of modeling_glcm_mae.glcm."""
+
+import math
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from scipy.ndimage import correlate1d
+from skimage.feature import graycomatrix
+from torch.nn.functional import avg_pool2d, pad
+
+from modeling_glcm_mae import (
+    GLCMLoss,
+    cooccurrence_matrix,
+    glcm_loss,
+    offsets_from_angles,
+    soft_assignment,
+    ssim_loss,
+    texture_fidelity,
+)
+
+DISTANCES, ANGLES = [1, 3], [0, math.pi / 4, math.pi / 2, 3 * math.pi / 4]
+OFFSETS = [[0, 1], [1, 1], [1, 0], [1, -1], [0, 3], [2, 2], [3, 0], [2, -2]]  # 3 sin 45 degrees is 2.1
+RANGE = (-1.0, 1.0)
+BACKENDS = ["dense", "sparse"]
+# Kernels with a gradient: the published sharpness, and two at which levels overlap.
+SOFT = [("sigmoid", 30.0), ("sigmoid", 5.0), ("sigmoid", 1.5), ("linear", 30.0)]
+
+
+def patches(*shape: int, seed: int = 0, dtype: torch.dtype = torch.float32) -> torch.Tensor:
+    """Noise that spans RANGE."""
+    return torch.rand(*shape, generator=torch.Generator().manual_seed(seed), dtype=dtype) * 2 - 1
+
+
+def count_pairs(weights: np.ndarray, offset: list[int], mask: np.ndarray | None = None) -> np.ndarray:
+    """The definition, pair by pair: `(H, W, K)` -> `(K, K)`."""
+    height, width, levels = weights.shape
+    counts = np.zeros((levels, levels))
+    for y, x in np.ndindex(height, width):
+        v, u = y + offset[0], x + offset[1]
+        if 0 <= v < height and 0 <= u < width and (mask is None or (mask[y, x] and mask[v, u])):
+            counts += np.outer(weights[y, x], weights[v, u])
+    return counts
+
+
+# Against scikit-image
+
+
+def check_against_skimage(image: np.ndarray, levels: int) -> None:
+    for symmetric in (False, True):
+        for normed in (False, True):
+            expected = graycomatrix(image, DISTANCES, ANGLES, levels=levels, symmetric=symmetric, normed=normed)
+            expected = expected.transpose(2, 3, 0, 1).reshape(-1, levels, levels)  # distance by distance
+            found = cooccurrence_matrix(
+                torch.from_numpy(image.astype(np.float64)),
+                levels=levels,
+                value_range=(-0.5, levels - 0.5),  # whole numbers are the centres of their levels
+                offsets=offsets_from_angles(DISTANCES, ANGLES),
+                kernel="hard",
+                symmetric=symmetric,
+                normalize=normed,
+            )
+            np.testing.assert_array_equal(found.numpy(), expected)
+
+
+@pytest.mark.parametrize("seed", range(20))
+def test_hard_kernel_equals_skimage_on_random_images(seed):
+    rng = np.random.default_rng(seed)
+    levels = int(rng.integers(2, 40))
+    check_against_skimage(rng.integers(0, levels, size=rng.integers(4, 33, size=2), dtype=np.uint8), levels)
+
+
+def test_hard_kernel_equals_skimage_on_real_images(busi_images):
+    for path in busi_images:
+        image = np.asarray(Image.open(path).convert("L"))
+        check_against_skimage(image[::5, ::5] // 8, 32)
+
+
+def test_hard_kernel_bins_the_full_byte_range_as_integer_division_does(busi_images):
+    # The usual case: a byte image rescaled and normalised, its range stated in the normalised units.
+    mean, std = 0.456, 0.224
+    image = np.asarray(Image.open(busi_images[0]).convert("L"))[::4, ::4]
+    pixels = (torch.from_numpy(image / np.float32(255)) - mean) / std
+    found = cooccurrence_matrix(
+        pixels, levels=16, value_range=(-mean / std, (1 - mean) / std), offsets=[[0, 1]], kernel="hard"
+    )
+    levels = np.minimum(np.floor(image / 255 * 16), 15).astype(np.uint8)
+    np.testing.assert_array_equal(found[0].numpy(), graycomatrix(levels, [1], [0], levels=16)[:, :, 0, 0])
+
+
+def test_offsets_from_angles():
+    assert offsets_from_angles(DISTANCES, ANGLES) == OFFSETS
+    assert offsets_from_angles([2], [math.pi, -math.pi / 2]) == [[0, -2], [-2, 0]]
+    with pytest.raises(ValueError, match="at least 1 pixel"):
+        offsets_from_angles([0], [0.0])
+
+
+# Weights of the kernels
+
+
+@pytest.mark.parametrize("levels", [2, 7, 32, 256])
+@pytest.mark.parametrize(("kernel", "sharpness"), [*SOFT, ("sigmoid", 1000.0), ("hard", 30.0)])
+def test_weights_of_a_pixel_sum_to_one(kernel, sharpness, levels):
+    values = torch.cat([torch.linspace(-1, 1, 2001), torch.tensor([-5.0, 5.0])]).double()
+    weights = soft_assignment(values, levels=levels, value_range=RANGE, kernel=kernel, sharpness=sharpness)
+    assert weights.shape == (2003, levels)
+    assert weights.min() >= -1e-12
+    # The mirrored terms stop after one reflection: exp(-levels * sharpness) is missing.
+    torch.testing.assert_close(
+        weights.sum(-1), torch.ones(2003).double(), rtol=0, atol=1e-9 + 2 * math.exp(-levels * sharpness)
+    )
+
+
+def test_sigmoid_tends_to_hard_binning():
+    values = patches(500, dtype=torch.float64)
+    arguments = {"levels": 16, "value_range": RANGE}
+    hard = soft_assignment(values, kernel="hard", **arguments)
+    gaps = [
+        (soft_assignment(values, sharpness=sharpness, **arguments) - hard).abs().mean().item()
+        for sharpness in (1.0, 10.0, 100.0, 1e6)
+    ]
+    assert gaps == sorted(gaps, reverse=True) and gaps[0] > 0.05 and gaps[-1] < 1e-6
+
+
+def test_sigmoid_by_hand():
+    # Two levels on [0, 2], so w = 1; t = 1/2; x = 0.75 lies in level 0, a quarter from level 1.
+    def s(v: float) -> float:
+        return 1 / (1 + math.exp(-2 * v))
+
+    first = (s(0.75) - s(-0.25)) + (s(-0.75) - s(-1.75)) + (s(3.25) - s(2.25))
+    second = (s(-0.25) - s(-1.25)) + (s(-1.75) - s(-2.75)) + (s(2.25) - s(1.25))
+    found = soft_assignment(torch.tensor([0.75]).double(), levels=2, value_range=(0, 2), sharpness=2.0)
+    torch.testing.assert_close(found, torch.tensor([[first, second]], dtype=torch.float64), rtol=1e-12, atol=0)
+
+
+def test_linear_by_hand():
+    # Level centres at 0.5, 1.5, 2.5.
+    values = torch.tensor([-1.0, 0.0, 0.5, 0.75, 1.5, 2.0, 2.5, 3.0, 9.0])
+    expected = [[1, 0, 0]] * 3 + [[0.75, 0.25, 0], [0, 1, 0], [0, 0.5, 0.5]] + [[0, 0, 1]] * 3
+    found = soft_assignment(values, levels=3, value_range=(0, 3), kernel="linear")
+    torch.testing.assert_close(found, torch.tensor(expected).float())
+
+
+def test_hard_puts_the_upper_end_into_the_last_level():
+    found = soft_assignment(torch.tensor([0.0, 0.99, 1.0, 3.0]), levels=3, value_range=(0, 3), kernel="hard")
+    assert found.argmax(-1).tolist() == [0, 0, 1, 2] and found.sum() == 4
+
+
+# Matrices
+
+
+@pytest.mark.parametrize("offset", [[0, 1], [2, 0], [-1, 0], [0, -2], [2, 3], [-2, 3], [2, -3], [-4, -6]])
+@pytest.mark.parametrize("masked", [False, True])
+@pytest.mark.parametrize("kernel", ["sigmoid", "linear", "hard"])
+def test_matrix_is_the_sum_over_pairs(kernel, masked, offset):
+    image = patches(5, 7, dtype=torch.float64)  # not square
+    mask = (patches(5, 7, seed=1) > -0.6) if masked else None
+    arguments = {"levels": 4, "value_range": RANGE, "kernel": kernel, "sharpness": 3.0}
+    weights = soft_assignment(image, **arguments).numpy()
+    expected = count_pairs(weights, offset, mask.numpy() if masked else None)
+    assert expected.sum() > 0 or offset == [-4, -6]
+    found = cooccurrence_matrix(image, offsets=[offset], mask=mask, **arguments)
+    np.testing.assert_allclose(found[0].numpy(), expected, rtol=0, atol=1e-12)
+
+
+def test_a_reversed_offset_transposes_the_matrix():
+    there, back = cooccurrence_matrix(patches(9, 6), levels=5, value_range=RANGE, offsets=[[2, -1], [-2, 1]])
+    torch.testing.assert_close(there, back.T)
+
+
+@pytest.mark.parametrize(("kernel", "sharpness"), SOFT)
+def test_flags_of_the_matrix(kernel, sharpness):
+    arguments = {"levels": 6, "value_range": RANGE, "offsets": OFFSETS[:3], "kernel": kernel, "sharpness": sharpness}
+    image = patches(2, 8, 8, dtype=torch.float64)
+    plain = cooccurrence_matrix(image, **arguments)
+    pairs = torch.tensor([56.0, 49.0, 56.0]).double().expand(2, 3)
+    torch.testing.assert_close(plain.sum((-2, -1)), pairs, rtol=1e-3, atol=0)  # sharpness 1.5: almost 1 a pixel
+    symmetric = cooccurrence_matrix(image, symmetric=True, **arguments)
+    torch.testing.assert_close(symmetric, plain + plain.mT)
+    for counts, flag in ((plain, False), (symmetric, True)):
+        found = cooccurrence_matrix(image, symmetric=flag, normalize=True, **arguments)
+        torch.testing.assert_close(found, counts / counts.sum((-2, -1), keepdim=True))
+
+
+def test_leading_axes_are_a_loop():
+    images = patches(2, 3, 6, 8)
+    arguments = {"levels": 5, "value_range": RANGE, "offsets": [[0, 1], [1, -1]], "kernel": "linear"}
+    together = cooccurrence_matrix(images, **arguments)
+    assert together.shape == (2, 3, 2, 5, 5)
+    for index in np.ndindex(2, 3):
+        torch.testing.assert_close(together[index], cooccurrence_matrix(images[index], **arguments))
+
+
+def test_a_mask_without_pairs_gives_zeros_and_a_zero_gradient():
+    image = patches(6, 6).requires_grad_()
+    mask = torch.zeros(6, 6, dtype=torch.bool)
+    mask[2, 2] = True
+    for normalize in (False, True):
+        found = cooccurrence_matrix(
+            image, levels=4, value_range=RANGE, offsets=[[0, 1]], mask=mask, normalize=normalize
+        )
+        assert found.abs().max() == 0
+        (gradient,) = torch.autograd.grad(1e3 * found.sum(), image)
+        assert gradient.abs().max() == 0
+
+
+def test_result_dtype():
+    arguments = {"levels": 4, "value_range": RANGE, "offsets": [[0, 1]]}
+    for given, expected in (
+        (torch.float16, torch.float32),
+        (torch.bfloat16, torch.float32),
+        (torch.float32, torch.float32),
+        (torch.float64, torch.float64),
+    ):
+        assert cooccurrence_matrix(patches(6, 6).to(given), **arguments).dtype == expected
+
+
+# Gradients
+
+
+@pytest.mark.parametrize("normalize", [False, True])
+@pytest.mark.parametrize("symmetric", [False, True])
+@pytest.mark.parametrize(("kernel", "sharpness"), SOFT[1:])
+def test_gradcheck_of_the_matrix(kernel, sharpness, symmetric, normalize):
+    image = patches(2, 4, 5, dtype=torch.float64).requires_grad_()
+    mask = patches(2, 4, 5, seed=3) > -0.7
+    assert torch.autograd.gradcheck(
+        lambda x: cooccurrence_matrix(
+            x,
+            levels=4,
+            value_range=RANGE,
+            offsets=[[0, 1], [-1, 1]],
+            kernel=kernel,
+            sharpness=sharpness,
+            symmetric=symmetric,
+            normalize=normalize,
+            mask=mask,
+        ),
+        (image,),
+    )
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+@pytest.mark.parametrize("reweight", [False, True])
+@pytest.mark.parametrize("normalize", [False, True])
+@pytest.mark.parametrize("symmetric", [False, True])
+@pytest.mark.parametrize(("kernel", "sharpness"), SOFT[1:])
+def test_gradcheck_of_the_loss(kernel, sharpness, symmetric, normalize, reweight, backend):
+    pred, target = patches(2, 5, 4, dtype=torch.float64).requires_grad_(), patches(2, 5, 4, seed=1).double()
+    assert torch.autograd.gradcheck(
+        lambda x: (
+            100
+            * glcm_loss(
+                x,
+                target,
+                levels=4,
+                value_range=RANGE,
+                offsets=[[1, 0], [1, -1]],
+                kernel=kernel,
+                sharpness=sharpness,
+                reweight=reweight,
+                symmetric=symmetric,
+                normalize=normalize,
+                reduction="none",
+                backend=backend,
+            )
+        ),
+        (pred,),
+    )
+
+
+# Loss
+
+LOSS = {"levels": 8, "value_range": RANGE, "offsets": [[0, 1], [1, 0]]}
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+@pytest.mark.parametrize("symmetric", [False, True])
+@pytest.mark.parametrize("normalize", [False, True])
+@pytest.mark.parametrize("reweight", [False, True])
+def test_loss_by_hand(reweight, normalize, symmetric, backend):
+    pred, target = patches(3, 6, 7).double(), patches(3, 6, 7, seed=1).double()
+    flags = {"normalize": normalize, "symmetric": symmetric, "kernel": "linear", "backend": backend}
+    expected = []
+    for one_pred, one_target in zip(pred, target, strict=True):
+        cells = []
+        for offset in LOSS["offsets"]:
+            both = []
+            for image in (one_pred, one_target):
+                weights = soft_assignment(image, levels=8, value_range=RANGE, kernel="linear").numpy()
+                counts = count_pairs(weights, offset)
+                if symmetric:
+                    counts = counts + counts.T
+                if normalize:
+                    counts = counts / counts.sum()
+                if reweight:
+                    counts = counts * (counts.sum() - counts) / counts.sum()
+                both.append(counts)
+            cells.append((both[0] - both[1]) ** 2)
+        expected.append(np.mean(cells))
+    found = glcm_loss(pred, target, reweight=reweight, reduction="none", **flags, **LOSS)
+    np.testing.assert_allclose(found.numpy(), expected, rtol=1e-10)
+    mean = glcm_loss(pred, target, reweight=reweight, **flags, **LOSS)
+    assert mean.item() == pytest.approx(np.mean(expected))
+
+
+def test_loss_is_zero_for_equal_patches_and_invariant_to_where_texture_lies():
+    target = patches(4, 8, 8)
+    assert glcm_loss(target, target, **LOSS).item() == 0
+    # Turned by half a turn, a symmetric matrix stays as it is.
+    turned = target.flip(1, 2)
+    assert glcm_loss(turned, target, symmetric=True, **LOSS).item() == pytest.approx(0, abs=1e-9)
+
+
+def test_loss_of_a_batch_is_a_loop():
+    pred, target = patches(5, 8, 6), patches(5, 8, 6, seed=1)
+    together = glcm_loss(pred, target, reduction="none", **LOSS)
+    assert together.shape == (5,)
+    for i in range(5):
+        torch.testing.assert_close(together[i], glcm_loss(pred[i : i + 1], target[i : i + 1], **LOSS))
+
+
+@pytest.mark.parametrize("symmetric", [False, True])
+@pytest.mark.parametrize("normalize", [False, True])
+@pytest.mark.parametrize("reweight", [False, True])
+@pytest.mark.parametrize(("kernel", "sharpness"), [*SOFT, ("sigmoid", 300.0), ("hard", 30.0)])
+@pytest.mark.parametrize("levels", [2, 3, 32, 256])
+def test_backends_agree_with_the_definition(levels, kernel, sharpness, reweight, normalize, symmetric):
+    pred = (1.3 * patches(6, 7, 9)).requires_grad_()  # some values beyond the range
+    target = 1.3 * patches(6, 7, 9, seed=1)
+    arguments = {"kernel": kernel, "sharpness": sharpness, "reweight": reweight, "normalize": normalize}
+    arguments |= {"levels": levels, "value_range": RANGE, "offsets": [[0, 1], [-2, 3], [6, -8]], "symmetric": symmetric}
+    losses = [glcm_loss(pred, target, reduction="none", backend=name, **arguments) for name in [*BACKENDS, "auto"]]
+    # The sparse backend takes the weights of a pixel to sum to 1; the definition misses exp(-levels * sharpness).
+    tolerance = 1e-4 + 10 * math.exp(-levels * sharpness)
+    for loss in losses[1:]:
+        torch.testing.assert_close(loss, losses[0], rtol=tolerance, atol=1e-9)
+    if kernel != "hard":
+        weights = torch.arange(1.0, 7.0)
+        expected, *gradients = (torch.autograd.grad((weights * loss).sum(), pred)[0] for loss in losses)
+        for gradient in gradients:
+            assert (gradient - expected).norm() < 10 * tolerance * expected.norm()
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+@pytest.mark.parametrize("kernel", ["sigmoid", "linear"])
+def test_a_pixel_that_is_not_a_number_shows(kernel, backend):
+    # A loss that hides it would let a broken training go on.
+    pred, target = patches(3, 8, 8), patches(3, 8, 8, seed=1)
+    pred[1, 4, 4] = math.nan
+    losses = glcm_loss(pred, target, kernel=kernel, backend=backend, reduction="none", **LOSS)
+    assert losses.isnan().tolist() == [False, True, False]
+
+
+def test_module_is_the_function():
+    pred, target = patches(3, 8, 8), patches(3, 8, 8, seed=1)
+    module = GLCMLoss(kernel="linear", **LOSS)
+    torch.testing.assert_close(module(pred, target), glcm_loss(pred, target, kernel="linear", **LOSS))
+    assert "kernel='linear'" in repr(module) and "levels=8" in repr(module)
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_no_gradient_flows_to_the_target(backend):
+    pred, target = patches(2, 8, 8).requires_grad_(), patches(2, 8, 8, seed=1).requires_grad_()
+    glcm_loss(pred, target, kernel="linear", backend=backend, **LOSS).backward()
+    assert target.grad is None and pred.grad.abs().sum() > 0
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+@pytest.mark.parametrize("reweight", [False, True])
+@pytest.mark.parametrize("normalize", [False, True])
+@pytest.mark.parametrize("kernel", ["sigmoid", "linear"])
+@pytest.mark.parametrize("case", ["flat", "flat pred", "below", "above", "one bin", "edges", "none"])
+def test_degenerate_patches_give_a_finite_loss_and_gradient(case, kernel, normalize, reweight, backend):
+    noise = patches(3, 8, 8)
+    pred, target = {
+        "flat": (torch.full_like(noise, 0.3), torch.full_like(noise, 0.3)),
+        "flat pred": (torch.zeros_like(noise), noise),
+        "below": (noise - 1e4, noise - 1e4),
+        "above": (noise + 1e4, noise),
+        "one bin": (0.01 + 0.001 * noise, noise),
+        "edges": (noise.sign(), noise),
+        "none": (noise[:0], noise[:0]),
+    }[case]
+    pred = pred.clone().requires_grad_()
+    loss = glcm_loss(pred, target, kernel=kernel, normalize=normalize, reweight=reweight, backend=backend, **LOSS)
+    loss.backward()
+    assert loss.dtype == torch.float32 and loss.isfinite() and pred.grad.isfinite().all()
+    if case in ("flat", "below", "none"):
+        assert loss.item() == 0
+    if case in ("below", "above"):
+        assert pred.grad.abs().max() == 0  # clamped
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_reduction_none_of_no_patch(backend):
+    none = patches(0, 8, 8)
+    assert glcm_loss(none, none, reduction="none", backend=backend, **LOSS).shape == (0,)
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_autocast_changes_nothing(dtype, backend):
+    pred, target = patches(4, 16, 16).requires_grad_(), patches(4, 16, 16, seed=1)
+    channels = pred.unsqueeze(1), target.unsqueeze(1)
+
+    def results() -> list[torch.Tensor]:
+        return [
+            glcm_loss(pred, target, backend=backend, **LOSS),
+            ssim_loss(*channels),
+            cooccurrence_matrix(pred, **LOSS),
+        ]
+
+    plain = results()
+    with torch.autocast("cpu", dtype=dtype):
+        assert (torch.eye(2) @ torch.eye(2)).dtype == dtype  # autocast is really on
+        cast = results()
+    for one, other in zip(plain, cast, strict=True):
+        assert other.dtype == torch.float32
+        assert torch.equal(one, other)
+    # As trainers do, the gradient is asked for outside autocast.
+    for one, other in zip(plain[:2], cast[:2], strict=True):
+        assert torch.equal(torch.autograd.grad(one, pred)[0], torch.autograd.grad(other, pred)[0])
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        ({"levels": 1}, "levels.*at least 2.*1"),
+        ({"value_range": (1.0, 0.0)}, r"value_range.*lo < hi.*\(1.0, 0.0\)"),
+        ({"value_range": (0.0, math.inf)}, "value_range.*finite"),
+        ({"value_range": (0.0, 1.0, 2.0)}, "value_range.*two"),
+        ({"offsets": []}, "offsets.*none"),
+        ({"offsets": [[0, 0]]}, r"offset.*\[0, 0\]"),
+        ({"offsets": [[8, 0]]}, r"offset.*8 x 8.*\[8, 0\]"),
+        ({"offsets": [[0, -8]]}, r"offset.*8 x 8.*\[0, -8\]"),
+        ({"offsets": [[1]]}, r"offset.*\[1\]"),
+        ({"kernel": "box"}, "kernel.*sigmoid, linear, hard.*'box'"),
+        ({"sharpness": 0.0}, "sharpness.*0"),
+        ({"sharpness": math.nan}, "sharpness.*nan"),
+        ({"sharpness": math.inf}, "sharpness.*inf"),
+        ({"reduction": "sum"}, "reduction.*mean or none.*'sum'"),
+        ({"backend": "cuda"}, "backend.*dense.*'cuda'"),
+    ],
+)
+def test_wrong_argument_names_itself_and_what_is_allowed(arguments, said):
+    with pytest.raises(ValueError, match=said):
+        glcm_loss(patches(2, 8, 8), patches(2, 8, 8), **(LOSS | arguments))
+
+
+def test_wrong_images_are_refused():
+    with pytest.raises(ValueError, match=r"\(2, 8, 8\) and \(2, 8, 7\)"):
+        glcm_loss(patches(2, 8, 8), patches(2, 8, 7), **LOSS)
+    with pytest.raises(ValueError, match=r"\(M, H, W\)"):
+        glcm_loss(patches(8, 8), patches(8, 8), **LOSS)
+    with pytest.raises(ValueError, match="floating point.*int64"):
+        cooccurrence_matrix(torch.zeros(8, 8, dtype=torch.int64), **LOSS)
+    with pytest.raises(ValueError, match="mask.*bool"):
+        cooccurrence_matrix(patches(8, 8), mask=torch.ones(8, 8), **LOSS)
+    with pytest.raises(ValueError, match=r"mask.*\(8, 8\)"):
+        cooccurrence_matrix(patches(8, 8), mask=torch.ones(8, 7, dtype=torch.bool), **LOSS)
+
+
+# SSIM
+
+
+def ssim_by_scipy(a: np.ndarray, b: np.ndarray, taps: int) -> float:
+    """Mean SSIM of two images of one channel over the valid region."""
+    window = np.exp(-((np.arange(taps) - taps // 2) ** 2) / (2 * 1.5**2))
+    window /= window.sum()
+
+    def smooth(x: np.ndarray) -> np.ndarray:
+        edge = taps // 2
+        smoothed = correlate1d(correlate1d(x, window, axis=0), window, axis=1)
+        return smoothed[edge : x.shape[0] - edge, edge : x.shape[1] - edge]
+
+    mean_a, mean_b = smooth(a), smooth(b)
+    var_a, var_b, cov = smooth(a * a) - mean_a**2, smooth(b * b) - mean_b**2, smooth(a * b) - mean_a * mean_b
+    c1, c2 = 0.01**2, 0.03**2
+    return np.mean((2 * mean_a * mean_b + c1) * (2 * cov + c2) / ((mean_a**2 + mean_b**2 + c1) * (var_a + var_b + c2)))
+
+
+@pytest.mark.parametrize(("height", "width", "taps"), [(16, 16, 11), (11, 11, 11), (32, 20, 11), (8, 8, 7), (9, 9, 9)])
+def test_ssim_against_scipy(height, width, taps):
+    target = (patches(3, 2, height, width, dtype=torch.float64) + 1) / 2
+    pred = (0.6 * target + 0.3 * (patches(3, 2, height, width, seed=1) + 1) / 2).clamp(0, 1)
+    expected = [
+        1 - np.mean([ssim_by_scipy(p.numpy(), t.numpy(), taps) for p, t in zip(pred[i], target[i], strict=True)])
+        for i in range(3)
+    ]
+    assert 0.05 < np.mean(expected) < 0.95
+    np.testing.assert_allclose(ssim_loss(pred, target, reduction="none").numpy(), expected, rtol=1e-9)
+    assert ssim_loss(pred, target).item() == pytest.approx(np.mean(expected))
+    assert ssim_loss(pred.float(), target.float()).item() == pytest.approx(np.mean(expected), rel=1e-4)
+
+
+def test_ssim_of_equal_flat_and_no_patches():
+    image = patches(2, 1, 16, 16)
+    assert ssim_loss(image, image).item() == pytest.approx(0, abs=1e-6)
+    for pred in (torch.zeros(2, 1, 16, 16), torch.full((2, 1, 16, 16), 0.7), image[:0]):
+        pred = pred.clone().requires_grad_()
+        loss = ssim_loss(pred, image[: len(pred)])
+        loss.backward()
+        assert loss.isfinite() and pred.grad.isfinite().all()
+    assert loss.item() == 0
+    with pytest.raises(ValueError, match="reduction"):
+        ssim_loss(image, image, reduction="sum")
+
+
+def test_gradcheck_of_ssim():
+    target = (patches(1, 1, 12, 13, dtype=torch.float64) + 1) / 2
+    pred = ((patches(1, 1, 12, 13, seed=1).double() + 1) / 2).requires_grad_()
+    assert torch.autograd.gradcheck(lambda x: ssim_loss(x, target), (pred,))
+
+
+# Does it do what it is for?
+
+
+def test_moving_pixels_down_the_loss_restores_texture():
+    # Correlated noise; its blurred copy has lost the contrast between neighbours.
+    target = avg_pool2d(patches(16, 18, 18), 3, stride=1)
+    blurred = avg_pool2d(pad(target.unsqueeze(1), (2, 2, 2, 2), mode="replicate"), 5, stride=1).squeeze(1)
+    before = texture_fidelity(blurred, target, value_range=RANGE)
+    pixels = blurred.clone().requires_grad_()
+    optimizer = torch.optim.Adam([pixels], lr=0.02)
+    for _ in range(200):
+        optimizer.zero_grad()
+        loss = glcm_loss(
+            pixels,
+            target,
+            levels=32,
+            value_range=RANGE,
+            offsets=[[0, 1], [1, 0]],
+            kernel="linear",
+            reweight=False,
+            normalize=True,
+        )
+        (1e4 * loss).backward()
+        optimizer.step()
+    after = texture_fidelity(pixels.detach(), target, value_range=RANGE)
+    assert before["glcm_l1"] > 1 and after["glcm_l1"] < 0.35
+    assert before["gradient_energy_ratio"] < 0.4 and 0.85 < after["gradient_energy_ratio"] < 1.2

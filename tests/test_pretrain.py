@@ -1,0 +1,405 @@
+"""The pretraining recipe as users start it: real launches, kill and resume, several processes, bad input."""
+
+import json
+import os
+import re
+import signal
+import socket
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import torch
+import yaml
+from helpers import encode, grey, write
+from transformers import AutoImageProcessor, AutoModel, ViTMAEConfig, ViTMAEForPreTraining, ViTModel
+
+from recipe_args import DataArguments, ModelArguments, PretrainingArguments, UsageError, parse_args
+from recipe_setup import build_model
+
+ROOT = Path(__file__).resolve().parent.parent
+TINY = {
+    "image_size": 32,
+    "patch_size": 8,
+    "hidden_size": 32,
+    "num_hidden_layers": 1,
+    "num_attention_heads": 2,
+    "intermediate_size": 64,
+    "decoder_hidden_size": 32,
+    "decoder_num_hidden_layers": 1,
+    "decoder_num_attention_heads": 2,
+    "decoder_intermediate_size": 64,
+    "mask_ratio": 0.5,
+    "held_out": 8,
+    "num_train_epochs": 2,
+    "per_device_train_batch_size": 16,
+    "learning_rate": 1e-3,
+    "logging_steps": 1,
+    "dataloader_num_workers": 0,
+    "num_pictures": 2,
+    "use_cpu": True,
+}
+# Threads of two processes would fight for the cores; one also makes sums come out the same each time.
+ENVIRONMENT = {**os.environ, "OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1", "TQDM_DISABLE": "1"}
+
+
+def save_image(path: Path, *, seed: int, size: tuple[int, int]) -> None:
+    write(path, encode(grey(*size, seed=seed)))
+
+
+def options(**values) -> list[str]:
+    return [f"--{name}={value}" for name, value in values.items()]
+
+
+def launch(arguments, launcher=(sys.executable,), check=True) -> subprocess.CompletedProcess:
+    done = subprocess.run(
+        [*launcher, str(ROOT / "recipes" / "pretrain.py"), *arguments],
+        capture_output=True,
+        text=True,
+        env=ENVIRONMENT,
+        timeout=280,
+    )
+    if check:
+        assert done.returncode == 0, done.stderr[-3000:]
+    return done
+
+
+def losses(output_dir: Path) -> dict[int, dict[str, float]]:
+    rows = [json.loads(line) for line in (output_dir / "metrics.jsonl").read_text().splitlines()]
+    return {row["step"]: {k: row[k] for k in ("loss", "mse", "glcm") if k in row} for row in rows if "loss" in row}
+
+
+def evaluations(output_dir: Path) -> list[dict]:
+    rows = [json.loads(line) for line in (output_dir / "metrics.jsonl").read_text().splitlines()]
+    return [row for row in rows if "eval_loss" in row]
+
+
+def assert_same_losses(one, other, steps=None, tolerance=1e-5):
+    steps = steps or one.keys()
+    assert steps <= one.keys() and steps <= other.keys() and steps
+    for step in steps:
+        assert other[step] == pytest.approx(one[step], rel=tolerance), step
+
+
+@pytest.fixture(scope="module")
+def images(tmp_path_factory) -> Path:
+    """56 images of two classes, as people have them: a folder a class."""
+    folder = tmp_path_factory.mktemp("images")
+    for index in range(56):
+        save_image(folder / ("a" if index % 2 else "b") / f"{index:02d}.png", seed=index, size=(40, 48))
+    return folder
+
+
+@pytest.fixture(scope="module")
+def run(images, tmp_path_factory) -> Path:
+    """An uninterrupted run of 6 steps, to be compared with."""
+    output_dir = tmp_path_factory.mktemp("runs") / "whole"
+    launch(options(**TINY, corpus=images, output_dir=output_dir, mse_epochs=1, picture_every_epochs=1))
+    return output_dir
+
+
+def test_run_leaves_everything_where_the_contract_says(run):
+    assert {path.name for path in run.iterdir()} >= {
+        "config.yaml",
+        "metrics.jsonl",
+        "all_results.json",
+        "reconstructions",
+        "export",
+    }
+    assert sorted(path.name for path in (run / "reconstructions").iterdir()) == ["last.png", "step-0000003.png"]
+    config = yaml.safe_load((run / "config.yaml").read_text())
+    assert config["derived"]["num_train_images"] == 48 and config["derived"]["num_held_out_images"] == 8
+    assert config["training"]["learning_rate"] == 1e-3
+    assert {p.name for p in (run / "export").iterdir()} >= {"README.md", "config.yaml", "model.safetensors"}
+    assert not list(run.rglob("export*.partial")) and not list((run / "export").rglob("*.bin"))
+
+
+def test_schedule_switches_from_mse_to_texture(run):
+    steps = losses(run)
+    assert sorted(steps) == [1, 2, 3, 4, 5, 6]
+    for step in (1, 2, 3):
+        assert steps[step]["loss"] == pytest.approx(steps[step]["mse"]) and "glcm" not in steps[step]
+    for step in (4, 5, 6):
+        assert steps[step]["loss"] == pytest.approx(10240 * steps[step]["glcm"] + 0.1 * steps[step]["mse"], rel=1e-5)
+
+
+def test_evaluation_stands_beside_trivial_predictors(run):
+    rows = evaluations(run)
+    assert rows[0]["step"] == 0 and rows[-1]["step"] == 6
+    for predictor in ("patch_mean", "dataset_mean"):
+        values = {row[f"eval_loss_{predictor}"] for row in rows}
+        assert len(values) == 1, "fixed images and masks: trivial predictors never change"
+    assert rows[0]["eval_mse_patch_mean"] < rows[0]["eval_mse_dataset_mean"]
+    assert rows[-1]["eval_loss"] < rows[0]["eval_loss"]
+    assert rows[0]["eval_loss"] == pytest.approx(10240 * rows[0]["eval_glcm"] + 0.1 * rows[0]["eval_mse"], rel=1e-5)
+
+
+def test_export_opens_in_plain_transformers(run):
+    export = run / "export"
+    encoder, report = AutoModel.from_pretrained(export, output_loading_info=True)
+    assert type(encoder) is ViTModel
+    assert not any(report.values()), report
+    processor = AutoImageProcessor.from_pretrained(export)
+    pixels = processor(images=torch.zeros(40, 48, 3, dtype=torch.uint8).numpy(), return_tensors="pt")["pixel_values"]
+    assert pixels.shape == (1, 3, 32, 32)
+    with torch.no_grad():
+        first, second = encoder(pixels), encoder(pixels)
+    assert first.last_hidden_state.shape == (1, 17, 32), "all 16 patches and CLS: nothing is masked"
+    assert torch.equal(first.last_hidden_state, second.last_hidden_state)
+    assert torch.equal(first.pooler_output, first.last_hidden_state[:, 0])
+    # the same weights as the encoder of the autoencoder, which at mask ratio 0 sees all patches, in shuffled order
+    whole = ViTMAEForPreTraining.from_pretrained(export / "pretraining", mask_ratio=0.0)
+    noise = torch.arange(16.0)[None]
+    with torch.no_grad():
+        hidden = whole.vit(pixels, noise=noise).last_hidden_state
+    torch.testing.assert_close(hidden, first.last_hidden_state, rtol=1e-5, atol=1e-5)
+
+
+def test_card_has_no_gap_and_its_metadata_is_read(run):
+    from huggingface_hub import ModelCard
+
+    card = ModelCard.load(run / "export" / "README.md")
+    assert card.data.library_name == "transformers" and card.data.pipeline_tag == "image-feature-extraction"
+    assert "{{" not in card.text and "None" not in card.text
+    assert "48 images, 8 more held out" in card.text
+    assert f"| mse | {evaluations(run)[-1]['eval_mse']:.4g} |" in card.text
+
+
+def test_every_launcher_gives_the_same_losses(run, images, tmp_path):
+    output_dir = tmp_path / "launched"
+    launcher = (
+        *(sys.executable, "-m", "accelerate.commands.launch", "--config_file"),
+        str(ROOT / "recipes" / "configs" / "accelerate" / "cpu.yaml"),
+    )
+    launch(options(**TINY, corpus=images, output_dir=output_dir, mse_epochs=1), launcher)
+    assert_same_losses(losses(run), losses(output_dir), tolerance=0)
+
+
+def test_two_processes_equal_one_at_twice_the_batch(run, images, tmp_path):
+    output_dir = tmp_path / "two"
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    launcher = (sys.executable, "-m", "torch.distributed.run", "--nproc_per_node=2", f"--master_port={port}")
+    arguments = TINY | {"per_device_train_batch_size": 8}
+    done = launch(options(**arguments, corpus=images, output_dir=output_dir, mse_epochs=1), launcher)
+    assert "2 process(es) on cpu; 8 x 1 x 2 = 16 images per update" in done.stderr
+    assert_same_losses(losses(run), losses(output_dir))
+    assert evaluations(output_dir)[-1]["eval_loss"] == pytest.approx(evaluations(run)[-1]["eval_loss"], rel=1e-4)
+
+
+def test_accumulation_equals_a_larger_batch(run, images, tmp_path):
+    output_dir = tmp_path / "accumulated"
+    arguments = TINY | {"per_device_train_batch_size": 8, "gradient_accumulation_steps": 2}
+    launch(options(**arguments, corpus=images, output_dir=output_dir, mse_epochs=1))
+    assert_same_losses(losses(run), losses(output_dir))
+
+
+def test_killed_run_resumes_as_if_nothing_happened(run, images, tmp_path):
+    output_dir = tmp_path / "killed"
+    arguments = options(
+        **TINY | {"dataloader_num_workers": 2},
+        corpus=images,
+        output_dir=output_dir,
+        mse_epochs=1,
+        save_strategy="steps",
+        save_steps=1,
+    )
+    process = subprocess.Popen(
+        [sys.executable, str(ROOT / "recipes" / "pretrain.py"), *arguments],
+        env=ENVIRONMENT,
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
+        start_new_session=True,
+    )
+    deadline = time.monotonic() + 200
+    while not (output_dir / "checkpoint-2" / "trainer_state.json").exists():
+        assert process.poll() is None and time.monotonic() < deadline, "ended before it could be killed"
+        time.sleep(0.01)
+    os.killpg(process.pid, signal.SIGKILL)
+    process.wait()
+    before = (output_dir / "metrics.jsonl").read_text()
+    # Killed while saving: a folder without its last file must not be resumed from.
+    (output_dir / "checkpoint-99").mkdir()
+    launch([*arguments, "--resume_from_checkpoint=last"])
+    after = (output_dir / "metrics.jsonl").read_text()
+    assert before.splitlines()[0] == after.splitlines()[0], "what was logged before the kill is kept"
+    assert_same_losses(losses(run), losses(output_dir), tolerance=0)
+
+    changed = [*arguments, "--resume_from_checkpoint=last", "--per_device_train_batch_size=8"]
+    refused = launch(changed, check=False)
+    assert refused.returncode != 0
+    assert re.search(r"error: .*effective_batch_size must stay 16 .*got 8", refused.stderr)
+    assert (output_dir / "export" / "model.safetensors").exists()
+
+
+def test_output_of_an_earlier_run_is_not_overwritten(run, images):
+    refused = launch(options(**TINY, corpus=images, output_dir=run), check=False)
+    assert refused.returncode != 0 and "holds an earlier run" in refused.stderr
+    assert (run / "export" / "model.safetensors").exists()
+
+
+def test_stream_from_parquet_with_max_steps(images, tmp_path):
+    from datasets import load_dataset
+
+    data = load_dataset("imagefolder", data_dir=str(images), split="train", cache_dir=str(tmp_path / "cache"))
+    (tmp_path / "parquet").mkdir()
+    data.to_parquet(tmp_path / "parquet" / "train-00000.parquet")
+    arguments = options(**TINY, corpus=tmp_path / "parquet", streaming=True, output_dir=tmp_path / "run")
+    refused = launch(arguments, check=False)
+    assert refused.returncode != 0 and "give max_steps" in refused.stderr
+    launch([*arguments, "--max_steps=4", "--mse_epochs=0.5", "--overwrite_output_dir=true"])
+    assert sorted(losses(tmp_path / "run")) == [1, 2, 3, 4]
+    assert (tmp_path / "run" / "export" / "model.safetensors").exists()
+
+
+def test_bad_images_are_named_then_skipped_and_counted(images, tmp_path):
+    folder = tmp_path / "images"
+    for index in range(24):
+        save_image(folder / f"{index:02d}.png", seed=index, size=(32, 32))
+    whole = (folder / "05.png").read_bytes()
+    (folder / "05.png").write_bytes(whole[: len(whole) // 2])
+    (folder / "06.png").write_bytes(b"")
+    arguments = options(**TINY | {"held_out": 4, "num_train_epochs": 1}, corpus=folder, output_dir=tmp_path / "run")
+    refused = launch(arguments, check=False)
+    assert refused.returncode != 0
+    assert "05.png" in refused.stderr and "--bad_images skip" in refused.stderr and "Traceback" not in refused.stderr
+    done = launch([*arguments, "--bad_images=skip", "--overwrite_output_dir=true"])
+    assert "Left out 2 of 24 images" in done.stderr
+    config = yaml.safe_load((tmp_path / "run" / "config.yaml").read_text())
+    assert config["derived"]["skipped_images"] == ["05.png", "06.png"]
+    assert config["derived"]["num_train_images"] == 18
+
+
+def test_loss_that_is_not_finite_stops_with_the_files(images, tmp_path):
+    # A rate that throws the weights out of float32's range within a few steps.
+    arguments = TINY | {"learning_rate": 1e18, "max_grad_norm": 0, "warmup_steps": 0, "num_train_epochs": 20}
+    stopped = launch(options(**arguments, corpus=images, output_dir=tmp_path / "run"), check=False)
+    assert stopped.returncode != 0
+    assert re.search(r"error: stopped at step \d+: .*not finite.* Files of the batch: [ab]/\d\d\.png, ", stopped.stderr)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({"mask_ratio": 1.5}, r"'mask_ratio'.*\n.*less than 1\.0, got 1\.5"),
+        ({"glcm_offsets": "[[0, 8]]"}, r"glcm_offsets must be shorter than patch_size \(8.*\[\[0, 8\]\]"),
+        ({"glcm_levels": 1}, r"'glcm_levels'.*\n.*at least 2, got 1"),
+        ({"preset": "best"}, r"preset must be one of texture, paper, mse, got 'best'"),
+        ({"glcm_channel": "red"}, r"glcm_channel must be mean or the index of a channel, got 'red'"),
+        ({"mse_epochs": 7}, r"mse_epochs must be .* at most num_train_epochs \(2.*got 7"),
+        ({"corpus": "EMPTY"}, r"EMPTY.*no image"),
+        ({"resize": "none"}, r"40 x 48 pixels .* only 32 x 32 is allowed"),
+        ({"mask_ration": 0.5}, r"unknown option or value: --mask_ration=0.5"),
+        ({"model_name_or_path": "BERT"}, r"model_type is 'bert', allowed is 'vit_mae'"),
+        ({"per_device_train_batch_size": 64}, r"48 training images are fewer than one batch of 64"),
+        ({"resume_from_checkpoint": "last"}, r"holds no whole checkpoint"),
+    ],
+)
+def test_mistake_gives_one_clear_message(arguments, message, images, tmp_path, monkeypatch, capsys):
+    import pretrain
+
+    if arguments.get("corpus") == "EMPTY":
+        (tmp_path / "EMPTY").mkdir()
+        arguments = {"corpus": tmp_path / "EMPTY"}
+    if "model_name_or_path" in arguments:
+        (tmp_path / "BERT").mkdir()
+        (tmp_path / "BERT" / "config.json").write_text('{"model_type": "bert"}')
+        arguments = {"model_name_or_path": tmp_path / "BERT"}
+    given = TINY | {"corpus": images, "output_dir": tmp_path / "run"} | arguments
+    with pytest.raises(SystemExit) as stopped:
+        pretrain.main(options(**given))
+    assert str(stopped.value.code).startswith("error: ")
+    assert re.search(message, str(stopped.value.code)), stopped.value.code
+
+
+def test_range_reversed_and_unknown_key_in_yaml(images, tmp_path):
+    import pretrain
+
+    config = tmp_path / "mine.yaml"
+    config.write_text("glcm_value_range: [2.0, -2.0]\n")
+    with pytest.raises(SystemExit, match="(?s)glcm_value_range.*lo < hi"):
+        pretrain.main(["--config", str(config), *options(**TINY, corpus=images, output_dir=tmp_path / "run")])
+    config.write_text("mask_ration: 0.5\n")
+    with pytest.raises(SystemExit, match="mine.yaml: unknown key 'mask_ration'; did you mean mask_ratio"):
+        pretrain.main(["--config", str(config)])
+
+
+@pytest.mark.parametrize(
+    "config", sorted((ROOT / "recipes" / "configs").glob("[!a]*/*.yaml")) + [ROOT / "recipes/configs/quickstart.yaml"]
+)
+def test_every_shipped_config_is_understood(config):
+    model_args, data_args, training_args = parse_args(
+        (ModelArguments, DataArguments, PretrainingArguments), ["--config", str(config), "--use_cpu", "true"]
+    )
+    assert training_args.output_dir == f"runs/{config.relative_to(ROOT / 'recipes' / 'configs').with_suffix('')}"
+    small = ["--hidden_size=32", "--num_hidden_layers=1", "--num_attention_heads=2", "--decoder_num_hidden_layers=1"]
+    model_args, data_args, _ = parse_args(
+        (ModelArguments, DataArguments, PretrainingArguments), ["--config", str(config), "--use_cpu", "true", *small]
+    )
+    model = build_model(model_args, data_args)
+    assert (model.config.glcm_weight == 0) == (model_args.preset == "mse")
+
+
+def test_options_win_over_the_file_and_lists_survive(tmp_path):
+    config = tmp_path / "c.yaml"
+    config.write_text(
+        "mask_ratio: 0.4\npreset: paper\nglcm_offsets: [[0, 2], [2, 0]]\nimage_size: [32, 48]\nbf16: false\n"
+    )
+    model_args, _, _ = parse_args(
+        (ModelArguments, DataArguments, PretrainingArguments),
+        ["--config", str(config), "--mask_ratio", "0.6", "--use_cpu", "true"],
+    )
+    overrides = model_args.config_overrides()
+    assert overrides == {"mask_ratio": 0.6, "glcm_offsets": [[0, 2], [2, 0]], "image_size": [32, 48]}
+    config.write_text("mask_ratio: half\n")
+    with pytest.raises(UsageError, match="c.yaml: mask_ratio: 'half' is not allowed"):
+        parse_args((ModelArguments, DataArguments, PretrainingArguments), ["--config", str(config)])
+
+
+def _tiny_checkpoint(folder: Path, **changes) -> ViTMAEForPreTraining:
+    names = set(TINY) & set(ViTMAEConfig.__dataclass_fields__)
+    torch.manual_seed(0)
+    model = ViTMAEForPreTraining(ViTMAEConfig(**{name: TINY[name] for name in names} | changes))
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.normal_(std=0.05)
+    model.save_pretrained(folder)
+    return model
+
+
+def test_start_from_a_stock_checkpoint_keeps_every_weight(tmp_path):
+    stock = _tiny_checkpoint(tmp_path)
+    model = build_model(ModelArguments(model_name_or_path=str(tmp_path), preset="paper"), DataArguments())
+    assert model.config.glcm_levels == 256 and model.config.mask_ratio == 0.5
+    for name, weight in stock.state_dict().items():
+        assert torch.equal(model.state_dict()[name], weight), name
+    with pytest.raises(UsageError, match=r"image_size must be that of the checkpoint \(32\), got 64"):
+        build_model(ModelArguments(model_name_or_path=str(tmp_path), image_size="64"), DataArguments())
+
+
+def test_grey_range_follows_the_normalisation(tmp_path):
+    data_args = DataArguments(image_mean=[0.5] * 3, image_std=[0.25] * 3)
+    model = build_model(ModelArguments(image_size="32", patch_size=8, hidden_size=32, num_attention_heads=2), data_args)
+    assert model.config.glcm_value_range == [-2.0, 2.0]
+    _tiny_checkpoint(tmp_path)
+    arguments = ModelArguments(model_name_or_path=str(tmp_path), num_channels=1)
+    model = build_model(arguments, DataArguments(image_mean=[0.5], image_std=[0.5]))
+    assert model.config.num_channels == 1 and model.config.glcm_value_range == [-1.0, 1.0]
+
+
+def test_weight_decay_spares_biases_and_norms(images, tmp_path):
+    from pretrain import Run
+
+    given = TINY | {"corpus": images, "output_dir": tmp_path / "run", "weight_decay": 0.05}
+    run = Run(*parse_args((ModelArguments, DataArguments, PretrainingArguments), options(**given)))
+    optimizer = run.trainer.create_optimizer()
+    names = {id(parameter): name for name, parameter in run.model.named_parameters()}
+    groups = {group["weight_decay"]: {names[id(p)] for p in group["params"]} for group in optimizer.param_groups}
+    assert groups.keys() == {0.05, 0.0}
+    spared = {name for name in names.values() if name.endswith("bias") or "norm" in name}
+    assert groups[0.0] == spared
+    assert "vit.embeddings.patch_embeddings.projection.weight" in groups[0.05]
+    assert all(group["betas"] == (0.9, 0.95) for group in optimizer.param_groups)
