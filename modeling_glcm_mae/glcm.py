@@ -212,8 +212,8 @@ def down_weight_crowded_cells(glcm: torch.Tensor) -> torch.Tensor:
 
 # Weights that the sparse backend leaves out sum to less than this, per pixel.
 SUPPORT_TOLERANCE = {torch.float32: 1e-6, torch.float64: 1e-13}
-# Numbers that the scratch of the sparse backend holds at once: 16 MB of float32.
-SCRATCH_SIZE = 2**22
+# Numbers that the scratch of the sparse backend holds at once: 2 MB of float32, which stays in the cache of a core.
+SCRATCH_SIZE = 2**19
 
 
 def _support(

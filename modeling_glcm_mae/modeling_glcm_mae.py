@@ -186,6 +186,8 @@ class GLCMMAEForPreTraining(GLCMMAEPreTrainedModel, ViTMAEForPreTraining):
     """
 
     def __init__(self, config: GLCMMAEConfig):
+        if not isinstance(config, GLCMMAEConfig):
+            raise TypeError(f"config must be a GLCMMAEConfig, got a {type(config).__name__}")
         # Fields assigned after the configuration was made were not checked against each other.
         config.validate()
         # Not ViTMAEForPreTraining's own: it would build stock parts first, whose positions fit square images only.
@@ -304,15 +306,9 @@ class GLCMMAEForPreTraining(GLCMMAEPreTrainedModel, ViTMAEForPreTraining):
         Raises:
             ValueError: if the image does not fit the configuration.
         """
-        outputs = self.vit(
-            pixel_values,
-            noise=noise,
-            interpolate_pos_encoding=bool(interpolate_pos_encoding),
-            attention_mask=attention_mask,
-            **kwargs,
+        outputs, logits = self._predict(
+            pixel_values, noise, bool(interpolate_pos_encoding), attention_mask=attention_mask, **kwargs
         )
-        grid = _grid(pixel_values.shape[-2:], self.config.patch_size)
-        logits = self.decoder(outputs.last_hidden_state, outputs.ids_restore, grid).logits
         terms = self.reconstruction_loss(pixel_values, logits, outputs.mask)
         return GLCMMAEForPreTrainingOutput(
             loss=terms["loss"],
@@ -325,6 +321,11 @@ class GLCMMAEForPreTraining(GLCMMAEPreTrainedModel, ViTMAEForPreTraining):
             ssim_loss=terms["ssim"],
             mse_loss=terms["mse"],
         )
+
+    def _predict(self, pixel_values, noise, interpolate_pos_encoding, **kwargs):
+        outputs = self.vit(pixel_values, noise=noise, interpolate_pos_encoding=interpolate_pos_encoding, **kwargs)
+        grid = _grid(pixel_values.shape[-2:], self.config.patch_size)
+        return outputs, self.decoder(outputs.last_hidden_state, outputs.ids_restore, grid).logits
 
     def reconstruction_loss(
         self, pixel_values: torch.Tensor, logits: torch.Tensor, mask: torch.Tensor
@@ -410,8 +411,8 @@ class GLCMMAEForPreTraining(GLCMMAEPreTrainedModel, ViTMAEForPreTraining):
             Images of the shape and in the units of `pixel_values`, also with `norm_pix_loss`.
         """
         target = self.image_patches(pixel_values)  # B N p p C
-        outputs = self(pixel_values, noise=noise, interpolate_pos_encoding=True)
-        pred = self.pixels_of_logits(outputs.logits, target)
+        outputs, logits = self._predict(pixel_values, noise, interpolate_pos_encoding=True)
+        pred = self.pixels_of_logits(logits, target)
         if paste:
             pred = torch.where(outputs.mask.bool()[..., None, None, None], pred, target)
         return self.unpatchify(pred.flatten(2), tuple(pixel_values.shape[-2:]))

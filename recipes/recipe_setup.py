@@ -38,6 +38,10 @@ def build_model(model_args: ModelArguments, data_args: DataArguments) -> GLCMMAE
         mean, std = normalization(data_args, config.num_channels)
         config.glcm_value_range = value_range_from_normalization(mean, std, config.glcm_channel)
     config.validate()
+    if config.glcm_kernel == "hard" and config.glcm_weight:
+        raise UsageError(
+            "glcm_kernel hard has no gradient, so nothing would be learned: allowed are linear and sigmoid"
+        )
     if model_args.model_name_or_path is None:
         return GLCMMAEForPreTraining(config)
     model, report = GLCMMAEForPreTraining.from_pretrained(

@@ -289,6 +289,7 @@ def test_loss_that_is_not_finite_stops_with_the_files(images, tmp_path):
         ({"glcm_levels": 1}, r"'glcm_levels'.*\n.*at least 2, got 1"),
         ({"preset": "best"}, r"preset must be one of texture, paper, mse, got 'best'"),
         ({"glcm_channel": "red"}, r"glcm_channel must be mean or the index of a channel, got 'red'"),
+        ({"glcm_kernel": "hard"}, r"glcm_kernel hard has no gradient.*allowed are linear and sigmoid"),
         ({"mse_epochs": 7}, r"mse_epochs must be .* at most num_train_epochs \(2.*got 7"),
         ({"corpus": "EMPTY"}, r"EMPTY.*no image"),
         ({"resize": "none"}, r"40 x 48 pixels .* only 32 x 32 is allowed"),
