@@ -186,7 +186,7 @@ class GLCMMAEForPreTraining(GLCMMAEPreTrainedModel, ViTMAEForPreTraining):
     """
 
     def __init__(self, config: GLCMMAEConfig):
-        if not isinstance(config, GLCMMAEConfig):
+        if not hasattr(config, "glcm_levels"):  # not isinstance: code loaded from the Hub has classes of its own
             raise TypeError(f"config must be a GLCMMAEConfig, got a {type(config).__name__}")
         # Fields assigned after the configuration was made were not checked against each other.
         config.validate()
