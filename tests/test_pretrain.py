@@ -122,7 +122,7 @@ def test_schedule_switches_from_mse_to_texture(run):
     for step in (1, 2, 3):
         assert steps[step]["loss"] == pytest.approx(steps[step]["mse"]) and "glcm" not in steps[step]
     for step in (4, 5, 6):
-        assert steps[step]["loss"] == pytest.approx(10240 * steps[step]["glcm"] + 0.1 * steps[step]["mse"], rel=1e-5)
+        assert steps[step]["loss"] == pytest.approx(2560 * steps[step]["glcm"] + 0.1 * steps[step]["mse"], rel=1e-5)
 
 
 def test_evaluation_stands_beside_trivial_predictors(run):
@@ -133,7 +133,7 @@ def test_evaluation_stands_beside_trivial_predictors(run):
         assert len(values) == 1, "fixed images and masks: trivial predictors never change"
     assert rows[0]["eval_mse_patch_mean"] < rows[0]["eval_mse_dataset_mean"]
     assert rows[-1]["eval_loss"] < rows[0]["eval_loss"]
-    assert rows[0]["eval_loss"] == pytest.approx(10240 * rows[0]["eval_glcm"] + 0.1 * rows[0]["eval_mse"], rel=1e-5)
+    assert rows[0]["eval_loss"] == pytest.approx(2560 * rows[0]["eval_glcm"] + 0.1 * rows[0]["eval_mse"], rel=1e-5)
 
 
 def test_export_opens_in_plain_transformers(run):

@@ -5,8 +5,9 @@
 
 Seconds a row on two CPU cores. Each patch comes from another image, at a random place where it is not flat (standard
 deviation of its grey above --min_std, grey spanning 0 to 1). The start is the same patch of the image blurred by a 5x5
-mean; then Adam (300 steps, rate 0.02 in the same units) moves the pixels down the loss to the original. The loss is
-divided by its value at the start, so that its units do not matter to Adam's epsilon.
+mean; then Adam (300 steps, rate 0.02 in units of the normalised pixel_values, in which grey spans 4.4) moves the pixels
+down the loss to the original. The loss is divided by its value at the start, so that its units do not matter to Adam's
+epsilon.
 
 Rows: the co-occurrence term of the presets alone, the whole objective of `texture`, and other kernels and numbers of
 levels, all computed by the model's own `reconstruction_loss`. Columns:
@@ -147,7 +148,9 @@ def optimize(
     """
     objective = Objective(config, target)
     pixels = start.clone().requires_grad_()
-    optimizer = torch.optim.Adam([pixels], lr=rate)
+    # The rate is meant for normalised pixels, as a model would put them out.
+    grey_span = config.glcm_value_range[1] - config.glcm_value_range[0]
+    optimizer = torch.optim.Adam([pixels], lr=rate / grey_span)
     started = time.monotonic()
     first = None
     for _ in tqdm(range(steps), desc=name, unit=" steps", leave=False):
