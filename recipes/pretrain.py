@@ -136,6 +136,8 @@ class Run:
             args.accelerator_config.dispatch_batches = False
             if args.max_steps <= 0 or args.mse_epochs >= 1:
                 raise UsageError("a stream has no length: give max_steps, and mse_epochs as a fraction below 1")
+        if args.device.type == "cpu":
+            args.dataloader_pin_memory = False  # asked for without an accelerator, it only warns
         if data.held_out is None:
             args.eval_strategy, args.eval_on_start = transformers.trainer_utils.IntervalStrategy.NO, False
         effective = args.train_batch_size * args.gradient_accumulation_steps * args.world_size

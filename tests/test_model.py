@@ -399,7 +399,7 @@ def test_flags_of_the_configuration_reach_the_loss(tiny_model):
     values = {}
     for overrides in (
         {},
-        {"glcm_levels": 16},
+        {"glcm_levels": 32},
         {"glcm_value_range": [-1.0, 1.0]},
         {"glcm_offsets": [[1, 1]]},
         {"glcm_kernel": "sigmoid"},
