@@ -223,41 +223,48 @@ def _support(
 
     A window of levels around the pixel, folded back at both ends of the range: level -1 is level 0, level K is
     level K - 1. That is what the mirrored terms of the sigmoid do, and the clamping of the linear kernel.
-    `(...)` -> `index` (int64), `weight` and `slope` (None for the hard kernel), each `(..., S)`.
+    `(...)` -> `index` (int64), `weight` and `slope` (None for the hard kernel), each `(S, ...)`.
     """
     u = _in_bins(x, levels, value_range)
     inside = (u >= 0) & (u <= levels)
     u = u.clamp(0, levels)
     if kernel == "hard":
-        return u.floor().long().clamp(0, levels - 1).unsqueeze(-1), (0 * u + 1).unsqueeze(-1), None
+        return u.floor().long().clamp(0, levels - 1).unsqueeze(0), (0 * u + 1).unsqueeze(0), None
     if kernel == "linear":
         first = (u - 0.5).floor()
         share = u - 0.5 - first
-        weight = torch.stack([1 - share, share], dim=-1)
-        slope = torch.stack([-torch.ones_like(u), torch.ones_like(u)], dim=-1)
-        steps = torch.arange(2, device=x.device)
+        weight = torch.stack([1 - share, share])
+        slope = torch.stack([-torch.ones_like(u), torch.ones_like(u)])
     else:
         # The window ends at least half_width - 1/2 bins from the pixel; beyond, each tail holds
         # exp(-sharpness * distance) of the weight.
         half_width = math.ceil(0.5 - math.log(SUPPORT_TOLERANCE[x.dtype] / 2) / sharpness)
         first = u.round() - half_width
-        steps = torch.arange(2 * half_width, device=x.device)
         # Level j weighs s(sharpness * (u - j)) - s(sharpness * (u - j - 1)): differences along the edges of the window.
-        edges = torch.sigmoid(
-            (u[..., None] - first[..., None] - torch.arange(2 * half_width + 1, device=x.device)) * sharpness
-        )
-        weight = edges[..., :-1] - edges[..., 1:]
+        steps = torch.arange(2 * half_width + 1, device=x.device).view(-1, *[1] * x.dim())
+        edges = torch.sigmoid((u - first - steps) * sharpness)
+        weight = edges[:-1] - edges[1:]
         slopes = edges * (1 - edges) * sharpness
-        slope = slopes[..., :-1] - slopes[..., 1:]
-    index = first.long().unsqueeze(-1) + steps
+        slope = slopes[:-1] - slopes[1:]
+    index = first.long() + torch.arange(len(weight), device=x.device).view(-1, *[1] * x.dim())
     index = torch.where(index < 0, -1 - index, index)
     index = torch.where(index >= levels, 2 * levels - 1 - index, index)
     outside = (index < 0) | (index >= levels)  # a window wider than the whole range is folded once only
     # A product, not masked_fill: the index of a NaN means nothing, and its weights must stay NaN to show in the loss.
     weight = weight * ~outside
     lo, hi = map(float, value_range)
-    slope = slope.masked_fill(outside | ~inside.unsqueeze(-1), 0) * (levels / (hi - lo))
+    slope = slope * (~outside & inside) * (levels / (hi - lo))
     return index.clamp(0, levels - 1), weight, slope
+
+
+def _plane(x: torch.Tensor, window: tuple[slice, slice]) -> torch.Tensor:
+    """`(S, m, H, W)` -> `(S, m * pairs)`: the pixels in a window."""
+    return x[:, :, *window].flatten(1)
+
+
+def _weighted(g: torch.Tensor, total: float, reweight: bool) -> tuple[torch.Tensor, torch.Tensor | float]:
+    """`g(G)` and its derivative by G."""
+    return (g * (1 - g / total), 1 - 2 * g / total) if reweight else (g, 1.0)
 
 
 class _SparseLoss(torch.autograd.Function):
@@ -276,69 +283,70 @@ class _SparseLoss(torch.autograd.Function):
         dtype = torch.promote_types(pred.dtype, torch.float32)
         pred, target = pred.detach().to(dtype), target.detach().to(dtype)
         losses = pred.new_zeros(len(pred))
-        gradient = torch.zeros_like(pred) if ctx.needs_input_grad[0] else None
+        gradient = torch.zeros_like(pred) if ctx.needs_input_grad[0] and kernel != "hard" else None
         cells, (height, width) = levels * levels, pred.shape[1:]
-        support = _support(pred[:0], *settings)[0].shape[-1]
+        support = len(_support(pred[:0], *settings)[0])
         chunk = max(1, min(SCRATCH_SIZE // cells, SCRATCH_SIZE // (height * width * support**2)))
-        scratch = pred.new_zeros(2, min(chunk, len(pred)) * cells)
         for start in range(0, len(pred), chunk):
             part = slice(start, start + chunk)
-            sides = [_support(pred[part], *settings), _support(target[part], *settings)]
-            first_cell = (torch.arange(len(pred[part]), device=pred.device) * cells)[:, None, None, None]
+            sides = [_support(x[part], *settings) for x in (pred, target)]
+            m = sides[0][0].shape[1]
+            scratch = pred.new_zeros(2, m * cells)
+            first_cell = (torch.arange(m, device=pred.device) * cells)[:, None, None]
             for dy, dx in offsets:
-                window = [_pair_slices(dy, height), _pair_slices(dx, width)]
-                a, b = ((slice(None), rows, columns) for rows, columns in zip(*window, strict=True))
-                pairs = (height - abs(dy)) * (width - abs(dx)) * (2 if symmetric else 1)
-                scale = 1 / pairs if normalize else 1.0
-                total = 1.0 if normalize else pairs
-                touched, values = [], []
+                rows, columns = _pair_slices(dy, height), _pair_slices(dx, width)
+                first, second = zip(rows, columns, strict=True)
+                window = (height - abs(dy), width - abs(dx))
+                total = math.prod(window) * (2 if symmetric else 1)
+                entries = []
                 for index, weight, _ in sides:
-                    i, j = (
-                        index[a].flatten(1, 2)[..., :, None],
-                        index[b].flatten(1, 2)[..., None, :],
-                    )  # m P S 1, m P 1 S
-                    v = weight[a].flatten(1, 2)[..., :, None] * weight[b].flatten(1, 2)[..., None, :] * scale
-                    c = i * levels + j + first_cell  # m P S S
+                    # Contiguous planes (S, m * pairs), so that the products below run over long rows.
+                    i = (index[:, :, *first] * levels + first_cell).flatten(1)
+                    j = index[:, :, *second].flatten(1)
+                    cell, value = i[:, None] + j, _plane(weight, first)[:, None] * _plane(weight, second)  # S S m*P
+                    if normalize:
+                        value = value / total
                     if symmetric:
-                        c, v = torch.stack([c, j * levels + i + first_cell]), torch.stack([v, v])
-                    touched.append(c)
-                    values.append(v)
-                for matrix, c, v in zip(scratch, touched, values, strict=True):
-                    matrix.index_add_(0, c.flatten(), v.flatten())
-                for side in (0, 1):
-                    c = touched[side].flatten()
-                    own, other = scratch[side][c], scratch[1 - side][c]
-                    if reweight:
-                        difference = own * (1 - own / total) - other * (1 - other / total)
-                        factor = 1 - own / total
-                    else:
-                        difference, factor = own - other, None
-                    # `difference` has the sign of this side, so both sides add up.
-                    terms = values[side].flatten() * difference * (1.0 if factor is None else factor)
-                    per_patch = terms.view(values[side].shape)
-                    if symmetric:
-                        per_patch = per_patch.sum(0)
-                    losses[part] += per_patch.flatten(1).sum(1)
-                    if side == 0 and gradient is not None and kernel != "hard":
-                        by_value = 2 * difference * scale
-                        if reweight:
-                            by_value = by_value * (1 - 2 * own / total)
-                        by_value = by_value.view(values[0].shape)
-                        if symmetric:
-                            by_value = by_value.sum(0)
-                        _, weight, slope = sides[0]
-                        wa, wb = weight[a].flatten(1, 2), weight[b].flatten(1, 2)  # m P S
-                        sa, sb = slope[a].flatten(1, 2), slope[b].flatten(1, 2)
-                        by_first = torch.einsum("mpst,mps,mpt->mp", by_value, sa, wb)
-                        by_second = torch.einsum("mpst,mps,mpt->mp", by_value, wa, sb)
-                        shape = gradient[part][a].shape
-                        gradient[part][a] += by_first.view(shape)
-                        gradient[part][b] += by_second.view(shape)
-                for matrix, c in zip(scratch, touched, strict=True):
-                    matrix[c.flatten()] = 0
+                        i = (index[:, :, *second] * levels + first_cell).flatten(1)
+                        cell = torch.stack([cell, i + index[:, :, *first].flatten(1)[:, None]])
+                        value = torch.stack([value, value])
+                    entries.append((cell, value))
+                for matrix, (cell, value) in zip(scratch, entries, strict=True):
+                    matrix.index_add_(0, cell.flatten(), value.flatten())
+                whole = 1.0 if normalize else total
+                cell, _ = entries[0]
+                if cells * m <= cell.numel():
+                    # Fewer cells than entries: cheaper to go through the matrices themselves.
+                    (g_pred, rate), (g_target, _) = (_weighted(matrix, whole, reweight) for matrix in scratch)
+                    difference = g_pred - g_target
+                    losses[part] += difference.square().view(m, cells).sum(1)
+                    by_value = (2 * difference * rate)[cell.flatten()]
+                    scratch.zero_()
+                else:
+                    for side, (cell, value) in enumerate(entries):
+                        own, other = scratch[side][cell.flatten()], scratch[1 - side][cell.flatten()]
+                        (g_own, rate), (g_other, _) = (_weighted(x, whole, reweight) for x in (own, other))
+                        # g(G) / G is 1 - G / S or 1; own cells are never empty where an entry has weight.
+                        share = value.flatten() * (1 - own / whole if reweight else 1)
+                        terms = (share * (g_own - g_other)).view(-1, m, math.prod(window))
+                        losses[part] += terms.sum(dim=(0, 2))
+                        if side == 0:
+                            by_value = 2 * (g_own - g_other) * rate
+                    for matrix, (cell, _) in zip(scratch, entries, strict=True):
+                        matrix[cell.flatten()] = 0
+                if gradient is None:
+                    continue
+                by_value = by_value.view(-1, support, support, m * math.prod(window)).sum(0)  # S S m*P
+                if normalize:
+                    by_value = by_value / total
+                _, weight, slope = sides[0]
+                by_first = ((by_value * _plane(weight, second)).sum(1) * _plane(slope, first)).sum(0)
+                by_second = ((by_value * _plane(weight, first)[:, None]).sum(0) * _plane(slope, second)).sum(0)
+                gradient[part][:, *first] += by_first.view(m, *window)
+                gradient[part][:, *second] += by_second.view(m, *window)
         count = len(offsets) * cells
-        if gradient is not None:
-            ctx.save_for_backward(gradient.div_(count))
+        if ctx.needs_input_grad[0]:
+            ctx.save_for_backward(torch.zeros_like(pred) if gradient is None else gradient.div_(count))
         return losses / count
 
     @staticmethod
