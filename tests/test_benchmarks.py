@@ -72,7 +72,7 @@ def optimize(tmp_path: Path, *arguments: str) -> dict:
 
 
 def test_moving_pixels_restores_texture(tmp_path, capsys):
-    report = optimize(tmp_path, "--steps=250")
+    report = optimize(tmp_path, "--steps=100", "--learning_rate=0.0885")  # 0.02 of the span of grey
     before, rows = report["before"], report["rows"]
     assert list(rows) == ["paper", "texture", "texture (whole objective)", "sigmoid30x64", "linear16", "linear32"]
     assert before["gradient_energy_ratio"] < 0.7, "the start is not blurred"
@@ -83,7 +83,7 @@ def test_moving_pixels_restores_texture(tmp_path, capsys):
         assert rows[name]["glcm_l1"] < min(0.6 * before["glcm_l1"], rows["paper"]["glcm_l1"])
         assert rows[name]["useful_gradient"] > 0.9 > 0.7 > rows["paper"]["useful_gradient"]
         assert abs(rows[name]["gradient_energy_ratio"] - 1) < 0.25
-    assert report["settings"]["steps"] == 250 and report["machine"]["torch"]
+    assert report["settings"]["steps"] == 100 and report["machine"]["torch"]
     printed = [line for line in capsys.readouterr().out.splitlines() if line.startswith("|")]
     assert len(printed) == 2 + len(rows)
     assert f"| {rows['paper']['glcm_l1']:.2f} |" in printed[2]
