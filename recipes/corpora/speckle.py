@@ -110,11 +110,11 @@ CLASS_SETS: dict[str, tuple[SpeckleClass, ...]] = {
         SpeckleClass("regular", 0.9, 1.1, 0.7, 0.75),
     ),
     "hard": (
-        SpeckleClass("reference", 1.0, 1.4, 20.0),
-        SpeckleClass("coarser", 1.05, 1.47, 20.0),
-        SpeckleClass("elongated", 1.0, 1.5, 20.0),
-        SpeckleClass("sparse", 1.0, 1.4, 4.0),
-        SpeckleClass("regular", 1.0, 1.4, 2.0, 0.8),
+        SpeckleClass("fine", 0.75, 0.85, 20.0),
+        SpeckleClass("coarse", 1.05, 1.15, 20.0),
+        SpeckleClass("elongated", 0.75, 1.3, 20.0),
+        SpeckleClass("sparse", 0.9, 1.0, 1.5),
+        SpeckleClass("regular", 0.9, 1.05, 1.0, 0.7),
     ),
 }
 
