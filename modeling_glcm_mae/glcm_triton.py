@@ -1,0 +1,342 @@
+"""The sparse co-occurrence loss fused into one Triton kernel, for CUDA.
+
+Same arithmetic as the "sparse" backend of glcm.py (see `_sparse_loss_and_gradient` there for the derivation). A program
+takes one patch after the other and, of each, one offset after the other: it adds the pairs of pixels to two tables of
+its own, reads the touched cells for the loss and the gradient, and clears them again. The tables of all programs are
+the only K x K memory, and they are bounded by `SCRATCH_BYTES`, whatever the number of patches.
+
+Every pixel of the gradient is computed by the thread that owns it, from both pairs that it takes part in, so nothing
+but the tables is written by more than one thread. They are summed in floating point, in any order, unless
+`torch.use_deterministic_algorithms(True)` (`--full_determinism` of the recipes) asks for equal bits from run to run:
+then in 64-bit fixed point, where the order does not matter.
+
+With the environment variable TRITON_INTERPRET=1 the kernel runs on the CPU, without being compiled: slow, for tests.
+"""
+
+import functools
+from collections.abc import Sequence
+
+import torch
+
+from .glcm import _support_window
+
+try:  # transformers asks for every package that a file imports outside a `try`
+    import triton
+    import triton.language as tl
+except ImportError as error:
+    raise ImportError('backend "triton" needs the package triton, which is not installed') from error
+
+# Memory of all tables together. 256 levels need 0.5 MiB a program, so 512 of them run at once.
+SCRATCH_BYTES = 2**28
+# More programs than fit on a multiprocessor at a time would only add tables.
+PROGRAMS_PER_MULTIPROCESSOR = 16
+# Fractional bits of the fixed-point tables; 2^23 pairs a patch are left before they overflow.
+FRACTION_BITS = 40
+
+
+@triton.jit
+def _logistic(z):
+    e = tl.exp(-tl.abs(z))  # at most 1: no overflow
+    return tl.where(z >= 0, 1.0, e) / (1.0 + e)
+
+
+@triton.jit
+def _share(x, lo, width, sharpness, member, LEVELS: tl.constexpr, KERNEL: tl.constexpr, HALF_WIDTH: tl.constexpr):
+    """Level, weight and derivative of the weight for one `member` of the few levels that share each pixel."""
+    u = (x - lo) / width
+    inside = (u >= 0) & (u <= LEVELS)
+    # where, not minimum and maximum: these drop a NaN.
+    u = tl.where(u < 0, 0.0, u)
+    u = tl.where(u > LEVELS, LEVELS * 1.0, u)
+    if KERNEL == "hard":
+        first = tl.floor(u)
+        weight = u * 0.0 + 1.0
+        slope = u * 0.0
+    elif KERNEL == "linear":
+        first = tl.floor(u - 0.5)
+        upper = u - 0.5 - first
+        weight = tl.where(member == 0, 1.0 - upper, upper)
+        slope = tl.where(member == 0, -1.0, 1.0) / width
+    else:
+        first = tl.floor(u + 0.5) - HALF_WIDTH
+        # Taken to be 1 and 0 at the ends of the support, so that the weights sum to 1 exactly.
+        below = tl.where(member == 0, 1.0, _logistic((u - first - member) * sharpness))
+        above = tl.where(member == 2 * HALF_WIDTH - 1, 0.0, _logistic((u - first - member - 1) * sharpness))
+        weight = below - above
+        slope = (below * (1.0 - below) - above * (1.0 - above)) * sharpness / width
+    level = first.to(tl.int32) + member
+    if KERNEL == "hard":
+        level = tl.minimum(level, LEVELS - 1)
+    # Folded back at both ends of the range, once.
+    level = tl.where(level < 0, -1 - level, level)
+    level = tl.where(level >= LEVELS, 2 * LEVELS - 1 - level, level)
+    within = (level >= 0) & (level < LEVELS)
+    weight = weight * within.to(weight.dtype)
+    slope = tl.where(within & inside, slope, 0.0)
+    return tl.minimum(tl.maximum(level, 0), LEVELS - 1), weight, slope
+
+
+@triton.jit
+def _count(table, cell, value, mask, FIXED_POINT: tl.constexpr, FRACTION: tl.constexpr):
+    if FIXED_POINT:
+        tl.atomic_add(table + cell, (value * FRACTION).to(tl.int64), mask=mask)
+    else:
+        tl.atomic_add(table + cell, value.to(table.dtype.element_ty), mask=mask)
+
+
+@triton.jit
+def _read(table, cell, mask, dtype: tl.constexpr, FIXED_POINT: tl.constexpr, FRACTION: tl.constexpr):
+    # .cg: from the L2 cache, where the atomic additions took place.
+    count = tl.load(table + cell, mask=mask, other=0, cache_modifier=".cg").to(dtype)
+    if FIXED_POINT:
+        count = count / FRACTION
+    return count
+
+
+@triton.jit
+def _difference(
+    pred_table,
+    target_table,
+    cell,
+    mask,
+    whole,
+    dtype: tl.constexpr,
+    REWEIGHT: tl.constexpr,
+    FIXED_POINT: tl.constexpr,
+    FRACTION: tl.constexpr,
+):
+    """Of touched cells: `D = g(G_pred) - g(G_target)`, the derivative of `g` at G_pred, `D^2 / (G_pred + G_target)`."""
+    of_pred = _read(pred_table, cell, mask, dtype, FIXED_POINT, FRACTION)
+    of_target = _read(target_table, cell, mask, dtype, FIXED_POINT, FRACTION)
+    filled = of_pred + of_target
+    rate = filled * 0.0 + 1.0
+    difference = of_pred - of_target
+    if REWEIGHT:
+        difference = of_pred * (1.0 - of_pred / whole) - of_target * (1.0 - of_target / whole)
+        rate = 1.0 - 2.0 * of_pred / whole
+    share = difference * difference / tl.where(filled > 0, filled, 1.0)
+    return difference, rate, share
+
+
+@triton.jit
+def _loss_kernel(
+    pred,
+    target,
+    settings,
+    offsets,
+    tables,
+    losses,
+    gradient,
+    patches,
+    HEIGHT: tl.constexpr,
+    WIDTH: tl.constexpr,
+    LEVELS: tl.constexpr,
+    KERNEL: tl.constexpr,
+    HALF_WIDTH: tl.constexpr,
+    SUPPORT: tl.constexpr,
+    OFFSETS: tl.constexpr,
+    REWEIGHT: tl.constexpr,
+    SYMMETRIC: tl.constexpr,
+    NORMALIZE: tl.constexpr,
+    WITH_GRADIENT: tl.constexpr,
+    FIXED_POINT: tl.constexpr,
+    FRACTION: tl.constexpr,
+    BLOCK: tl.constexpr,
+):
+    program = tl.program_id(0)
+    lo, width, sharpness = tl.load(settings), tl.load(settings + 1), tl.load(settings + 2)
+    dtype: tl.constexpr = settings.dtype.element_ty
+    CELLS: tl.constexpr = LEVELS * LEVELS
+    pred_table = tables + program.to(tl.int64) * 2 * CELLS
+    target_table = pred_table + CELLS
+    n = tl.arange(0, BLOCK)
+    row, column = n // WIDTH, n % WIDTH
+    exists = n < HEIGHT * WIDTH
+    for patch in range(program, patches, tl.num_programs(0)):
+        start = tl.cast(patch, tl.int64) * (HEIGHT * WIDTH)
+        own_pred = tl.load(pred + start + n, mask=exists, other=0).to(dtype)
+        own_target = tl.load(target + start + n, mask=exists, other=0).to(dtype)
+        loss = tl.zeros([BLOCK], dtype)
+        pull = tl.zeros([BLOCK], dtype)
+        for o in range(OFFSETS):
+            dy, dx = tl.load(offsets + 2 * o), tl.load(offsets + 2 * o + 1)
+            step = dy * WIDTH + dx
+            # A pixel is the first of a pair with the one after it, and the second of one with the one before it.
+            first = exists & (row + dy >= 0) & (row + dy < HEIGHT) & (column + dx >= 0) & (column + dx < WIDTH)
+            second = exists & (row - dy >= 0) & (row - dy < HEIGHT) & (column - dx >= 0) & (column - dx < WIDTH)
+            after_pred = tl.load(pred + start + n + step, mask=first, other=0).to(dtype)
+            after_target = tl.load(target + start + n + step, mask=first, other=0).to(dtype)
+            total = ((HEIGHT - tl.abs(dy)) * (WIDTH - tl.abs(dx))).to(dtype)
+            if SYMMETRIC:
+                total = total * 2
+            unit = total * 0 + 1  # weight of an entry
+            whole = total
+            if NORMALIZE:
+                unit = 1 / total
+                whole = total * 0 + 1
+
+            for a in range(SUPPORT):
+                i_pred, v_pred, _ = _share(own_pred, lo, width, sharpness, a, LEVELS, KERNEL, HALF_WIDTH)
+                i_target, v_target, _ = _share(own_target, lo, width, sharpness, a, LEVELS, KERNEL, HALF_WIDTH)
+                for b in range(SUPPORT):
+                    j, v, _ = _share(after_pred, lo, width, sharpness, b, LEVELS, KERNEL, HALF_WIDTH)
+                    _count(pred_table, i_pred * LEVELS + j, v_pred * v * unit, first, FIXED_POINT, FRACTION)
+                    if SYMMETRIC:
+                        _count(pred_table, j * LEVELS + i_pred, v_pred * v * unit, first, FIXED_POINT, FRACTION)
+                    j, v, _ = _share(after_target, lo, width, sharpness, b, LEVELS, KERNEL, HALF_WIDTH)
+                    _count(target_table, i_target * LEVELS + j, v_target * v * unit, first, FIXED_POINT, FRACTION)
+                    if SYMMETRIC:
+                        _count(target_table, j * LEVELS + i_target, v_target * v * unit, first, FIXED_POINT, FRACTION)
+            tl.debug_barrier()  # all threads of the program have counted
+
+            before_pred = own_pred
+            if WITH_GRADIENT:
+                before_pred = tl.load(pred + start + n - step, mask=second, other=0).to(dtype)
+            # A symmetric matrix holds each entry twice, in cells of equal content.
+            copies: tl.constexpr = 2 if SYMMETRIC else 1
+            for a in range(SUPPORT):
+                i_pred, v_pred, slope_pred = _share(own_pred, lo, width, sharpness, a, LEVELS, KERNEL, HALF_WIDTH)
+                i_target, v_target, _ = _share(own_target, lo, width, sharpness, a, LEVELS, KERNEL, HALF_WIDTH)
+                for b in range(SUPPORT):
+                    j, v, _ = _share(after_pred, lo, width, sharpness, b, LEVELS, KERNEL, HALF_WIDTH)
+                    difference, rate, share = _difference(
+                        pred_table,
+                        target_table,
+                        i_pred * LEVELS + j,
+                        first,
+                        whole,
+                        dtype,
+                        REWEIGHT,
+                        FIXED_POINT,
+                        FRACTION,
+                    )
+                    loss += tl.where(first, copies * unit * v_pred * v * share, 0.0)
+                    if WITH_GRADIENT:
+                        pull += tl.where(first, copies * 2 * unit * difference * rate * v * slope_pred, 0.0)
+
+                    j, v, _ = _share(after_target, lo, width, sharpness, b, LEVELS, KERNEL, HALF_WIDTH)
+                    _, _, share = _difference(
+                        pred_table,
+                        target_table,
+                        i_target * LEVELS + j,
+                        first,
+                        whole,
+                        dtype,
+                        REWEIGHT,
+                        FIXED_POINT,
+                        FRACTION,
+                    )
+                    loss += tl.where(first, copies * unit * v_target * v * share, 0.0)
+
+                    if WITH_GRADIENT:
+                        h, v, _ = _share(before_pred, lo, width, sharpness, b, LEVELS, KERNEL, HALF_WIDTH)
+                        difference, rate, _ = _difference(
+                            pred_table,
+                            target_table,
+                            h * LEVELS + i_pred,
+                            second,
+                            whole,
+                            dtype,
+                            REWEIGHT,
+                            FIXED_POINT,
+                            FRACTION,
+                        )
+                        pull += tl.where(second, copies * 2 * unit * difference * rate * v * slope_pred, 0.0)
+            tl.debug_barrier()  # all have read
+
+            zero = tl.zeros([BLOCK], tables.dtype.element_ty)
+            for a in range(SUPPORT):
+                i_pred, _, _ = _share(own_pred, lo, width, sharpness, a, LEVELS, KERNEL, HALF_WIDTH)
+                i_target, _, _ = _share(own_target, lo, width, sharpness, a, LEVELS, KERNEL, HALF_WIDTH)
+                for b in range(SUPPORT):
+                    j, _, _ = _share(after_pred, lo, width, sharpness, b, LEVELS, KERNEL, HALF_WIDTH)
+                    tl.store(pred_table + i_pred * LEVELS + j, zero, mask=first)
+                    if SYMMETRIC:
+                        tl.store(pred_table + j * LEVELS + i_pred, zero, mask=first)
+                    j, _, _ = _share(after_target, lo, width, sharpness, b, LEVELS, KERNEL, HALF_WIDTH)
+                    tl.store(target_table + i_target * LEVELS + j, zero, mask=first)
+                    if SYMMETRIC:
+                        tl.store(target_table + j * LEVELS + i_target, zero, mask=first)
+            tl.debug_barrier()  # all have cleared
+
+        scale: tl.constexpr = 1.0 / (OFFSETS * CELLS)
+        tl.store(losses + patch, tl.sum(loss, axis=0) * scale)
+        if WITH_GRADIENT:
+            tl.store(gradient + start + n, pull * scale, mask=exists)
+
+
+@functools.lru_cache(maxsize=64)
+def _constants(values: tuple[float, ...], dtype: torch.dtype, device: torch.device) -> torch.Tensor:
+    """On the device, and kept there: Triton would round a Python number to float32, and copying takes a wait."""
+    return torch.tensor(values, dtype=dtype, device=device)
+
+
+def triton_loss_and_gradient(
+    pred: torch.Tensor,
+    target: torch.Tensor,
+    with_gradient: bool,
+    *,
+    levels: int,
+    value_range: Sequence[float],
+    offsets: Sequence[Sequence[int]],
+    kernel: str,
+    sharpness: float,
+    reweight: bool,
+    symmetric: bool,
+    normalize: bool,
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Loss of each patch `(M,)` and its gradient by `pred` `(M, H, W)`, or an empty one.
+
+    Called by `glcm_loss`, whose arguments it takes. Float64 for float64 input, else float32.
+
+    Raises:
+        ValueError: if `pred` is not where Triton can run.
+    """
+    if pred.device.type != "cuda" and isinstance(_loss_kernel, triton.JITFunction):
+        raise ValueError(f'backend "triton" needs tensors on a CUDA device, got {pred.device}')
+    dtype = torch.promote_types(pred.dtype, torch.float32)
+    pred, target = pred.contiguous(), target.contiguous()
+    count, height, width = pred.shape
+    losses = pred.new_empty(count, dtype=dtype)
+    gradient = torch.empty_like(pred, dtype=dtype) if with_gradient else pred.new_empty(0, dtype=dtype)
+    if count == 0:
+        return losses, gradient
+    half_width, support = _support_window(kernel, sharpness, dtype)
+    fixed_point = torch.are_deterministic_algorithms_enabled()
+    # A wide kernel adds thousands of small weights to each cell: too many for a float32 sum.
+    table_dtype = torch.int64 if fixed_point else torch.float64 if support > 2 else dtype
+    programs = SCRATCH_BYTES // (2 * levels**2 * table_dtype.itemsize)
+    if pred.device.type == "cuda":
+        multiprocessors = torch.cuda.get_device_properties(pred.device).multi_processor_count
+        programs = min(programs, PROGRAMS_PER_MULTIPROCESSOR * multiprocessors)
+    programs = max(1, min(programs, count))
+    lo, hi = value_range
+    block = triton.next_power_of_2(height * width)
+    flat_offsets = tuple(step for offset in offsets for step in offset)
+    with torch.cuda.device(pred.device if pred.device.type == "cuda" else -1):
+        _loss_kernel[(programs,)](
+            pred,
+            target,
+            _constants((lo, (hi - lo) / levels, sharpness), dtype, pred.device),
+            _constants(flat_offsets, torch.int32, pred.device),
+            torch.zeros(programs, 2, levels, levels, dtype=table_dtype, device=pred.device),
+            losses,
+            gradient,
+            count,
+            HEIGHT=height,
+            WIDTH=width,
+            LEVELS=levels,
+            KERNEL=kernel,
+            HALF_WIDTH=half_width,
+            SUPPORT=support,
+            OFFSETS=len(offsets),
+            REWEIGHT=reweight,
+            SYMMETRIC=symmetric,
+            NORMALIZE=normalize,
+            WITH_GRADIENT=with_gradient,
+            FIXED_POINT=fixed_point,
+            FRACTION=2.0**FRACTION_BITS,
+            BLOCK=block,
+            num_warps=max(1, min(8, block // 64)),
+        )
+    return losses, gradient
