@@ -216,8 +216,10 @@ def down_weight_crowded_cells(glcm: torch.Tensor) -> torch.Tensor:
 
 # Weight of a pixel that the sparse backend may move to a nearer level: what lies beyond the support of the kernel.
 SUPPORT_TOLERANCE = {torch.float32: 1e-6, torch.float64: 1e-13}
-# Numbers that the scratch of the sparse backend holds at once: 2 MB of float32, which stays in the cache of a core.
-SCRATCH_SIZE = 2**19
+# Cells that the scratch of the sparse backend holds of each side (of 256 levels: 16 matrices, 4 MiB in float32), and
+# pairs of pixels times levels that it works on at once: as many as stay in the cache.
+SCRATCH_SIZE = 2**20
+ENTRIES_AT_ONCE = 2**16
 # The Triton backend holds a patch in the registers of a multiprocessor.
 MAX_TRITON_PIXELS = 64 * 64
 
@@ -244,30 +246,29 @@ def _support(
 
     A window of levels around the pixel, folded back at both ends of the range: level -1 is level 0, level K is
     level K - 1. That is what the mirrored terms of the sigmoid do, and the clamping of the linear kernel.
-    `(...)` -> `index` (int64), `weight` and `slope`, each `(S, ...)`.
+    `(m, H, W)` -> `index` (int64), `weight` and `slope`, each `(m, S, H, W)`.
     """
     u = _in_bins(x, levels, value_range)
     inside = (u >= 0) & (u <= levels)
-    u = u.clamp(0, levels)
+    inside, u = inside.unsqueeze(1), u.clamp(0, levels).unsqueeze(1)  # m 1 H W
     if kernel == "hard":
-        weight = 0 * u + 1  # NaN stays NaN
-        return u.floor().long().clamp(0, levels - 1).unsqueeze(0), weight.unsqueeze(0), torch.zeros_like(u).unsqueeze(0)
+        return u.floor().long().clamp(0, levels - 1), 0 * u + 1, torch.zeros_like(u)  # the weight of NaN is NaN
     if kernel == "linear":
         first = (u - 0.5).floor()
         share = u - 0.5 - first
-        weight = torch.stack([1 - share, share])
-        slope = torch.stack([-torch.ones_like(u), torch.ones_like(u)])
+        weight = torch.cat([1 - share, share], 1)
+        slope = torch.tensor([-1.0, 1.0], device=x.device, dtype=x.dtype).view(1, 2, 1, 1)
     else:
         half_width, count = _support_window(kernel, sharpness, x.dtype)
         first = u.round() - half_width
         # Level j weighs s(sharpness * (u - j)) - s(sharpness * (u - j - 1)): differences along the edges of the window.
         # At its ends s is taken to be 1 and 0, so that the weights sum to 1 exactly.
-        steps = torch.arange(1, count, device=x.device).view(-1, *[1] * x.dim())
+        steps = torch.arange(1, count, device=x.device).view(1, -1, 1, 1)
         edges = torch.sigmoid((u - first - steps) * sharpness)
-        weight = torch.cat([1 - edges[:1], edges[:-1] - edges[1:], edges[-1:]])
+        weight = torch.cat([1 - edges[:, :1], edges[:, :-1] - edges[:, 1:], edges[:, -1:]], 1)
         slopes = edges * (1 - edges) * sharpness
-        slope = torch.cat([-slopes[:1], slopes[:-1] - slopes[1:], slopes[-1:]])
-    index = first.long() + torch.arange(len(weight), device=x.device).view(-1, *[1] * x.dim())
+        slope = torch.cat([-slopes[:, :1], slopes[:, :-1] - slopes[:, 1:], slopes[:, -1:]], 1)
+    index = first.long() + torch.arange(weight.shape[1], device=x.device).view(1, -1, 1, 1)
     index = torch.where(index < 0, -1 - index, index)
     index = torch.where(index >= levels, 2 * levels - 1 - index, index)
     outside = (index < 0) | (index >= levels)  # a window wider than the whole range is folded once only
@@ -278,14 +279,20 @@ def _support(
     return index.clamp(0, levels - 1), weight, slope
 
 
-def _plane(x: torch.Tensor, window: tuple[slice, slice]) -> torch.Tensor:
-    """`(S, m, H, W)` -> `(S, m * pairs)`: the pixels in a window."""
-    return x[:, :, *window].flatten(1)
+def _pixels(x: torch.Tensor, window: tuple[slice, slice]) -> torch.Tensor:
+    """`(m, S, H, W)` -> `(m, S, P)`: the pixels in a window."""
+    return x[:, :, *window].flatten(2)
 
 
-def _weighted(g: torch.Tensor, total: float, reweight: bool) -> tuple[torch.Tensor, torch.Tensor | float]:
-    """`g(G)` and its derivative by G."""
-    return (g * (1 - g / total), 1 - 2 * g / total) if reweight else (g, 1.0)
+def _difference(
+    own: torch.Tensor, other: torch.Tensor, total: float, reweight: bool
+) -> tuple[torch.Tensor, torch.Tensor | float]:
+    """`g(G) - g(G')` and the derivative of `g` at G."""
+    difference = own - other
+    if not reweight:
+        return difference, 1.0
+    # g(G) - g(G') = (G - G') (1 - (G + G') / S): no digits are lost where both are large and alike.
+    return difference * (1 - (own + other) / total), 1 - 2 * own / total
 
 
 def _sparse_loss_and_gradient(
@@ -317,66 +324,60 @@ def _sparse_loss_and_gradient(
     gradient = torch.zeros_like(pred) if with_gradient else pred.new_zeros(0)
     cells, (height, width) = levels * levels, pred.shape[1:]
     _, support = _support_window(kernel, sharpness, dtype)
-    chunk = max(1, min(SCRATCH_SIZE // cells, SCRATCH_SIZE // (height * width * support**2)))
-    for start in range(0, len(pred), chunk):
-        part = slice(start, start + chunk)
-        sides = [_support(x[part], *settings) for x in (pred, target)]
-        m = sides[0][0].shape[1]
-        # A wide kernel adds thousands of small weights to each cell: too many for a float32 sum.
-        scratch = pred.new_zeros(2, m * cells, dtype=torch.float64 if support > 2 else dtype)
-        first_cell = (torch.arange(m, device=pred.device) * cells)[:, None, None]
+    size = max(1, min(len(pred), SCRATCH_SIZE // cells, ENTRIES_AT_ONCE // (height * width * support**2)))
+    # A wide kernel adds thousands of small weights to each cell: too many for a float32 sum.
+    scratch = pred.new_zeros(2 * size * cells, dtype=torch.float64 if support > 2 else dtype)
+    for start in range(0, len(pred), size):
+        part = slice(start, start + size)
+        both = torch.cat([pred[part], target[part]])  # 2m H W
+        m = len(both) // 2
+        index, weight, slope = _support(both, *settings)  # 2m S H W
+        weight_pred, slope_pred = weight[:m], slope[:m]
+        first_cell = (torch.arange(2 * m, device=pred.device) * cells)[:, None, None, None]
+        row = index * levels + first_cell
+        to_other_side = torch.tensor([m * cells, -m * cells], device=pred.device).repeat_interleave(m)[:, None]
         for dy, dx in offsets:
             rows, columns = _pair_slices(dy, height), _pair_slices(dx, width)
             first, second = zip(rows, columns, strict=True)
             window = (height - abs(dy), width - abs(dx))
             total = math.prod(window) * (2 if symmetric else 1)
-            entries = []
-            for index, weight, _ in sides:
-                # Contiguous planes (S, m * pairs), so that the products below run over long rows.
-                i = (index[:, :, *first] * levels + first_cell).flatten(1)
-                j = index[:, :, *second].flatten(1)
-                cell, value = i[:, None] + j, _plane(weight, first)[:, None] * _plane(weight, second)  # S S m*P
-                if normalize:
-                    value = value / total
-                if symmetric:
-                    i = (index[:, :, *second] * levels + first_cell).flatten(1)
-                    cell = torch.stack([cell, i + index[:, :, *first].flatten(1)[:, None]])
-                    value = torch.stack([value, value])
-                entries.append((cell, value))
-            for matrix, (cell, value) in zip(scratch, entries, strict=True):
-                matrix.index_add_(0, cell.flatten(), value.flatten().to(matrix.dtype))
             whole = 1.0 if normalize else total
-            cell, _ = entries[0]
-            if cells * m <= cell.numel():
+            # Patch by patch, so that the cells of a patch stay in the cache while it is worked on.
+            cell = _pixels(row, first)[:, :, None] + _pixels(index, second)[:, None]  # 2m S S P
+            value = _pixels(weight, first)[:, :, None] * _pixels(weight, second)[:, None]  # 2m S S P
+            if normalize:
+                value = value / total
+            if symmetric:
+                mirrored = _pixels(row, second)[:, None] + _pixels(index, first)[:, :, None]
+                cell, value = torch.stack([cell, mirrored], 1), torch.stack([value, value], 1)  # 2m 2 S S P
+            scratch.scatter_add_(0, cell.flatten(), value.flatten().to(scratch.dtype))
+            if cells * m <= cell.numel() // 2:
                 # Fewer cells than entries: cheaper to go through the matrices themselves.
-                (g_pred, rate), (g_target, _) = (_weighted(matrix, whole, reweight) for matrix in scratch)
-                difference = g_pred - g_target
+                g_pred, g_target = scratch[: 2 * m * cells].view(2, m * cells)
+                difference, rate = _difference(g_pred, g_target, whole, reweight)
                 losses[part] += difference.square().view(m, cells).sum(1)
-                by_value = (2 * difference * rate)[cell.flatten()] if with_gradient else None
+                if with_gradient:
+                    by_value = (2 * difference * rate).index_select(0, cell[:m].flatten())
                 scratch.zero_()
             else:
-                for side, (cell, value) in enumerate(entries):
-                    own, other = scratch[side][cell.flatten()], scratch[1 - side][cell.flatten()]
-                    (g_own, rate), (g_other, _) = (_weighted(x, whole, reweight) for x in (own, other))
-                    difference = g_own - g_other
-                    filled = own + other
-                    share = value.flatten() / torch.where(filled > 0, filled, 1)
-                    terms = (share * difference.square()).view(-1, m, math.prod(window))
-                    losses[part] += terms.sum(dim=(0, 2))
-                    if side == 0:
-                        by_value = 2 * difference * rate
-                for matrix, (cell, _) in zip(scratch, entries, strict=True):
-                    matrix[cell.flatten()] = 0
+                own = scratch.index_select(0, cell.flatten()).view(2 * m, -1)
+                other = scratch.index_select(0, (cell.flatten(1) + to_other_side).flatten()).view(2 * m, -1)
+                difference, rate = _difference(own, other, whole, reweight)
+                # An entry of weight 0 may be alone in its cell.
+                filled = (own + other).clamp(min=torch.finfo(dtype).tiny)
+                by_patch = (value.view(2 * m, -1) * difference.square() / filled).sum(1)
+                losses[part] += by_patch[:m] + by_patch[m:]
+                by_value = (2 * difference * rate)[:m]
+                scratch.index_fill_(0, cell.flatten(), 0)
             if not with_gradient:
                 continue
-            by_value = by_value.to(dtype).view(-1, support, support, m * math.prod(window)).sum(0)  # S S m*P
+            by_value = by_value.to(dtype).view(m, -1, support, support, math.prod(window)).sum(1)  # m S S P
             if normalize:
                 by_value = by_value / total
-            _, weight, slope = sides[0]
-            by_first = ((by_value * _plane(weight, second)).sum(1) * _plane(slope, first)).sum(0)
-            by_second = ((by_value * _plane(weight, first)[:, None]).sum(0) * _plane(slope, second)).sum(0)
+            by_first = ((by_value * _pixels(weight_pred, second)[:, None]).sum(2) * _pixels(slope_pred, first)).sum(1)
+            by_second = (by_value * _pixels(weight_pred, first)[:, :, None]).sum(1) * _pixels(slope_pred, second)
             gradient[part][:, *first] += by_first.view(m, *window)
-            gradient[part][:, *second] += by_second.view(m, *window)
+            gradient[part][:, *second] += by_second.sum(1).view(m, *window)
     count = len(offsets) * cells
     return losses / count, gradient.div_(count)
 

@@ -309,7 +309,9 @@ class GLCMMAEForPreTraining(GLCMMAEPreTrainedModel, ViTMAEForPreTraining):
         outputs, logits = self._predict(
             pixel_values, noise, bool(interpolate_pos_encoding), attention_mask=attention_mask, **kwargs
         )
-        terms = self.reconstruction_loss(pixel_values, logits, outputs.mask)
+        # The number of masked patches is known from the shapes: to count them would wait for the device.
+        num_masked = outputs.mask.numel() - len(outputs.mask) * (outputs.last_hidden_state.shape[1] - 1)
+        terms = self.reconstruction_loss(pixel_values, logits, outputs.mask, num_masked)
         return GLCMMAEForPreTrainingOutput(
             loss=terms["loss"],
             logits=logits,
@@ -328,7 +330,7 @@ class GLCMMAEForPreTraining(GLCMMAEPreTrainedModel, ViTMAEForPreTraining):
         return outputs, self.decoder(outputs.last_hidden_state, outputs.ids_restore, grid).logits
 
     def reconstruction_loss(
-        self, pixel_values: torch.Tensor, logits: torch.Tensor, mask: torch.Tensor
+        self, pixel_values: torch.Tensor, logits: torch.Tensor, mask: torch.Tensor, num_masked: int | None = None
     ) -> dict[str, torch.Tensor | None]:
         r"""Judge a reconstruction.
 
@@ -336,6 +338,7 @@ class GLCMMAEForPreTraining(GLCMMAEPreTrainedModel, ViTMAEForPreTraining):
             pixel_values: `(batch_size, num_channels, height, width)`, normalised.
             logits: `(batch_size, num_patches, patch_size ** 2 * num_channels)`, as the decoder gives them.
             mask: `(batch_size, num_patches)`, 1 or True for masked patches, which alone count.
+            num_masked: how many there are in the batch; counted if not given.
 
         Returns:
             Scalars `loss` (the weighted sum), `glcm`, `ssim`, `mse` (unweighted; `None` where the weight is 0, but for
@@ -357,6 +360,8 @@ class GLCMMAEForPreTraining(GLCMMAEPreTrainedModel, ViTMAEForPreTraining):
                 )
             pred = logits.view_as(target)  # B N p p C
             masked = mask.bool()  # B N
+            num_masked = int(masked.sum()) if num_masked is None else num_masked
+            rows = masked.flatten().sort(descending=True, stable=True).indices[:num_masked]  # M
             texture = self._texture
             with_glcm, with_ssim = texture and config.glcm_weight > 0, texture and config.ssim_weight > 0
 
@@ -364,13 +369,13 @@ class GLCMMAEForPreTraining(GLCMMAEPreTrainedModel, ViTMAEForPreTraining):
             # the loss nor its gradient into NaN.
             error = torch.where(masked[..., None, None, None], pred - self.logits_of_pixels(target, target), 0)
             # Squared errors are summed before the division, so that a mask of nothing gives 0.
-            mse = error.square().mean(dim=(-3, -2, -1)).sum() / masked.sum().clamp(min=1)
+            mse = error.square().mean(dim=(-3, -2, -1)).sum() / max(num_masked, 1)
 
             glcm = ssim = None
             if with_glcm:
                 glcm = glcm_loss(
-                    self.grey(pred)[masked],  # M p p
-                    self.grey(target)[masked],  # M p p
+                    self.grey(pred).flatten(0, 1).index_select(0, rows),  # M p p
+                    self.grey(target).flatten(0, 1).index_select(0, rows),  # M p p
                     levels=config.glcm_levels,
                     value_range=config.glcm_value_range,
                     offsets=config.glcm_offsets,
@@ -384,8 +389,8 @@ class GLCMMAEForPreTraining(GLCMMAEPreTrainedModel, ViTMAEForPreTraining):
                 scaled_pred = _min_max_scaled(pred.clamp(*map(float, config.glcm_value_range)))
                 scaled_target = _min_max_scaled(target)
                 ssim = ssim_loss(
-                    scaled_pred[masked].permute(0, 3, 1, 2),  # M C p p
-                    scaled_target[masked].permute(0, 3, 1, 2),  # M C p p
+                    scaled_pred.flatten(0, 1).index_select(0, rows).permute(0, 3, 1, 2),  # M C p p
+                    scaled_target.flatten(0, 1).index_select(0, rows).permute(0, 3, 1, 2),  # M C p p
                 )
             if not texture:
                 return {"loss": mse, "glcm": None, "ssim": None, "mse": mse}

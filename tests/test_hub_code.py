@@ -48,8 +48,8 @@ import json, sys
 
 class Block:
     def find_spec(self, name, path=None, target=None):
-        if name.split(".")[0] == "modeling_glcm_mae":
-            raise ImportError("the package is hidden in this test")
+        if name.split(".")[0] in ("modeling_glcm_mae", "triton"):
+            raise ImportError(name + " is hidden in this test")
 
 sys.meta_path.insert(0, Block())
 try:
@@ -151,7 +151,11 @@ def test_imports_survive_the_copy_to_the_hub(path):
     tree = ast.parse(source)
     allowed = {"torch", "transformers", "huggingface_hub"} | sys.stdlib_module_names
     relative = []
+    # transformers asks for what is imported outside a `try` to be installed.
+    optional = {id(inner) for node in ast.walk(tree) if isinstance(node, ast.Try) for inner in ast.walk(node)}
     for node in ast.walk(tree):
+        if id(node) in optional:
+            continue
         if isinstance(node, ast.Import):
             assert all(alias.name.split(".")[0] in allowed for alias in node.names), ast.unparse(node)
         elif isinstance(node, ast.ImportFrom) and node.level == 0:

@@ -738,3 +738,26 @@ def test_a_few_steps_lower_the_loss(tiny_model):
         optimizer.step()
         losses.append(outputs.loss.item())
     assert losses[-1] < 0.8 * losses[0]
+
+
+# Compilation
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("preset", ["texture", "paper", "mse"])
+def test_compiled_whole_and_once(tiny_model, preset):
+    model = tiny_model(preset).train()
+    parameters = [parameter for parameter in model.parameters() if parameter.requires_grad]
+    steps = [(torch.randn(2, 3, 32, 32), torch.rand(2, 16)) for _ in range(3)]
+    expected = []
+    for pixel_values, noise in steps:
+        loss = model(pixel_values, noise=noise).loss
+        expected.append((loss, *torch.autograd.grad(loss, parameters)))
+    torch._dynamo.reset()
+    compiled = torch.compile(model, fullgraph=True)
+    for index, ((pixel_values, noise), (loss, *gradients)) in enumerate(zip(steps, expected, strict=True)):
+        with torch.compiler.set_stance("fail_on_recompile" if index else "default"):
+            found = compiled(pixel_values, noise=noise).loss
+            torch.testing.assert_close(found, loss)
+            for one, other in zip(torch.autograd.grad(found, parameters), gradients, strict=True):
+                torch.testing.assert_close(one, other, rtol=1e-3, atol=1e-5)
