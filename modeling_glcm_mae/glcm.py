@@ -216,9 +216,9 @@ def down_weight_crowded_cells(glcm: torch.Tensor) -> torch.Tensor:
 
 # Weight of a pixel that the sparse backend may move to a nearer level: what lies beyond the support of the kernel.
 SUPPORT_TOLERANCE = {torch.float32: 1e-6, torch.float64: 1e-13}
-# Cells that the scratch of the sparse backend holds of each side (of 256 levels: 16 matrices, 4 MiB in float32), and
-# pairs of pixels times levels that it works on at once: as many as stay in the cache.
-SCRATCH_SIZE = 2**20
+# Cells that the scratch of the sparse backend holds (of 256 levels: those of 8 patches, 4 MiB in float32), and pairs of
+# levels that it works on at once: as many as stay in the cache.
+SCRATCH_SIZE = 2**19
 ENTRIES_AT_ONCE = 2**16
 # The Triton backend holds a patch in the registers of a multiprocessor.
 MAX_TRITON_PIXELS = 64 * 64
@@ -241,42 +241,39 @@ def _support_window(kernel: str, sharpness: float, dtype: torch.dtype) -> tuple[
 
 def _support(
     x: torch.Tensor, levels: int, value_range: Sequence[float], kernel: str, sharpness: float
-) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor | None]:
+) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
     """The few levels that share a pixel, with their weights and the derivatives of these by the pixel's value.
 
     A window of levels around the pixel, folded back at both ends of the range: level -1 is level 0, level K is
     level K - 1. That is what the mirrored terms of the sigmoid do, and the clamping of the linear kernel.
     `(m, H, W)` -> `index` (int64), `weight` and `slope`, each `(m, S, H, W)`.
     """
-    u = _in_bins(x, levels, value_range)
-    inside = (u >= 0) & (u <= levels)
-    inside, u = inside.unsqueeze(1), u.clamp(0, levels).unsqueeze(1)  # m 1 H W
+    u = _in_bins(x, levels, value_range).unsqueeze(1)  # m 1 H W
+    lo, hi = map(float, value_range)
+    per_unit = ((u >= 0) & (u <= levels)).to(x.dtype) * (levels / (hi - lo))  # bins, 0 where the pixel was clamped
+    u = u.clamp(0, levels)
     if kernel == "hard":
         return u.floor().long().clamp(0, levels - 1), 0 * u + 1, torch.zeros_like(u)  # the weight of NaN is NaN
     if kernel == "linear":
         first = (u - 0.5).floor()
-        share = u - 0.5 - first
-        weight = torch.cat([1 - share, share], 1)
-        slope = torch.tensor([-1.0, 1.0], device=x.device, dtype=x.dtype).view(1, 2, 1, 1)
+        edges, slopes = u - 0.5 - first, per_unit
     else:
+        # Level j weighs s(sharpness * (u - j)) - s(sharpness * (u - j - 1)): differences along the edges of the window.
         half_width, count = _support_window(kernel, sharpness, x.dtype)
         first = u.round() - half_width
-        # Level j weighs s(sharpness * (u - j)) - s(sharpness * (u - j - 1)): differences along the edges of the window.
-        # At its ends s is taken to be 1 and 0, so that the weights sum to 1 exactly.
-        steps = torch.arange(1, count, device=x.device).view(1, -1, 1, 1)
-        edges = torch.sigmoid((u - first - steps) * sharpness)
-        weight = torch.cat([1 - edges[:, :1], edges[:, :-1] - edges[:, 1:], edges[:, -1:]], 1)
-        slopes = edges * (1 - edges) * sharpness
-        slope = torch.cat([-slopes[:, :1], slopes[:, :-1] - slopes[:, 1:], slopes[:, -1:]], 1)
+        edges = torch.sigmoid((u - first - torch.arange(1, count, device=x.device).view(1, -1, 1, 1)) * sharpness)
+        slopes = edges * (1 - edges) * (sharpness * per_unit)
+    # At the ends of the window s is taken to be 1 and 0, so that the weights sum to 1 exactly.
+    weight = torch.cat([1 - edges[:, :1], edges[:, :-1] - edges[:, 1:], edges[:, -1:]], 1)
+    slope = torch.cat([-slopes[:, :1], slopes[:, :-1] - slopes[:, 1:], slopes[:, -1:]], 1)
     index = first.long() + torch.arange(weight.shape[1], device=x.device).view(1, -1, 1, 1)
-    index = torch.where(index < 0, -1 - index, index)
-    index = torch.where(index >= levels, 2 * levels - 1 - index, index)
-    outside = (index < 0) | (index >= levels)  # a window wider than the whole range is folded once only
-    # A product, not masked_fill: the index of a NaN means nothing, and its weights must stay NaN to show in the loss.
-    weight = weight * ~outside
-    lo, hi = map(float, value_range)
-    slope = slope * (~outside & inside) * (levels / (hi - lo))
-    return index.clamp(0, levels - 1), weight, slope
+    if weight.shape[1] > 2:
+        index = torch.where(index < 0, -1 - index, index)
+        index = torch.where(index >= levels, 2 * levels - 1 - index, index)
+        inside = (index >= 0) & (index < levels)  # a window wider than the whole range is folded once only
+        # A product, not masked_fill: the index of a NaN means nothing, and its weights must stay NaN to show.
+        weight, slope = weight * inside, slope * inside
+    return index.clamp_(0, levels - 1), weight, slope
 
 
 def _pixels(x: torch.Tensor, window: tuple[slice, slice]) -> torch.Tensor:
@@ -285,14 +282,14 @@ def _pixels(x: torch.Tensor, window: tuple[slice, slice]) -> torch.Tensor:
 
 
 def _difference(
-    own: torch.Tensor, other: torch.Tensor, total: float, reweight: bool
-) -> tuple[torch.Tensor, torch.Tensor | float]:
-    """`g(G) - g(G')` and the derivative of `g` at G."""
-    difference = own - other
-    if not reweight:
-        return difference, 1.0
-    # g(G) - g(G') = (G - G') (1 - (G + G') / S): no digits are lost where both are large and alike.
-    return difference * (1 - (own + other) / total), 1 - 2 * own / total
+    g_pred: torch.Tensor, g_target: torch.Tensor, total: float, reweight: bool
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """`g(G_pred) - g(G_target)` and `G_pred + G_target`."""
+    difference, filled = g_pred - g_target, g_pred + g_target
+    if reweight:
+        # No digits are lost where both are large and alike.
+        difference *= torch.sub(1, filled, alpha=1 / total)
+    return difference, filled
 
 
 def _sparse_loss_and_gradient(
@@ -324,54 +321,67 @@ def _sparse_loss_and_gradient(
     gradient = torch.zeros_like(pred) if with_gradient else pred.new_zeros(0)
     cells, (height, width) = levels * levels, pred.shape[1:]
     _, support = _support_window(kernel, sharpness, dtype)
-    size = max(1, min(len(pred), SCRATCH_SIZE // cells, ENTRIES_AT_ONCE // (height * width * support**2)))
-    # A wide kernel adds thousands of small weights to each cell: too many for a float32 sum.
-    scratch = pred.new_zeros(2 * size * cells, dtype=torch.float64 if support > 2 else dtype)
+    entries = height * width * support**2 * (2 if symmetric else 1)
+    # With fewer cells than entries, it is cheaper to go through the matrices themselves.
+    whole_matrices = cells <= entries
+    size = max(1, min(len(pred), ENTRIES_AT_ONCE // entries))
+    held = max(1, min(size, SCRATCH_SIZE // cells))
+    size = held if whole_matrices else size
+    # Cells of G_pred and G_target side by side, so that one read finds both. A wide kernel adds thousands of small
+    # weights to each cell: too many for a float32 sum.
+    scratch = pred.new_zeros(held * cells, 2, dtype=torch.float64 if support > 2 else dtype)
+    both_sides = torch.view_as_complex(scratch)
     for start in range(0, len(pred), size):
         part = slice(start, start + size)
-        both = torch.cat([pred[part], target[part]])  # 2m H W
+        both = torch.stack([pred[part], target[part]], 1).flatten(0, 1)  # 2m H W
         m = len(both) // 2
         index, weight, slope = _support(both, *settings)  # 2m S H W
-        weight_pred, slope_pred = weight[:m], slope[:m]
-        first_cell = (torch.arange(2 * m, device=pred.device) * cells)[:, None, None, None]
-        row = index * levels + first_cell
-        to_other_side = torch.tensor([m * cells, -m * cells], device=pred.device).repeat_interleave(m)[:, None]
+        weight_pred, slope_pred = weight[::2], slope[::2]
+        matrix = (torch.arange(m, device=pred.device) % held).repeat_interleave(2)  # 2m
+        row = index * levels + (matrix * cells)[:, None, None, None]
+        side = torch.arange(2, device=pred.device).repeat(m)[:, None]
         for dy, dx in offsets:
             rows, columns = _pair_slices(dy, height), _pair_slices(dx, width)
             first, second = zip(rows, columns, strict=True)
             window = (height - abs(dy), width - abs(dx))
-            total = math.prod(window) * (2 if symmetric else 1)
-            whole = 1.0 if normalize else total
+            pairs = math.prod(window)
+            total = pairs * (2 if symmetric else 1)
+            whole = 1 if normalize else total  # sum of a matrix
             # Patch by patch, so that the cells of a patch stay in the cache while it is worked on.
-            cell = _pixels(row, first)[:, :, None] + _pixels(index, second)[:, None]  # 2m S S P
-            value = _pixels(weight, first)[:, :, None] * _pixels(weight, second)[:, None]  # 2m S S P
+            cell = (_pixels(row, first)[:, :, None] + _pixels(index, second)[:, None]).flatten(1)  # 2m S*S*P
+            value = (_pixels(weight, first)[:, :, None] * _pixels(weight, second)[:, None]).flatten(1)  # 2m S*S*P
             if normalize:
                 value = value / total
             if symmetric:
                 mirrored = _pixels(row, second)[:, None] + _pixels(index, first)[:, :, None]
-                cell, value = torch.stack([cell, mirrored], 1), torch.stack([value, value], 1)  # 2m 2 S S P
-            scratch.scatter_add_(0, cell.flatten(), value.flatten().to(scratch.dtype))
-            if cells * m <= cell.numel() // 2:
-                # Fewer cells than entries: cheaper to go through the matrices themselves.
-                g_pred, g_target = scratch[: 2 * m * cells].view(2, m * cells)
-                difference, rate = _difference(g_pred, g_target, whole, reweight)
+                cell, value = torch.cat([cell, mirrored.flatten(1)], 1), torch.cat([value, value], 1)
+            slot, addend = 2 * cell + side, value.to(scratch.dtype)
+            if whole_matrices:
+                scratch.view(-1).scatter_add_(0, slot.flatten(), addend.flatten())
+                g_pred, g_target = scratch[: m * cells].unbind(1)
+                difference, _ = _difference(g_pred, g_target, whole, reweight)
                 losses[part] += difference.square().view(m, cells).sum(1)
-                if with_gradient:
-                    by_value = (2 * difference * rate).index_select(0, cell[:m].flatten())
-                scratch.zero_()
             else:
-                own = scratch.index_select(0, cell.flatten()).view(2 * m, -1)
-                other = scratch.index_select(0, (cell.flatten(1) + to_other_side).flatten()).view(2 * m, -1)
-                difference, rate = _difference(own, other, whole, reweight)
+                found = torch.empty_like(cell, dtype=both_sides.dtype)
+                for begin in range(0, 2 * m, 2 * held):
+                    piece = slice(begin, begin + 2 * held)
+                    cells_of_piece = cell[piece].flatten()
+                    scratch.view(-1).scatter_add_(0, slot[piece].flatten(), addend[piece].flatten())
+                    torch.index_select(both_sides, 0, cells_of_piece, out=found[piece].view(-1))
+                    both_sides.index_fill_(0, cells_of_piece, 0)
+                g_pred, g_target = torch.view_as_real(found).unbind(-1)  # 2m S*S*P
+                difference, filled = _difference(g_pred, g_target, whole, reweight)
                 # An entry of weight 0 may be alone in its cell.
-                filled = (own + other).clamp(min=torch.finfo(dtype).tiny)
-                by_patch = (value.view(2 * m, -1) * difference.square() / filled).sum(1)
-                losses[part] += by_patch[:m] + by_patch[m:]
-                by_value = (2 * difference * rate)[:m]
-                scratch.index_fill_(0, cell.flatten(), 0)
+                share = value * difference.square() / filled.clamp_(min=torch.finfo(dtype).tiny)
+                losses[part] += share.view(m, -1).sum(1)
+                difference, g_pred = difference[::2], g_pred[::2]  # at the cells of the prediction
+            by_value = difference * torch.sub(1, g_pred, alpha=2 / whole) if reweight else difference
+            if whole_matrices:
+                by_value = by_value.index_select(0, cell[::2].flatten())
+                scratch.zero_()
             if not with_gradient:
                 continue
-            by_value = by_value.to(dtype).view(m, -1, support, support, math.prod(window)).sum(1)  # m S S P
+            by_value = by_value.to(dtype).view(m, -1, support, support, pairs).sum(1)  # m S S P
             if normalize:
                 by_value = by_value / total
             by_first = ((by_value * _pixels(weight_pred, second)[:, None]).sum(2) * _pixels(slope_pred, first)).sum(1)
@@ -379,7 +389,7 @@ def _sparse_loss_and_gradient(
             gradient[part][:, *first] += by_first.view(m, *window)
             gradient[part][:, *second] += by_second.sum(1).view(m, *window)
     count = len(offsets) * cells
-    return losses / count, gradient.div_(count)
+    return losses / count, gradient.mul_(2 / count)
 
 
 # One operator for all that is not the definition, so that torch.compile takes it as it is and does not follow its

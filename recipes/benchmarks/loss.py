@@ -1,0 +1,203 @@
+"""What does the texture loss cost? Times it against its definition and within a training step, side by side.
+
+    python recipes/benchmarks/loss.py --threads 2 --json loss.json
+
+About 6 minutes on two CPU cores. All inputs are generated speckle images, normalised as for training, and a
+reconstruction of them with 10 % noise. Compared calls run in turns in this process; a ratio is the median of the
+rounds, with the lowest and the highest. Patches are 16x16, three quarters of an image masked (147 at 224 pixels).
+
+- dense_over_fast: time of the definition (backend "dense") over that of the fastest backend; loss and gradient of one
+  image, setting of the preset `paper` with and without its down-weighting.
+- step_over_mse: time of a training step of a ViT-B/16 at 224 pixels (forward, backward, AdamW) with the whole objective
+  of a preset over that with plain mean squared error. The same model, batch and masks.
+- extra_mb_per_image: what a process of its own grows by at its peak while it computes the loss and the gradient of one
+  image, beyond inputs and libraries (MiB of resident memory on Linux, of allocated memory on CUDA). Preset `paper`.
+- levels_256_over_16: time of the loss with 256 levels over that with 16.
+- offsets_8_over_2: the same for eight offsets over two.
+"""
+
+import argparse
+import json
+import subprocess
+import sys
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+
+# The recipes import each other by bare names, and Python looks beside this file only.
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+
+from corpora.speckle import CLASS_SETS, speckle_image
+from modeling_glcm_mae import GLCMMAEConfig, GLCMMAEForPreTraining, glcm_loss
+from modeling_glcm_mae.configuration_glcm_mae import PRESETS
+from recipe_benchmark import machine, markdown_table, ratio, seconds_side_by_side
+
+PATCH_SIZE = 16
+MASKED = 0.75
+SHOWN = ("value", "lowest", "highest")
+EIGHT_OFFSETS = [[0, 1], [1, 0], [1, 1], [1, -1], [0, 2], [2, 2], [2, 0], [2, -2]]
+VIT_BASE: dict[str, int] = {}  # the defaults of the configuration
+TINY = {
+    "hidden_size": 32,
+    "num_hidden_layers": 1,
+    "num_attention_heads": 2,
+    "intermediate_size": 64,
+    "decoder_hidden_size": 32,
+    "decoder_num_hidden_layers": 1,
+    "decoder_num_attention_heads": 2,
+    "decoder_intermediate_size": 64,
+}
+
+
+def images(count: int, size: int, mean: float = 0.456, std: float = 0.224) -> torch.Tensor:
+    """Speckle of all classes in turn, normalised: `(count, 1, size, size)`."""
+    classes = CLASS_SETS["hard"]
+    made = [torch.from_numpy(speckle_image(classes[i % len(classes)], size, [3, i])) for i in range(count)]
+    return ((torch.stack(made).float() / 255 - mean) / std).unsqueeze(1)
+
+
+def masked_patches(count: int, size: int, device: str) -> tuple[torch.Tensor, torch.Tensor]:
+    """Patches of a reconstruction and of the images, `(M, 16, 16)`; the reconstruction wants a gradient."""
+    pixels = images(count, size)
+    patches = torch.nn.functional.unfold(pixels, PATCH_SIZE, stride=PATCH_SIZE)  # B p*p N
+    patches = patches.transpose(1, 2)[:, : int(patches.shape[2] * MASKED)].reshape(-1, PATCH_SIZE, PATCH_SIZE)
+    noise = torch.randn(patches.shape, generator=torch.Generator().manual_seed(0)) * 0.1 * patches.std()
+    return (patches + noise).to(device).requires_grad_(), patches.to(device)
+
+
+def loss_call(pred: torch.Tensor, target: torch.Tensor, backend: str, **overrides: Any) -> Callable[[], None]:
+    """Loss and gradient with the setting of `paper`."""
+    config = GLCMMAEConfig.from_preset("paper")
+    settings = {
+        "levels": config.glcm_levels,
+        "value_range": config.glcm_value_range,
+        "offsets": config.glcm_offsets,
+        "kernel": config.glcm_kernel,
+        "sharpness": config.glcm_sharpness,
+        "reweight": config.glcm_reweight,
+    } | overrides
+
+    def call() -> None:
+        torch.autograd.grad(glcm_loss(pred, target, backend=backend, **settings), pred)
+
+    return call
+
+
+def training_steps(presets: Sequence[str], options: argparse.Namespace) -> dict[str, Callable[[], None]]:
+    """A training step with each preset; one model whose objective is exchanged."""
+    sizes = TINY if options.tiny else VIT_BASE
+    torch.manual_seed(0)
+    model = GLCMMAEForPreTraining(GLCMMAEConfig.from_preset("mse", image_size=options.image_size, **sizes))
+    model.to(options.device).train()
+    optimizer = torch.optim.AdamW(model.parameters(), lr=1e-6, fused=True)
+    pixels = images(options.batch_size, options.image_size).expand(-1, 3, -1, -1).contiguous().to(options.device)
+    noise = torch.rand(len(pixels), (options.image_size // PATCH_SIZE) ** 2, device=options.device)
+    autocast = torch.autocast(torch.device(options.device).type, torch.bfloat16, enabled=options.bf16)
+
+    def step(preset: str) -> None:
+        for name, value in PRESETS[preset].items():
+            setattr(model.config, name, value)
+        with autocast:
+            loss = model(pixels, noise=noise).loss
+        loss.backward()
+        optimizer.step()
+        optimizer.zero_grad()
+
+    return {preset: lambda preset=preset: step(preset) for preset in presets}
+
+
+def peak_mib(backend: str, image_size: int, device: str) -> float:
+    """Memory that the loss of one image takes at its peak. Run in a process of its own: a peak never falls."""
+    pred, target = masked_patches(1, image_size, device)
+    # Loads what the first call loads.
+    loss_call(pred[:1].detach().requires_grad_(), target[:1], backend, levels=2)()
+    if device == "cpu":
+        Path("/proc/self/clear_refs").write_text("5")  # the peak so far is forgotten
+        before = _resident_kib("VmRSS")
+        loss_call(pred, target, backend)()
+        return (_resident_kib("VmHWM") - before) / 1024
+    torch.cuda.reset_peak_memory_stats()
+    before = torch.cuda.memory_allocated()
+    loss_call(pred, target, backend)()
+    return (torch.cuda.max_memory_allocated() - before) / 2**20
+
+
+def _resident_kib(field: str) -> int:
+    lines = Path("/proc/self/status").read_text().splitlines()
+    return next(int(line.split()[1]) for line in lines if line.startswith(field + ":"))
+
+
+def peak_mib_in_a_process(backend: str, options: argparse.Namespace) -> float:
+    """`peak_mib` of a fresh process."""
+    command = [sys.executable, __file__, "--peak_of", backend, "--image_size", str(options.image_size)]
+    command += ["--device", options.device, "--threads", str(torch.get_num_threads())]
+    return float(subprocess.run(command, check=True, capture_output=True, text=True).stdout)
+
+
+def measure(options: argparse.Namespace) -> dict[str, dict[str, Any]]:
+    """All ratios: name of the ratio -> name of the setting -> median, lowest, highest."""
+    results: dict[str, dict[str, Any]] = {}
+    rounds = {"repeats": options.repeats, "device": options.device}
+
+    pred, target = masked_patches(1, options.image_size, options.device)
+    results["dense_over_fast"] = {}
+    for name, reweight in (("paper", True), ("paper, not down-weighted", False)):
+        calls = {backend: loss_call(pred, target, backend, reweight=reweight) for backend in ("dense", "auto")}
+        results["dense_over_fast"][name] = ratio(seconds_side_by_side(calls, **rounds), "dense", "auto")
+
+    seconds = seconds_side_by_side(training_steps(("mse", "texture", "paper"), options), **rounds)
+    results["step_over_mse"] = {preset: ratio(seconds, preset, "mse") for preset in ("paper", "texture")}
+
+    results["extra_mb_per_image"] = {
+        name: {"value": peak_mib_in_a_process(backend, options)}
+        for name, backend in (("paper", "auto"), ("paper, dense", "dense"))
+    }
+
+    pred, target = masked_patches(options.batch_size, options.image_size, options.device)
+    calls = {str(levels): loss_call(pred, target, "auto", levels=levels) for levels in (16, 256)}
+    results["levels_256_over_16"] = {"paper": ratio(seconds_side_by_side(calls, **rounds), "256", "16")}
+    calls = {str(count): loss_call(pred, target, "auto", offsets=EIGHT_OFFSETS[:count]) for count in (2, 8)}
+    results["offsets_8_over_2"] = {"paper": ratio(seconds_side_by_side(calls, **rounds), "8", "2")}
+    return results
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False
+    )
+    parser.add_argument("--image_size", type=int, default=224)
+    parser.add_argument("--batch_size", type=int, default=8, help="images of a training step")
+    parser.add_argument("--repeats", type=int, default=5, help="rounds of each comparison")
+    parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
+    parser.add_argument("--bf16", action="store_true", help="training steps under bfloat16 autocast")
+    parser.add_argument("--tiny", action="store_true", help="a tiny ViT in place of ViT-B, to try the script")
+    parser.add_argument("--threads", type=int, help="CPU threads of PyTorch")
+    parser.add_argument("--json", type=Path, help="results, sizes and machine")
+    parser.add_argument("--peak_of", choices=["auto", "dense"], help=argparse.SUPPRESS)
+    options = parser.parse_args(argv)
+    if options.threads:
+        torch.set_num_threads(options.threads)
+    if options.peak_of:
+        print(peak_mib(options.peak_of, options.image_size, options.device))
+        return
+    results = measure(options)
+    rows = [["measure", "setting", "median", "lowest", "highest"]]
+    for name, settings in results.items():
+        for setting, found in settings.items():
+            rows.append([name, setting, *(f"{found[key]:.4g}" if key in found else "" for key in SHOWN)])
+    print(markdown_table(rows))
+    if options.json:
+        sizes = {name: getattr(options, name) for name in ("image_size", "batch_size", "repeats", "bf16", "tiny")}
+        where = {"sizes": sizes | {"patch_size": PATCH_SIZE, "masked": MASKED}, "machine": machine(options.device)}
+        # The first setting of each is the one that the name stands for.
+        report = {
+            name: {"value": next(iter(settings.values()))["value"], "settings": settings, **where}
+            for name, settings in results.items()
+        }
+        options.json.write_text(json.dumps(report, indent=2) + "\n")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,74 @@
+"""What the benchmarks share: fair timing, the machine, tables."""
+
+import os
+import platform
+import time
+from collections.abc import Callable, Sequence
+from statistics import median
+from typing import Any
+
+import torch
+import transformers
+from tqdm.auto import tqdm
+
+SHORTEST = 0.2  # seconds that a time is taken over
+
+
+def machine(device: torch.device | str) -> dict[str, Any]:
+    """Where results were made."""
+    device = torch.device(device)
+    return {
+        "device": torch.cuda.get_device_name(device) if device.type == "cuda" else device.type,
+        "threads": torch.get_num_threads(),
+        "cpus": os.cpu_count(),
+        "architecture": platform.machine(),
+        "python": platform.python_version(),
+        "torch": torch.__version__,
+        "transformers": transformers.__version__,
+    }
+
+
+def markdown_table(lines: Sequence[Sequence[str]]) -> str:
+    """A header and its rows as Markdown."""
+    header, *rows = lines
+    return "\n".join("| " + " | ".join(cells) + " |" for cells in (header, ["---"] * len(header), *rows))
+
+
+def seconds_side_by_side(
+    calls: dict[str, Callable[[], Any]], *, repeats: int, device: torch.device | str
+) -> dict[str, list[float]]:
+    """Time calls in turns, so that whatever slows the machine down meets all of them.
+
+    Args:
+        calls: name -> what is timed, after a call that does not count. One that takes less than `SHORTEST` is called
+            several times in a row.
+        repeats: rounds.
+        device: waited for before and after, if it works asynchronously.
+
+    Returns:
+        name -> seconds a call, of each round.
+    """
+    wait = torch.cuda.synchronize if torch.device(device).type == "cuda" else lambda: None
+
+    def seconds_of(call: Callable[[], Any], times: int) -> float:
+        wait()
+        start = time.perf_counter()
+        for _ in range(times):
+            call()
+        wait()
+        return (time.perf_counter() - start) / times
+
+    for call in calls.values():
+        call()
+    times = {name: max(1, round(SHORTEST / seconds_of(call, 1))) for name, call in calls.items()}
+    seconds = {name: [] for name in calls}
+    for _ in tqdm(range(repeats), desc=", ".join(calls), unit=" rounds", leave=False):
+        for name, call in calls.items():
+            seconds[name].append(seconds_of(call, times[name]))
+    return seconds
+
+
+def ratio(seconds: dict[str, list[float]], over: str, under: str) -> dict[str, float]:
+    """How many times as long as `under` the call `over` took, round by round: median, lowest and highest."""
+    ratios = [a / b for a, b in zip(seconds[over], seconds[under], strict=True)]
+    return {"value": median(ratios), "lowest": min(ratios), "highest": max(ratios)}
