@@ -365,17 +365,18 @@ class GLCMMAEForPreTraining(GLCMMAEPreTrainedModel, ViTMAEForPreTraining):
             texture = self._texture
             with_glcm, with_ssim = texture and config.glcm_weight > 0, texture and config.ssim_weight > 0
 
-            # where, not a product, and before the square: an infinite prediction of a visible patch must turn neither
-            # the loss nor its gradient into NaN.
-            error = torch.where(masked[..., None, None, None], pred - self.logits_of_pixels(target, target), 0)
-            # Squared errors are summed before the division, so that a mask of nothing gives 0.
+            # Taken out, not multiplied by 0: an infinite prediction of a visible patch must not turn the loss into NaN.
+            pred_masked = pred.flatten(0, 1).index_select(0, rows)  # M p p C
+            target_masked = target.flatten(0, 1).index_select(0, rows)  # M p p C
+            error = pred_masked - self.logits_of_pixels(target_masked, target_masked)
+            # Summed before the division, so that a mask of nothing gives 0.
             mse = error.square().mean(dim=(-3, -2, -1)).sum() / max(num_masked, 1)
 
             glcm = ssim = None
             if with_glcm:
                 glcm = glcm_loss(
-                    self.grey(pred).flatten(0, 1).index_select(0, rows),  # M p p
-                    self.grey(target).flatten(0, 1).index_select(0, rows),  # M p p
+                    self.grey(pred_masked),  # M p p
+                    self.grey(target_masked),  # M p p
                     levels=config.glcm_levels,
                     value_range=config.glcm_value_range,
                     offsets=config.glcm_offsets,
@@ -386,11 +387,13 @@ class GLCMMAEForPreTraining(GLCMMAEPreTrainedModel, ViTMAEForPreTraining):
                     normalize=config.glcm_normalize,
                 )
             if with_ssim:
-                scaled_pred = _min_max_scaled(pred.clamp(*map(float, config.glcm_value_range)))
-                scaled_target = _min_max_scaled(target)
+                image = rows // masked.shape[1]  # M
+                low, high = map(float, config.glcm_value_range)
+                # The extremes of clamped pixels are the clamped extremes.
+                extremes = [x.clamp(low, high) for x in _extremes(pred)]
                 ssim = ssim_loss(
-                    scaled_pred.flatten(0, 1).index_select(0, rows).permute(0, 3, 1, 2),  # M C p p
-                    scaled_target.flatten(0, 1).index_select(0, rows).permute(0, 3, 1, 2),  # M C p p
+                    _min_max_scaled(pred_masked.clamp(low, high), *extremes, image),  # M C p p
+                    _min_max_scaled(target_masked, *_extremes(target), image),  # M C p p
                 )
             if not texture:
                 return {"loss": mse, "glcm": None, "ssim": None, "mse": mse}
@@ -461,16 +464,23 @@ class GLCMMAEForPreTraining(GLCMMAEPreTrainedModel, ViTMAEForPreTraining):
 
 def _patch_statistics(patches: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
     """Mean and standard deviation that norm_pix_loss normalises each patch with, as in MAE."""
-    flat = patches.flatten(2)
+    flat = patches.flatten(-3)
     mean, variance = flat.mean(dim=-1), flat.var(dim=-1)
     return mean[..., None, None, None], (variance + 1e-6).sqrt()[..., None, None, None]
 
 
-def _min_max_scaled(patches: torch.Tensor) -> torch.Tensor:
-    """Scale each image `(B, N, p, p, C)` to [0, 1] by its own extremes; a flat image becomes 0."""
-    low = patches.amin(dim=(1, 2, 3, 4), keepdim=True)
-    spread = patches.amax(dim=(1, 2, 3, 4), keepdim=True) - low
-    return (patches - low) / spread.clamp(min=1e-6)
+def _extremes(patches: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """Lowest and highest value of each image: `(B, N, p, p, C)` -> `(B,)` twice."""
+    return patches.amin(dim=(1, 2, 3, 4)), patches.amax(dim=(1, 2, 3, 4))
+
+
+def _min_max_scaled(patches: torch.Tensor, low: torch.Tensor, high: torch.Tensor, image: torch.Tensor) -> torch.Tensor:
+    """Scale patches `(M, p, p, C)` to [0, 1] by the extremes `(B,)` of their `image` `(M,)`: `(M, C, p, p)`.
+
+    Patches of a flat image become 0.
+    """
+    spread = (high - low).clamp(min=1e-6)
+    return ((patches - low[image, None, None, None]) / spread[image, None, None, None]).permute(0, 3, 1, 2)
 
 
 # Files of ViTMAE name the tensors as older releases of transformers did. Classes outside transformers do not inherit
