@@ -183,6 +183,9 @@ class DataArguments:
     )
     horizontal_flip: bool = _option(False, "Mirror every second image left-right.")
     vertical_flip: bool = _option(False, "Mirror every second image top-bottom.")
+    cache_images: bool = _option(
+        False, "Keep decoded, resized images in memory, in 8 bits: 147 KiB each at 224 pixels and three channels."
+    )
     image_mean: list[float] | None = _option(None, "Mean of each channel in 0..1. Left out: ImageNet's.")
     image_std: list[float] | None = _option(None, "Standard deviation of each channel. Left out: ImageNet's.")
     speckle_images: int = _option(2560, "Number of generated images of the speckle corpus.")

@@ -11,6 +11,9 @@ import torch
 import transformers
 from tqdm.auto import tqdm
 
+from modeling_glcm_mae import GLCMMAEForPreTraining
+from modeling_glcm_mae.configuration_glcm_mae import PRESETS
+
 SHORTEST = 0.2  # seconds that a time is taken over
 
 
@@ -72,3 +75,33 @@ def ratio(seconds: dict[str, list[float]], over: str, under: str) -> dict[str, f
     """How many times as long as `under` the call `over` took, round by round: median, lowest and highest."""
     ratios = [a / b for a, b in zip(seconds[over], seconds[under], strict=True)]
     return {"value": median(ratios), "lowest": min(ratios), "highest": max(ratios)}
+
+
+def training_steps(
+    model: GLCMMAEForPreTraining, presets: Sequence[str], batch: dict[str, torch.Tensor], *, bf16: bool
+) -> dict[str, Callable[[], torch.Tensor]]:
+    """A training step (forward, backward, AdamW) with the objective of each preset, on one model.
+
+    Args:
+        model: its objective is exchanged from call to call.
+        presets: names of presets.
+        batch: `pixel_values` `(B, C, H, W)` and `noise` `(B, N)`, on the device of the model.
+        bf16: forward under bfloat16 autocast.
+
+    Returns:
+        name of the preset -> a call that makes a step and returns its loss.
+    """
+    model.train()
+    optimizer = torch.optim.AdamW(model.parameters(), lr=1e-6, fused=True)
+
+    def step(preset: str) -> torch.Tensor:
+        for name, value in PRESETS[preset].items():
+            setattr(model.config, name, value)
+        with torch.autocast(model.device.type, torch.bfloat16, enabled=bf16):
+            loss = model(batch["pixel_values"], noise=batch["noise"]).loss
+        loss.backward()
+        optimizer.step()
+        optimizer.zero_grad()
+        return loss.detach()
+
+    return {preset: lambda preset=preset: step(preset) for preset in presets}

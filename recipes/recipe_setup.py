@@ -111,6 +111,8 @@ def load_data(data_args: DataArguments, config: GLCMMAEConfig, seed: int) -> Pre
         "seed": seed,
     }
     if data_args.streaming:
+        if data_args.cache_images:
+            raise UsageError("cache_images must be false for a stream, which is read once")
         if data_args.held_out and data_args.held_out < 1:
             raise UsageError("held_out must be a number of images for a stream, whose length is unknown")
         count = int(data_args.held_out)
@@ -128,10 +130,10 @@ def load_data(data_args: DataArguments, config: GLCMMAEConfig, seed: int) -> Pre
         transform=transform,
     )
     train_images, held_out_images = split_held_out(images, data_args.held_out, seed)
-    train = PretrainDataset(train_images, transform, **reading)
+    train = PretrainDataset(train_images, transform, cache=data_args.cache_images, **reading)
     held_out = None
     if held_out_images is not None:
-        held_out = PretrainDataset(held_out_images, transform, train=False, **reading)
+        held_out = PretrainDataset(held_out_images, transform, train=False, cache=data_args.cache_images, **reading)
     labelled = None
     if held_out is not None and "label" in images.column_names:
         labelled = PretrainDataset(train_images, transform, train=False, **reading)

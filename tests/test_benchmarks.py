@@ -2,6 +2,7 @@
 
 import importlib.util
 import json
+import math
 import subprocess
 import sys
 from pathlib import Path
@@ -126,7 +127,7 @@ def test_texture_learning(learning, learn, monkeypatch):
     assert learn("--presets", "mse", "texture") == (runs, table)
     assert not trained
     more, table = learn("--presets", "texture", "--glcm_weight", "100")
-    assert trained == ["texture"] and len(more) == 4
+    assert trained == ["none", "texture"] and len(more) == 5
     assert more[-1]["settings"]["model"]["glcm_weight"] == 100
     assert len(table) == 4, "the table mixes settings"
 
@@ -144,7 +145,52 @@ def test_mistakes_are_named(learn, arguments, message):
         learn(*arguments)
 
 
-@pytest.mark.parametrize("script", ["pixel_optimization", "texture_learning"])
+def test_loss(tmp_path, capsys):
+    file = tmp_path / "loss.json"
+    load("loss").main(["--tiny", "--image_size=64", "--batch_size=2", "--repeats=2", "--device=cpu", f"--json={file}"])
+    table = capsys.readouterr().out.splitlines()
+    report = json.loads(file.read_text())
+    assert list(report) == [
+        "dense_over_fast",
+        "step_over_mse",
+        "extra_mb_per_image",
+        "levels_256_over_16",
+        "offsets_8_over_2",
+    ]
+    assert len(table) == 2 + sum(len(found["settings"]) for found in report.values())
+    for found in report.values():
+        assert found["value"] == next(iter(found["settings"].values()))["value"]
+        assert found["sizes"]["image_size"] == 64 and found["machine"]["device"] == "cpu"
+        for setting in found["settings"].values():
+            assert setting.get("lowest", 0) <= setting["value"] <= setting.get("highest", math.inf)
+    # The definition builds 256 x 256 matrices, the fast backend does not.
+    memory = report["extra_mb_per_image"]["settings"]
+    assert memory["paper, dense"]["value"] > memory["paper"]["value"]
+
+
+def test_throughput(tmp_path, capsys):
+    file = tmp_path / "throughput.json"
+    sizes = [f"--{name}={value}" for name, value in TINY_RUN.items() if not name.startswith(("epochs", "num_"))]
+    data = ["--corpus=speckle", "--speckle_images=48", "--num_channels=1", "--held_out=0", "--use_cpu=true"]
+    own = ["--rounds=2", "--workers", "0", "1", "--presets", "mse", "texture", f"--json={file}"]
+    load("throughput").main([*data, f"--output_dir={tmp_path}", *sizes, *own])
+    table = capsys.readouterr().out.splitlines()
+    report = json.loads(file.read_text())
+    assert [(row["workers"], row["cached"]) for row in report["loader"]] == [
+        (0, False),
+        (1, False),
+        (0, True),
+        (1, True),
+    ]
+    assert list(report["step"]) == ["mse", "texture"]
+    for row in (*report["loader"], *report["step"].values()):
+        assert len(row["images_per_second"]) == 2 and min(row["images_per_second"]) > 0
+    assert len(table) == 2 + 4 + 2
+    with pytest.raises(SystemExit, match="error: .*mask_ratio"):
+        load("throughput").main([*data, "--mask_ratio=1.5"])
+
+
+@pytest.mark.parametrize("script", ["loss", "pixel_optimization", "texture_learning", "throughput"])
 @pytest.mark.slow
 def test_scripts_start_from_any_folder(script, tmp_path):
     command = [sys.executable, str(BENCHMARKS / f"{script}.py"), "--help"]

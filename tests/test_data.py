@@ -4,6 +4,7 @@ import io
 import logging
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 
 import datasets
 import numpy as np
@@ -756,6 +757,39 @@ def test_workers_change_nothing(images):
     assert len(batches[0]) == 2
     assert all(same(one, two) for one, two in zip(*batches, strict=True))
     assert isinstance(batches[0][0]["file_name"], list) and batches[0][0]["noise"].shape == (4, 16)
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_cache_gives_the_same_images_to_8_bits(images, workers, monkeypatch):
+    transform = ImageTransform(32, horizontal_flip=True)
+    plain = PretrainDataset(images, transform, patch_size=8, num_channels=3)
+    cached = PretrainDataset(images, transform, patch_size=8, num_channels=3, cache=True)
+    for epoch in range(2):
+        sampler = EpochSampler(10, 5, seed=0)
+        sampler.set_epoch(epoch)
+        one, two = (
+            list(torch.utils.data.DataLoader(dataset, 5, sampler=sampler, num_workers=workers, collate_fn=collate))
+            for dataset in (plain, cached)
+        )
+        for expected, found in zip(one, two, strict=True):
+            assert found["file_name"] == expected["file_name"]
+            assert torch.equal(found["noise"], expected["noise"])
+            half_a_level = 0.5 / 255 / 0.5  # image_std is 0.5
+            torch.testing.assert_close(
+                found["pixel_values"], expected["pixel_values"], rtol=0, atol=half_a_level + 1e-6
+            )
+        # The second time, nothing is decoded: the workers have filled the memory of this process.
+        monkeypatch.setattr(type(cached._make_item), "decode", None)
+        assert all(cached[index]["pixel_values"].shape == (3, 32, 32) for index in range(10))
+        monkeypatch.undo()
+
+
+def test_cache_refuses_what_it_cannot_hold(images, monkeypatch):
+    with pytest.raises(ValueError, match="cache_images.*random_resized_crop"):
+        PretrainDataset(images, RANDOM, patch_size=8, num_channels=3, cache=True)
+    monkeypatch.setattr("shutil.disk_usage", lambda path: SimpleNamespace(free=1000))
+    with pytest.raises(ValueError, match="cache_images needs .* MiB of shared memory for 10 images"):
+        PretrainDataset(images, PLAIN, patch_size=8, num_channels=3, cache=True)
 
 
 def test_epoch_sampler():

@@ -31,14 +31,12 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from corpora.speckle import CLASS_SETS, speckle_image
 from modeling_glcm_mae import GLCMMAEConfig, GLCMMAEForPreTraining, glcm_loss
-from modeling_glcm_mae.configuration_glcm_mae import PRESETS
-from recipe_benchmark import machine, markdown_table, ratio, seconds_side_by_side
+from recipe_benchmark import machine, markdown_table, ratio, seconds_side_by_side, training_steps
 
 PATCH_SIZE = 16
 MASKED = 0.75
 SHOWN = ("value", "lowest", "highest")
 EIGHT_OFFSETS = [[0, 1], [1, 0], [1, 1], [1, -1], [0, 2], [2, 2], [2, 0], [2, -2]]
-VIT_BASE: dict[str, int] = {}  # the defaults of the configuration
 TINY = {
     "hidden_size": 32,
     "num_hidden_layers": 1,
@@ -85,27 +83,15 @@ def loss_call(pred: torch.Tensor, target: torch.Tensor, backend: str, **override
     return call
 
 
-def training_steps(presets: Sequence[str], options: argparse.Namespace) -> dict[str, Callable[[], None]]:
-    """A training step with each preset; one model whose objective is exchanged."""
-    sizes = TINY if options.tiny else VIT_BASE
+def steps_of_presets(presets: Sequence[str], options: argparse.Namespace) -> dict[str, Callable[[], torch.Tensor]]:
+    """A training step of a ViT-B/16 with each preset."""
     torch.manual_seed(0)
+    sizes = TINY if options.tiny else {}
     model = GLCMMAEForPreTraining(GLCMMAEConfig.from_preset("mse", image_size=options.image_size, **sizes))
-    model.to(options.device).train()
-    optimizer = torch.optim.AdamW(model.parameters(), lr=1e-6, fused=True)
-    pixels = images(options.batch_size, options.image_size).expand(-1, 3, -1, -1).contiguous().to(options.device)
-    noise = torch.rand(len(pixels), (options.image_size // PATCH_SIZE) ** 2, device=options.device)
-    autocast = torch.autocast(torch.device(options.device).type, torch.bfloat16, enabled=options.bf16)
-
-    def step(preset: str) -> None:
-        for name, value in PRESETS[preset].items():
-            setattr(model.config, name, value)
-        with autocast:
-            loss = model(pixels, noise=noise).loss
-        loss.backward()
-        optimizer.step()
-        optimizer.zero_grad()
-
-    return {preset: lambda preset=preset: step(preset) for preset in presets}
+    pixels = images(options.batch_size, options.image_size).expand(-1, 3, -1, -1).contiguous()
+    noise = torch.rand(len(pixels), (options.image_size // PATCH_SIZE) ** 2)
+    batch = {"pixel_values": pixels.to(options.device), "noise": noise.to(options.device)}
+    return training_steps(model.to(options.device), presets, batch, bf16=options.bf16)
 
 
 def peak_mib(backend: str, image_size: int, device: str) -> float:
@@ -147,7 +133,7 @@ def measure(options: argparse.Namespace) -> dict[str, dict[str, Any]]:
         calls = {backend: loss_call(pred, target, backend, reweight=reweight) for backend in ("dense", "auto")}
         results["dense_over_fast"][name] = ratio(seconds_side_by_side(calls, **rounds), "dense", "auto")
 
-    seconds = seconds_side_by_side(training_steps(("mse", "texture", "paper"), options), **rounds)
+    seconds = seconds_side_by_side(steps_of_presets(("mse", "texture", "paper"), options), **rounds)
     results["step_over_mse"] = {preset: ratio(seconds, preset, "mse") for preset in ("paper", "texture")}
 
     results["extra_mb_per_image"] = {

@@ -20,8 +20,6 @@ levels, all computed by the model's own `reconstruction_loss`. Columns:
 
 import argparse
 import json
-import os
-import platform
 import sys
 import time
 from collections.abc import Sequence
@@ -29,7 +27,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-import transformers
 from torch import nn
 from tqdm.auto import tqdm
 from transformers.image_utils import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
@@ -38,6 +35,7 @@ from transformers.image_utils import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from modeling_glcm_mae import GLCMMAEConfig, GLCMMAEForPreTraining, texture_fidelity
+from recipe_benchmark import machine, markdown_table
 from recipe_data import ImageTransform, decode_image, load_corpus
 
 PATCH_SIZE = 16
@@ -178,7 +176,6 @@ def table(before: dict[str, float], rows: dict[str, dict[str, float]]) -> str:
     """Markdown."""
     lines = [
         ["loss", "GLCM L1 before", "after", "gradient energy before", "after", "useful gradient"],
-        ["---"] * 6,
         *(
             [
                 name,
@@ -191,7 +188,7 @@ def table(before: dict[str, float], rows: dict[str, dict[str, float]]) -> str:
             for name, row in rows.items()
         ),
     ]
-    return "\n".join("| " + " | ".join(cells) + " |" for cells in lines)
+    return markdown_table(lines)
 
 
 def main(argv: Sequence[str] | None = None) -> None:
@@ -225,15 +222,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     print(table(before, rows))
     if options.json:
         settings = {name: value for name, value in vars(options).items() if name not in ("json", "data_dir")}
-        machine = {
-            "threads": torch.get_num_threads(),
-            "cpus": os.cpu_count(),
-            "architecture": platform.machine(),
-            "python": platform.python_version(),
-            "torch": torch.__version__,
-            "transformers": transformers.__version__,
-        }
-        report = {"settings": settings, "machine": machine, "before": before, "rows": rows}
+        report = {"settings": settings, "machine": machine("cpu"), "before": before, "rows": rows}
         options.json.write_text(json.dumps(report, indent=2) + "\n")
 
 

@@ -19,7 +19,6 @@ import argparse
 import json
 import logging
 import os
-import platform
 import sys
 import tempfile
 import time
@@ -31,7 +30,6 @@ from typing import Any
 
 import numpy as np
 import torch
-import transformers
 from huggingface_hub.errors import StrictDataclassError
 from tqdm.auto import tqdm
 
@@ -41,6 +39,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 from corpora.speckle import CLASS_SETS
 from pretrain import Run
 from recipe_args import DataArguments, ModelArguments, PretrainingArguments, parse_args
+from recipe_benchmark import machine, markdown_table
 from recipe_data import PretrainDataset, load_corpus
 from recipe_export import stock_encoder
 from recipe_probe import encoder_features, probe_accuracy
@@ -173,19 +172,6 @@ def measure(preset: str, run: Run, options: argparse.Namespace) -> dict[str, Any
     return {"probe": probe, **judged, "minutes": minutes}
 
 
-def machine(device: torch.device) -> dict[str, Any]:
-    """Where the results were made."""
-    return {
-        "device": torch.cuda.get_device_name(device) if device.type == "cuda" else device.type,
-        "threads": torch.get_num_threads(),
-        "cpus": os.cpu_count(),
-        "architecture": platform.machine(),
-        "python": platform.python_version(),
-        "torch": torch.__version__,
-        "transformers": transformers.__version__,
-    }
-
-
 def _mean_and_spread(values: list[float], digits: int) -> str:
     spread = f" ± {stdev(values):.{digits}f}" if len(values) > 1 else ""
     return f"{mean(values):.{digits}f}{spread}"
@@ -194,7 +180,7 @@ def _mean_and_spread(values: list[float], digits: int) -> str:
 def table(records: list[dict[str, Any]], labels: Sequence[int]) -> str:
     """Markdown: a row a preset; mean, and standard deviation over the seeds if there are several."""
     header = ["pretraining", "seeds", *(f"probe, {count} labels" for count in labels), "GLCM L1", "MSE", "minutes"]
-    lines = [header, ["---"] * len(header)]
+    lines = [header]
     for preset in dict.fromkeys(record["settings"]["pretraining"] for record in records):
         results = [record["results"] for record in records if record["settings"]["pretraining"] == preset]
         lines.append(
@@ -206,7 +192,7 @@ def table(records: list[dict[str, Any]], labels: Sequence[int]) -> str:
                 _mean_and_spread([result["minutes"] for result in results], 1),
             ]
         )
-    return "\n".join("| " + " | ".join(cells) + " |" for cells in lines)
+    return markdown_table(lines)
 
 
 def _write(file: Path, records: list[dict[str, Any]]) -> None:

@@ -1,0 +1,143 @@
+"""Does the data path keep up with the training? Images a second of either, with the settings of any run.
+
+    python recipes/benchmarks/throughput.py --config recipes/configs/busi/pretrain_texture.yaml --data_dir DOWNLOAD
+
+All options but those below go to pretrain.py's parser: corpus, sizes of the model, transforms, batch size, bf16. Images
+are the first --num_images of the corpus.
+
+- loader: images a second of the data loader alone (read, decode, transform, collate), with so many worker processes;
+  with `cached`, after a first pass with `--cache_images true`. Median of the rounds, a round being a pass.
+- step: images a second of a training step (forward, backward, AdamW) on one batch in memory, with the objective of each
+  preset on the same model, in turns. On CUDA also the peak of allocated memory.
+"""
+
+import argparse
+import json
+import math
+import sys
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from statistics import median
+from typing import Any
+
+import torch
+from huggingface_hub.errors import StrictDataclassError
+
+# The recipes import each other by bare names, and Python looks beside this file only.
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+
+from modeling_glcm_mae import GLCMMAEForPreTraining
+from recipe_args import DataArguments, ModelArguments, PretrainingArguments, parse_args
+from recipe_benchmark import machine, markdown_table, seconds_side_by_side, training_steps
+from recipe_data import EpochSampler, PretrainDataset, collate
+from recipe_setup import build_model, load_data
+
+
+def loader_rates(dataset: PretrainDataset, batch_size: int, workers: int, rounds: int) -> list[float]:
+    """Images a second of each pass but the first, which starts the workers and fills the cache."""
+    sampler = EpochSampler(len(dataset), batch_size, seed=0)
+    loader = torch.utils.data.DataLoader(
+        dataset,
+        batch_size,
+        sampler=sampler,
+        num_workers=workers,
+        collate_fn=collate,
+        persistent_workers=workers > 0,
+    )
+    rates = []
+    for epoch in range(rounds + 1):
+        sampler.set_epoch(epoch)
+        start = time.perf_counter()
+        for _ in loader:
+            pass
+        rates.append(len(sampler) / (time.perf_counter() - start))
+    return rates[1:]
+
+
+def step_rates(
+    model: GLCMMAEForPreTraining, batch: dict[str, torch.Tensor], options: argparse.Namespace, bf16: bool
+) -> dict[str, dict[str, Any]]:
+    """Images a second of each preset, round by round, and the peak of memory on CUDA."""
+    device = model.device
+    steps = training_steps(model, options.presets, batch, bf16=bf16)
+    results = {}
+    for preset, step in steps.items():
+        if device.type == "cuda":
+            torch.cuda.reset_peak_memory_stats()
+        losses = [step() for _ in range(options.steps)]
+        if not all(map(math.isfinite, losses)):
+            raise FloatingPointError(f"{preset}: a loss of the first {options.steps} steps is not finite: {losses}")
+        results[preset] = {"finite_steps": options.steps}
+        if device.type == "cuda":
+            results[preset]["peak_mib"] = torch.cuda.max_memory_allocated() / 2**20
+    seconds = seconds_side_by_side(steps, repeats=options.rounds, device=device)
+    for preset in steps:
+        results[preset]["images_per_second"] = [len(batch["noise"]) / value for value in seconds[preset]]
+    return results
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False
+    )
+    parser.add_argument("--presets", nargs="+", default=["mse", "texture", "paper"], help="objectives to compare")
+    parser.add_argument("--workers", nargs="+", type=int, default=[0, 2], help="worker processes of the loader")
+    parser.add_argument("--num_images", type=int, default=512)
+    parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--steps", type=int, default=3, help="steps of each preset before the clock runs")
+    parser.add_argument("--threads", type=int, help="CPU threads of PyTorch")
+    parser.add_argument("--json", type=Path, help="results, settings and machine")
+    options, extra = parser.parse_known_args(argv)
+    if options.threads:
+        torch.set_num_threads(options.threads)
+    try:
+        model_args, data_args, args = parse_args((ModelArguments, DataArguments, PretrainingArguments), extra)
+        model = build_model(model_args, data_args).to(args.device)
+        data = load_data(data_args, model.config, args.seed)
+    except (ValueError, OSError, StrictDataclassError) as error:
+        sys.exit(f"error: {error}")
+    images = data.train.dataset
+    images = images.select(range(min(options.num_images, len(images))))
+    batch_size = args.per_device_train_batch_size
+    reading = {"patch_size": model.config.patch_size, "num_channels": model.config.num_channels}
+    rows = [["what", "images/s", "lowest", "highest", "peak MiB"]]
+    loader = []
+    for cached in (False, True):
+        if cached and data_args.random_resized_crop:
+            continue
+        for workers in options.workers:
+            dataset = PretrainDataset(
+                images, data.transform, white_level=data_args.white_level, cache=cached, **reading
+            )
+            rates = loader_rates(dataset, batch_size, workers, options.rounds)
+            loader.append({"workers": workers, "cached": cached, "images_per_second": rates})
+            name = f"loader, {workers} workers" + ", cached" * cached
+            rows.append([name, f"{median(rates):.4g}", f"{min(rates):.4g}", f"{max(rates):.4g}", ""])
+    batch = collate([dataset[index % len(dataset)] for index in range(batch_size)])
+    batch = {name: batch[name].to(args.device) for name in ("pixel_values", "noise")}
+    steps = step_rates(model, batch, options, args.bf16)
+    for preset, found in steps.items():
+        rates, peak = found["images_per_second"], found.get("peak_mib")
+        rows.append(
+            [
+                f"step, {preset}",
+                *(f"{value:.4g}" for value in (median(rates), min(rates), max(rates))),
+                "" if peak is None else f"{peak:.0f}",
+            ]
+        )
+    print(markdown_table(rows))
+    if options.json:
+        settings = {
+            "corpus": Path(data_args.corpus).name,
+            "model": model.config.to_dict(),
+            "batch_size": batch_size,
+            "bf16": args.bf16,
+            "num_images": len(images),
+        }
+        report = {"settings": settings, "machine": machine(args.device), "loader": loader, "step": steps}
+        options.json.write_text(json.dumps(report, indent=2, default=str) + "\n")
+
+
+if __name__ == "__main__":
+    main()
