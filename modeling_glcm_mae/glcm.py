@@ -157,26 +157,30 @@ def cooccurrence_matrix(
     if image.dim() < 2 or not image.is_floating_point():
         raise ValueError(f"image must be floating point (..., H, W), got {image.dtype} of shape {tuple(image.shape)}")
     height, width = image.shape[-2:]
+    _check_levels(levels, value_range, kernel, sharpness)
     _check_offsets(offsets, height, width)
     if mask is not None and (mask.shape != image.shape or mask.dtype != torch.bool):
         raise ValueError(
             f"mask must be bool of the image's shape {tuple(image.shape)}, got {mask.dtype} of {tuple(mask.shape)}"
         )
     with torch.autocast(image.device.type, enabled=False):
-        weights = soft_assignment(  # ... H W K
-            image, levels=levels, value_range=value_range, kernel=kernel, sharpness=sharpness
-        )
-        if mask is not None:
-            # A pair counts with the product of its two weights, so a pixel outside needs only weight 0.
-            weights = weights * mask.unsqueeze(-1)
-        matrices = []
-        for dy, dx in offsets:
-            rows, shifted_rows = _pair_slices(dy, height)
-            columns, shifted_columns = _pair_slices(dx, width)
-            first = weights[..., rows, columns, :].flatten(-3, -2)  # ... P K
-            second = weights[..., shifted_rows, shifted_columns, :].flatten(-3, -2)  # ... P K
-            matrices.append(first.transpose(-1, -2) @ second)  # ... K K
-        glcm = torch.stack(matrices, dim=-3)  # ... D K K
+        if kernel == "hard":
+            glcm = _hard_counts(image, levels, value_range, offsets, mask)  # ... D K K
+        else:
+            weights = soft_assignment(  # ... H W K
+                image, levels=levels, value_range=value_range, kernel=kernel, sharpness=sharpness
+            )
+            if mask is not None:
+                # A pair counts with the product of its two weights, so a pixel outside needs only weight 0.
+                weights = weights * mask.unsqueeze(-1)
+            matrices = []
+            for dy, dx in offsets:
+                rows, shifted_rows = _pair_slices(dy, height)
+                columns, shifted_columns = _pair_slices(dx, width)
+                first = weights[..., rows, columns, :].flatten(-3, -2)  # ... P K
+                second = weights[..., shifted_rows, shifted_columns, :].flatten(-3, -2)  # ... P K
+                matrices.append(first.transpose(-1, -2) @ second)  # ... K K
+            glcm = torch.stack(matrices, dim=-3)  # ... D K K
         if symmetric:
             glcm = glcm + glcm.transpose(-1, -2)
         if normalize:
@@ -184,6 +188,32 @@ def cooccurrence_matrix(
             # Not a clamp to a tiny number: its reciprocal would overflow in the gradient of a matrix without a pair.
             glcm = glcm / torch.where(total > 0, total, 1)
         return glcm
+
+
+@torch.no_grad()
+def _hard_counts(
+    image: torch.Tensor,
+    levels: int,
+    value_range: Sequence[float],
+    offsets: Sequence[Sequence[int]],
+    mask: torch.Tensor | None,
+) -> torch.Tensor:
+    """Matrices `(..., D, K, K)` of the hard kernel: whole pairs are counted, without a weight for each level."""
+    *leading, height, width = image.shape
+    images = image.reshape(-1, height, width)  # m H W
+    dtype = torch.promote_types(image.dtype, torch.float32)
+    index, weight, _ = (x.flatten(0, 1) for x in _support(images.to(dtype), levels, value_range, "hard", math.inf))
+    if mask is not None:
+        weight = weight * mask.view_as(images)
+    matrices = []
+    for dy, dx in offsets:
+        (rows, shifted_rows), (columns, shifted_columns) = _pair_slices(dy, height), _pair_slices(dx, width)
+        first, second = (slice(None), rows, columns), (slice(None), shifted_rows, shifted_columns)
+        cell = (index[first] * levels + index[second]).flatten(1)
+        # float32 stops counting at 2^24 pairs in a cell: a large black background has more.
+        counts = torch.zeros(len(images), levels**2, dtype=torch.float64, device=image.device)
+        matrices.append(counts.scatter_add_(1, cell, (weight[first] * weight[second]).flatten(1).double()).to(dtype))
+    return torch.stack(matrices, dim=1).view(*leading, len(offsets), levels, levels)
 
 
 def _dense_loss(

@@ -1,0 +1,80 @@
+"""recipes/embed.py: texture features of images to Parquet."""
+
+import math
+
+import datasets
+import numpy as np
+import pytest
+import yaml
+from helpers import encode, grey, truncated_png
+from skimage.feature import graycomatrix, graycoprops
+
+import embed
+
+
+@pytest.fixture
+def folder(tmp_path):
+    """Two classes of images of different sizes; one of them is 16 bits deep."""
+    for index, label in enumerate(["benign", "malignant", "malignant"]):
+        path = tmp_path / "images" / label / f"{index}.png"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_bytes(encode(grey(30 + index, 40, bits=16 if index == 2 else 8, seed=index)))
+    return tmp_path / "images"
+
+
+def run(folder, output, *options: str) -> datasets.Dataset:
+    embed.main([f"--corpus={folder}", f"--output_dir={output}", *options])
+    cache = str(output / "cache")
+    return datasets.load_dataset("parquet", data_files=str(output / "features.parquet"), cache_dir=cache)["train"]
+
+
+@pytest.mark.parametrize(("levels", "distances"), [(32, [1]), (8, [1, 3])])
+def test_features_are_those_of_scikit_image(folder, tmp_path, levels, distances):
+    table = run(
+        folder, tmp_path / "out", "--features=texture", f"--levels={levels}", "--distances", *map(str, distances)
+    )
+    assert table["file_name"] == ["benign/0.png", "malignant/1.png", "malignant/2.png"]
+    assert table.features["label"].names == ["benign", "malignant"] and table["label"] == [0, 1, 1]
+    assert len(table.column_names) == 2 + 25
+    for index, row in enumerate(table):
+        bits = 16 if index == 2 else 8
+        white = 2**bits - 1
+        # float32, as images are decoded
+        quantized = np.minimum((grey(30 + index, 40, bits=bits, seed=index) / np.float32(white)) * levels, levels - 1)
+        angles = [0, math.pi / 4, math.pi / 2, 3 * math.pi / 4]
+        matrices = graycomatrix(
+            quantized.astype(np.uint8), distances, angles, levels=levels, symmetric=True, normed=True
+        )
+        for name, other in (
+            ("contrast", "contrast"),
+            ("energy", "ASM"),
+            ("corr", "correlation"),
+            ("dissimilarity",) * 2,
+        ):
+            assert row[name] == pytest.approx(graycoprops(matrices, other).mean(), rel=1e-6), name
+    settings = yaml.safe_load((tmp_path / "out" / "config.yaml").read_text())
+    assert settings["levels"] == levels and settings["num_images"] == 3 and settings["skipped"] == []
+
+
+def test_bad_images_are_named_or_skipped(folder, tmp_path, capsys):
+    (folder / "benign" / "bad.png").write_bytes(truncated_png())
+    with pytest.raises(SystemExit, match="error: .*benign/bad.png"):
+        run(folder, tmp_path / "out")
+    assert not (tmp_path / "out" / "features.parquet").exists()
+    assert len(run(folder, tmp_path / "out", "--bad_images=skip")) == 3
+    assert yaml.safe_load((tmp_path / "out" / "config.yaml").read_text())["skipped"] == ["benign/bad.png"]
+
+
+@pytest.mark.parametrize(
+    ("option", "message"),
+    [
+        ("--features=shape", "features must be one of texture, got 'shape'"),
+        ("--levels=1", "levels must be at least 2, got 1"),
+        ("--distances=0", r"distances .* at least 1, got \[0\]"),
+        ("--distances=35", r"benign/0.png.*30 x 40 pixels"),
+        ("--level=8", "--level"),
+    ],
+)
+def test_mistakes_are_named(folder, tmp_path, option, message):
+    with pytest.raises(SystemExit, match=f"error: .*{message}"):
+        run(folder, tmp_path / "out", option)
