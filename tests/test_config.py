@@ -125,6 +125,10 @@ def test_bad_value_is_refused_when_assigned_later(field, value, allowed):
     [
         ({"glcm_offsets": [[0, 1], [8, 0]], "patch_size": 8}, ["glcm_offsets", "patch_size", "8", "[[8, 0]]"]),
         ({"glcm_offsets": [[1, -16]]}, ["glcm_offsets", "patch_size", "16", "[[1, -16]]"]),
+        ({"image_size": 100}, ["image_size", "multiples of patch_size (16", "100"]),
+        ({"image_size": [224, 0]}, ["image_size", "[224, 0]"]),
+        ({"image_size": [16, 16, 16]}, ["image_size", "one or two", "[16, 16, 16]"]),
+        ({"num_channels": 0}, ["num_channels", "at least 1", "0"]),
         ({"glcm_channel": 3}, ["glcm_channel", "num_channels", "3", "mean"]),
         ({"glcm_channel": 1, "num_channels": 1}, ["glcm_channel", "num_channels", "1"]),
         ({"glcm_weight": 0.0, "ssim_weight": 0.0, "mse_weight": 0.0}, ["glcm_weight", "ssim_weight", "mse_weight"]),

@@ -183,6 +183,14 @@ def test_flags_of_the_matrix(kernel, sharpness):
         torch.testing.assert_close(found, counts / counts.sum((-2, -1), keepdim=True))
 
 
+def test_hard_counts_beyond_the_whole_numbers_of_float32():
+    # A film with a black background: more than 2^24 pairs in one cell.
+    found = cooccurrence_matrix(
+        torch.zeros(4200, 4200), levels=2, value_range=(0, 1), offsets=[[0, 1]], kernel="hard", symmetric=True
+    )
+    assert found[0, 0, 0].item() == 2 * 4200 * 4199
+
+
 def test_leading_axes_are_a_loop():
     images = patches(2, 3, 6, 8)
     arguments = {"levels": 5, "value_range": RANGE, "offsets": [[0, 1], [1, -1]], "kernel": "linear"}
