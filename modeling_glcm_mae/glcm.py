@@ -376,12 +376,11 @@ def _sparse_loss_and_gradient(
             window = (height - abs(dy), width - abs(dx))
             pairs = math.prod(window)
             total = pairs * (2 if symmetric else 1)
-            whole = 1 if normalize else total  # sum of a matrix
+            # With P = G / S, both P and P (1 - P) are those of the counts over S.
+            scale = 1 / total**2 if normalize else 1
             # Patch by patch, so that the cells of a patch stay in the cache while it is worked on.
             cell = (_pixels(row, first)[:, :, None] + _pixels(index, second)[:, None]).flatten(1)  # 2m S*S*P
             value = (_pixels(weight, first)[:, :, None] * _pixels(weight, second)[:, None]).flatten(1)  # 2m S*S*P
-            if normalize:
-                value = value / total
             if symmetric:
                 mirrored = _pixels(row, second)[:, None] + _pixels(index, first)[:, :, None]
                 cell, value = torch.cat([cell, mirrored.flatten(1)], 1), torch.cat([value, value], 1)
@@ -389,8 +388,8 @@ def _sparse_loss_and_gradient(
             if whole_matrices:
                 scratch.view(-1).scatter_add_(0, slot.flatten(), addend.flatten())
                 g_pred, g_target = scratch[: m * cells].unbind(1)
-                difference, _ = _difference(g_pred, g_target, whole, reweight)
-                losses[part] += difference.square().view(m, cells).sum(1)
+                difference, _ = _difference(g_pred, g_target, total, reweight)
+                by_patch = difference.square().view(m, cells).sum(1)
             else:
                 found = torch.empty_like(cell, dtype=both_sides.dtype)
                 for begin in range(0, 2 * m, 2 * held):
@@ -400,24 +399,23 @@ def _sparse_loss_and_gradient(
                     torch.index_select(both_sides, 0, cells_of_piece, out=found[piece].view(-1))
                     both_sides.index_fill_(0, cells_of_piece, 0)
                 g_pred, g_target = torch.view_as_real(found).unbind(-1)  # 2m S*S*P
-                difference, filled = _difference(g_pred, g_target, whole, reweight)
+                difference, filled = _difference(g_pred, g_target, total, reweight)
                 # An entry of weight 0 may be alone in its cell.
                 share = value * difference.square() / filled.clamp_(min=torch.finfo(dtype).tiny)
-                losses[part] += share.view(m, -1).sum(1)
+                by_patch = share.view(m, -1).sum(1)
                 difference, g_pred = difference[::2], g_pred[::2]  # at the cells of the prediction
-            by_value = difference * torch.sub(1, g_pred, alpha=2 / whole) if reweight else difference
+            losses[part] += scale * by_patch
+            by_value = difference * torch.sub(1, g_pred, alpha=2 / total) if reweight else difference
             if whole_matrices:
                 by_value = by_value.index_select(0, cell[::2].flatten())
                 scratch.zero_()
             if not with_gradient:
                 continue
             by_value = by_value.to(dtype).view(m, -1, support, support, pairs).sum(1)  # m S S P
-            if normalize:
-                by_value = by_value / total
             by_first = ((by_value * _pixels(weight_pred, second)[:, None]).sum(2) * _pixels(slope_pred, first)).sum(1)
             by_second = (by_value * _pixels(weight_pred, first)[:, :, None]).sum(1) * _pixels(slope_pred, second)
-            gradient[part][:, *first] += by_first.view(m, *window)
-            gradient[part][:, *second] += by_second.sum(1).view(m, *window)
+            gradient[part][:, *first] += scale * by_first.view(m, *window)
+            gradient[part][:, *second] += scale * by_second.sum(1).view(m, *window)
     count = len(offsets) * cells
     return losses / count, gradient.mul_(2 / count)
 

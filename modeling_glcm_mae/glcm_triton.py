@@ -99,7 +99,7 @@ def _difference(
     target_table,
     cell,
     mask,
-    whole,
+    total,
     dtype: tl.constexpr,
     REWEIGHT: tl.constexpr,
     FIXED_POINT: tl.constexpr,
@@ -112,8 +112,9 @@ def _difference(
     rate = filled * 0.0 + 1.0
     difference = of_pred - of_target
     if REWEIGHT:
-        difference = of_pred * (1.0 - of_pred / whole) - of_target * (1.0 - of_target / whole)
-        rate = 1.0 - 2.0 * of_pred / whole
+        # No digits are lost where both are large and alike.
+        difference = difference * (1.0 - filled / total)
+        rate = 1.0 - 2.0 * of_pred / total
     share = difference * difference / tl.where(filled > 0, filled, 1.0)
     return difference, rate, share
 
@@ -169,31 +170,29 @@ def _loss_kernel(
             total = ((HEIGHT - tl.abs(dy)) * (WIDTH - tl.abs(dx))).to(dtype)
             if SYMMETRIC:
                 total = total * 2
-            unit = total * 0 + 1  # weight of an entry
-            whole = total
+            # With P = G / S, both P and P (1 - P) are those of the counts over S. A symmetric matrix holds each entry
+            # twice, in cells of equal content.
+            scale = total * 0 + (2 if SYMMETRIC else 1)
             if NORMALIZE:
-                unit = 1 / total
-                whole = total * 0 + 1
+                scale = scale / (total * total)
 
             for a in range(SUPPORT):
                 i_pred, v_pred, _ = _share(own_pred, lo, width, sharpness, a, LEVELS, KERNEL, HALF_WIDTH)
                 i_target, v_target, _ = _share(own_target, lo, width, sharpness, a, LEVELS, KERNEL, HALF_WIDTH)
                 for b in range(SUPPORT):
                     j, v, _ = _share(after_pred, lo, width, sharpness, b, LEVELS, KERNEL, HALF_WIDTH)
-                    _count(pred_table, i_pred * LEVELS + j, v_pred * v * unit, first, FIXED_POINT, FRACTION)
+                    _count(pred_table, i_pred * LEVELS + j, v_pred * v, first, FIXED_POINT, FRACTION)
                     if SYMMETRIC:
-                        _count(pred_table, j * LEVELS + i_pred, v_pred * v * unit, first, FIXED_POINT, FRACTION)
+                        _count(pred_table, j * LEVELS + i_pred, v_pred * v, first, FIXED_POINT, FRACTION)
                     j, v, _ = _share(after_target, lo, width, sharpness, b, LEVELS, KERNEL, HALF_WIDTH)
-                    _count(target_table, i_target * LEVELS + j, v_target * v * unit, first, FIXED_POINT, FRACTION)
+                    _count(target_table, i_target * LEVELS + j, v_target * v, first, FIXED_POINT, FRACTION)
                     if SYMMETRIC:
-                        _count(target_table, j * LEVELS + i_target, v_target * v * unit, first, FIXED_POINT, FRACTION)
+                        _count(target_table, j * LEVELS + i_target, v_target * v, first, FIXED_POINT, FRACTION)
             tl.debug_barrier()  # all threads of the program have counted
 
             before_pred = own_pred
             if WITH_GRADIENT:
                 before_pred = tl.load(pred + start + n - step, mask=second, other=0).to(dtype)
-            # A symmetric matrix holds each entry twice, in cells of equal content.
-            copies: tl.constexpr = 2 if SYMMETRIC else 1
             for a in range(SUPPORT):
                 i_pred, v_pred, slope_pred = _share(own_pred, lo, width, sharpness, a, LEVELS, KERNEL, HALF_WIDTH)
                 i_target, v_target, _ = _share(own_target, lo, width, sharpness, a, LEVELS, KERNEL, HALF_WIDTH)
@@ -204,15 +203,15 @@ def _loss_kernel(
                         target_table,
                         i_pred * LEVELS + j,
                         first,
-                        whole,
+                        total,
                         dtype,
                         REWEIGHT,
                         FIXED_POINT,
                         FRACTION,
                     )
-                    loss += tl.where(first, copies * unit * v_pred * v * share, 0.0)
+                    loss += tl.where(first, scale * v_pred * v * share, 0.0)
                     if WITH_GRADIENT:
-                        pull += tl.where(first, copies * 2 * unit * difference * rate * v * slope_pred, 0.0)
+                        pull += tl.where(first, 2 * scale * difference * rate * v * slope_pred, 0.0)
 
                     j, v, _ = _share(after_target, lo, width, sharpness, b, LEVELS, KERNEL, HALF_WIDTH)
                     _, _, share = _difference(
@@ -220,13 +219,13 @@ def _loss_kernel(
                         target_table,
                         i_target * LEVELS + j,
                         first,
-                        whole,
+                        total,
                         dtype,
                         REWEIGHT,
                         FIXED_POINT,
                         FRACTION,
                     )
-                    loss += tl.where(first, copies * unit * v_target * v * share, 0.0)
+                    loss += tl.where(first, scale * v_target * v * share, 0.0)
 
                     if WITH_GRADIENT:
                         h, v, _ = _share(before_pred, lo, width, sharpness, b, LEVELS, KERNEL, HALF_WIDTH)
@@ -235,13 +234,13 @@ def _loss_kernel(
                             target_table,
                             h * LEVELS + i_pred,
                             second,
-                            whole,
+                            total,
                             dtype,
                             REWEIGHT,
                             FIXED_POINT,
                             FRACTION,
                         )
-                        pull += tl.where(second, copies * 2 * unit * difference * rate * v * slope_pred, 0.0)
+                        pull += tl.where(second, 2 * scale * difference * rate * v * slope_pred, 0.0)
             tl.debug_barrier()  # all have read
 
             zero = tl.zeros([BLOCK], tables.dtype.element_ty)
@@ -259,10 +258,10 @@ def _loss_kernel(
                         tl.store(target_table + j * LEVELS + i_target, zero, mask=first)
             tl.debug_barrier()  # all have cleared
 
-        scale: tl.constexpr = 1.0 / (OFFSETS * CELLS)
-        tl.store(losses + patch, tl.sum(loss, axis=0) * scale)
+        mean: tl.constexpr = 1.0 / (OFFSETS * CELLS)
+        tl.store(losses + patch, tl.sum(loss, axis=0) * mean)
         if WITH_GRADIENT:
-            tl.store(gradient + start + n, pull * scale, mask=exists)
+            tl.store(gradient + start + n, pull * mean, mask=exists)
 
 
 @functools.lru_cache(maxsize=64)
