@@ -37,7 +37,7 @@ quickstart: $(STAMP) ## Pretrain a small model on generated speckle images (CPU,
 test: $(STAMP) ## Run the fast tests (ARGS="-k texture -x" and the like are passed to pytest)
 	"$(BIN)/python" -m pytest -m "not slow and not gpu" $(ARGS)
 
-test-slow: $(STAMP) ## Run the slow tests: trainings, launches, resume
+test-slow: $(STAMP) ## Run the slow tests (minutes)
 	"$(BIN)/python" -m pytest -m "slow and not gpu" $(ARGS)
 
 lint: $(STAMP) ## Check code and formatting with ruff, change nothing

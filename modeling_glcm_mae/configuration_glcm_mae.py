@@ -221,8 +221,8 @@ class GLCMMAEConfig(ViTMAEConfig):
 
     def validate_texture(self) -> None:
         """Check the fields against each other (run by the strict dataclass after the fields were set)."""
-        sides = [self.image_size] if isinstance(self.image_size, int) else list(self.image_size)
-        if len(sides) > 2 or any(side < 1 or side % self.patch_size for side in sides):
+        sides = [self.image_size] * 2 if isinstance(self.image_size, int) else list(self.image_size)
+        if len(sides) != 2 or any(side < 1 or side % self.patch_size for side in sides):
             raise ValueError(
                 f"image_size must be one or two positive multiples of patch_size ({self.patch_size} pixels), "
                 f"got {self.image_size}"

@@ -569,7 +569,8 @@ def glcm_loss(
         normalize: divide each matrix by its sum.
         reduction: "mean" over the patches, or "none".
         backend: "dense" (the definition: both matrices in full), "sparse" (only the cells that pairs touch; equal but
-            for weights below 1e-6, far cheaper, once differentiable), "triton" (the same, fused for CUDA) or "auto",
+            for weights below 1e-6 and the exp(-levels * sharpness) that the sigmoid's weights lack of 1; far cheaper,
+            once differentiable), "triton" (the same, fused for CUDA) or "auto",
             the fastest: "triton" for windows of up to 64 x 64 pixels on CUDA where Triton is installed, else "sparse".
 
     Returns:
@@ -627,12 +628,19 @@ def ssim_loss(pred: torch.Tensor, target: torch.Tensor, *, reduction: str = "mea
         target: `(M, C, H, W)`.
         reduction: "mean" over the patches, or "none".
 
+    Raises:
+        ValueError: on wrong shapes or another reduction.
+
     Returns:
         A scalar, or `(M,)` with `reduction="none"`: the mean over channels and window positions. With no patch the
         mean is 0, with a gradient of zeros.
     """
     if reduction not in ("mean", "none"):
         raise ValueError(f"reduction must be mean or none, got {reduction!r}")
+    if pred.shape != target.shape or pred.dim() != 4:
+        raise ValueError(
+            f"pred and target must have the same shape (M, C, H, W), got {tuple(pred.shape)} and {tuple(target.shape)}"
+        )
     with torch.autocast(pred.device.type, enabled=False):
         if pred.dtype != torch.float64:
             pred, target = pred.float(), target.float()

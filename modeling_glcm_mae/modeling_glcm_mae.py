@@ -306,9 +306,15 @@ class GLCMMAEForPreTraining(GLCMMAEPreTrainedModel, ViTMAEForPreTraining):
         Raises:
             ValueError: if the image does not fit the configuration.
         """
-        outputs, logits = self._predict(
-            pixel_values, noise, bool(interpolate_pos_encoding), attention_mask=attention_mask, **kwargs
+        outputs = self.vit(
+            pixel_values,
+            noise=noise,
+            interpolate_pos_encoding=bool(interpolate_pos_encoding),
+            attention_mask=attention_mask,
+            **kwargs,
         )
+        grid = _grid(pixel_values.shape[-2:], self.config.patch_size)
+        logits = self.decoder(outputs.last_hidden_state, outputs.ids_restore, grid).logits
         # The number of masked patches is known from the shapes: to count them would wait for the device.
         num_masked = outputs.mask.numel() - len(outputs.mask) * (outputs.last_hidden_state.shape[1] - 1)
         terms = self.reconstruction_loss(pixel_values, logits, outputs.mask, num_masked)
@@ -323,11 +329,6 @@ class GLCMMAEForPreTraining(GLCMMAEPreTrainedModel, ViTMAEForPreTraining):
             ssim_loss=terms["ssim"],
             mse_loss=terms["mse"],
         )
-
-    def _predict(self, pixel_values, noise, interpolate_pos_encoding, **kwargs):
-        outputs = self.vit(pixel_values, noise=noise, interpolate_pos_encoding=interpolate_pos_encoding, **kwargs)
-        grid = _grid(pixel_values.shape[-2:], self.config.patch_size)
-        return outputs, self.decoder(outputs.last_hidden_state, outputs.ids_restore, grid).logits
 
     def reconstruction_loss(
         self, pixel_values: torch.Tensor, logits: torch.Tensor, mask: torch.Tensor, num_masked: int | None = None
@@ -419,8 +420,9 @@ class GLCMMAEForPreTraining(GLCMMAEPreTrainedModel, ViTMAEForPreTraining):
             Images of the shape and in the units of `pixel_values`, also with `norm_pix_loss`.
         """
         target = self.image_patches(pixel_values)  # B N p p C
-        outputs, logits = self._predict(pixel_values, noise, interpolate_pos_encoding=True)
-        pred = self.pixels_of_logits(logits, target)
+        # The whole forward pass, loss included: a sharded model gathers its weights when it is called, not its parts.
+        outputs = self(pixel_values, noise=noise, interpolate_pos_encoding=True, return_dict=True)
+        pred = self.pixels_of_logits(outputs.logits, target)
         if paste:
             pred = torch.where(outputs.mask.bool()[..., None, None, None], pred, target)
         return self.unpatchify(pred.flatten(2), tuple(pixel_values.shape[-2:]))

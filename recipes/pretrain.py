@@ -7,6 +7,7 @@ many GPUs, and how to resume. `output_dir` receives config.yaml (resolved), metr
 reconstructions/*.png, checkpoints and export/ (the encoder, the whole model and a card, as they go to the Hub).
 """
 
+import hashlib
 import json
 import logging
 import math
@@ -40,8 +41,26 @@ from recipe_trainer import (
 )
 
 logger = logging.getLogger("pretrain")
-# A resume that changed one of these would not continue the same training.
-KEPT_ON_RESUME = ("effective_batch_size", "num_train_images", "max_steps", "seed")
+# A resume that changed one of these would not continue the same training. (The number of workers, the devices, where
+# things lie and what is logged may change.)
+KEPT_ON_RESUME = {
+    "derived": ("effective_batch_size", "num_train_images", "train_images_sha256", "max_steps", "seed"),
+    "model_config": (
+        *("image_size", "patch_size", "num_channels", "hidden_size", "num_hidden_layers", "num_attention_heads"),
+        *("intermediate_size", "decoder_hidden_size", "decoder_num_hidden_layers", "decoder_num_attention_heads"),
+        *("decoder_intermediate_size", "mask_ratio", "norm_pix_loss"),
+        *("glcm_levels", "glcm_value_range", "glcm_offsets", "glcm_kernel", "glcm_sharpness", "glcm_channel"),
+        *("glcm_reweight", "glcm_symmetric", "glcm_normalize", "glcm_weight", "ssim_weight", "mse_weight"),
+    ),
+    "data": (
+        *("resize", "resize_to", "random_resized_crop", "crop_scale", "horizontal_flip", "vertical_flip"),
+        *("image_mean", "image_std", "white_level", "cache_images"),
+    ),
+    "training": (
+        *("learning_rate", "weight_decay", "adam_beta1", "adam_beta2", "adam_epsilon", "lr_scheduler_type"),
+        *("warmup_steps", "max_grad_norm", "mse_epochs", "sharpness_start", "bf16", "fp16"),
+    ),
+}
 WRITTEN = ("config.yaml", "metrics.jsonl", "all_results.json", "reconstructions", "export")
 
 
@@ -59,19 +78,20 @@ def prepare_output_dir(args: PretrainingArguments) -> Path | None:
         if not whole:
             raise UsageError(f"resume_from_checkpoint: {folder} holds no whole checkpoint to resume from")
         return max(whole, key=_step_of)
-    earlier = [folder / name for name in WRITTEN if (folder / name).exists()] + list(folder.glob("checkpoint-*"))
-    if earlier and not args.overwrite_output_dir:
+    if _earlier_run(folder) and not args.overwrite_output_dir:
         raise UsageError(
             f"output_dir {folder} holds an earlier run: pass --resume_from_checkpoint last to go on with it, "
             "--overwrite_output_dir to delete it, or another --output_dir"
         )
-    PartialState().wait_for_everyone()
-    if PartialState().is_main_process:
-        for path in earlier:
-            shutil.rmtree(path) if path.is_dir() else path.unlink()
-        folder.mkdir(parents=True, exist_ok=True)
-    PartialState().wait_for_everyone()
     return None
+
+
+def _earlier_run(folder: Path) -> list[Path]:
+    return [folder / name for name in WRITTEN if (folder / name).exists()] + list(folder.glob("checkpoint-*"))
+
+
+def _fingerprint(names: Sequence[str]) -> str:
+    return hashlib.sha256("\n".join(names).encode()).hexdigest()
 
 
 def _step_of(checkpoint: Path) -> int | None:
@@ -100,11 +120,23 @@ class Run:
         self.model = build_model(model_args, data_args)
         self.checkpoint = prepare_output_dir(args)
         self.data = load_data(data_args, self.model.config, args.seed)
-        if args.probe_labels and self.data.labelled is None:
-            raise UsageError("probe_labels needs a corpus with labels and held_out above 0")
+        if args.probe_labels:
+            self._check_probe()
         self.statistics = self._look_at_grey_levels()
         self.trainer = self._make_trainer()
         self.resolved = self._resolve()
+
+    def _check_probe(self) -> None:
+        labelled, count = self.data.labelled, self.args.probe_labels
+        if labelled is None:
+            raise UsageError("probe_labels needs a corpus with labels and held_out above 0")
+        num_classes = len(set(labelled.dataset["label"]))
+        # The split is stratified: every class among the labelled images, and among the others.
+        if num_classes < 2 or not num_classes <= count <= len(labelled) - num_classes:
+            raise UsageError(
+                f"probe_labels must be from the number of classes ({num_classes}, at least 2) to that many less than "
+                f"the training images ({len(labelled)}), got {count}"
+            )
 
     @property
     def is_stream(self) -> bool:
@@ -138,6 +170,9 @@ class Run:
                 raise UsageError("a stream has no length: give max_steps, and mse_epochs as a fraction below 1")
         if args.device.type == "cpu":
             args.dataloader_pin_memory = False  # asked for without an accelerator, it only warns
+        config = self.model.config
+        if args.sharpness_start is not None and config.glcm_kernel != "sigmoid":
+            raise UsageError(f"sharpness_start needs glcm_kernel sigmoid, got {config.glcm_kernel}")
         if data.held_out is None:
             args.eval_strategy, args.eval_on_start = transformers.trainer_utils.IntervalStrategy.NO, False
         effective = args.train_batch_size * args.gradient_accumulation_steps * args.world_size
@@ -165,8 +200,7 @@ class Run:
         trainer.add_callback(MetricsFileCallback(self.output_dir / "metrics.jsonl"))
         if data.held_out is not None and args.num_pictures:
             transform = data.transform
-            shown = (data.held_out[i] for i in range(len(data.held_out))) if not self.is_stream else data.held_out
-            batch = collate([item for item, _ in zip(shown, range(args.num_pictures), strict=False)])
+            batch = collate([data.held_out[i] for i in range(min(args.num_pictures, len(data.held_out)))])
             trainer.add_callback(
                 PictureCallback(
                     *(trainer, batch, transform.image_mean, transform.image_std),
@@ -182,23 +216,22 @@ class Run:
             "effective_batch_size": self.trainer.effective_batch_size,
             "world_size": args.world_size,
             "num_train_images": None if self.is_stream else len(self.data.train),
-            "num_held_out_images": None if self.data.held_out is None or self.is_stream else len(self.data.held_out),
+            "train_images_sha256": None if self.is_stream else _fingerprint(self.data.train.dataset["file_name"]),
+            "num_held_out_images": None if self.data.held_out is None else len(self.data.held_out),
             "skipped_images": self.data.skipped,
             "seed": args.seed,
             "max_steps": args.max_steps,
+            "mixed_precision": self.trainer.accelerator.mixed_precision,
+            "white_level": self.data.white_level,
         }
         if args.max_steps <= 0:
             batches = len(self.trainer._get_train_sampler()) // self.trainer.effective_batch_size
             derived["max_steps"] = math.ceil(args.num_train_epochs * batches)
-        if self.checkpoint is not None:
-            stored = yaml.safe_load((self.checkpoint.parent / "config.yaml").read_text())["derived"]
-            for name in KEPT_ON_RESUME:
-                if derived[name] != stored[name]:
-                    raise UsageError(
-                        f"resume_from_checkpoint: {name} must stay {stored[name]} as in the first part of the run, got "
-                        f"{derived[name]}. To train on with other settings, start a new run from "
-                        f"--model_name_or_path {self.checkpoint}"
-                    )
+        if self.trainer.mse_steps(derived["max_steps"]) >= derived["max_steps"] and self.args.mse_epochs:
+            raise UsageError(
+                f"mse_epochs {args.mse_epochs:g} leaves no step of {derived['max_steps']} for the objective: for plain "
+                "squared error throughout, choose the preset mse"
+            )
         resolved = {
             "model": {**vars(self.model_args)},
             "data": {**vars(self.data_args)},
@@ -206,14 +239,32 @@ class Run:
             "model_config": self.model.config.to_dict(),
             "derived": derived,
         }
-        return json.loads(json.dumps(resolved, default=str))
+        resolved = json.loads(json.dumps(resolved, default=str))
+        if self.checkpoint is not None:
+            stored = yaml.safe_load((self.checkpoint.parent / "config.yaml").read_text())
+            for section, names in KEPT_ON_RESUME.items():
+                for name in names:
+                    old, new = (settings[section].get(name) for settings in (stored, resolved))
+                    if old != new:
+                        raise UsageError(
+                            f"resume_from_checkpoint: {name} must stay {old} as in the first part of the run, got "
+                            f"{new}. To train on with other settings, start a new run from --model_name_or_path "
+                            f"{self.checkpoint}"
+                        )
+        return resolved
 
     def train(self) -> None:
         """Train, judge, export; prints where the results are."""
         args, trainer = self.args, self.trainer
         main = trainer.is_world_process_zero()
         if main:
+            if self.checkpoint is None:
+                # Only now, when nothing can be wrong any more with what was asked for.
+                for path in _earlier_run(self.output_dir):
+                    shutil.rmtree(path) if path.is_dir() else path.unlink()
+            self.output_dir.mkdir(parents=True, exist_ok=True)
             (self.output_dir / "config.yaml").write_text(yaml.safe_dump(self.resolved, sort_keys=False))
+        PartialState().wait_for_everyone()
         results = {}
         if args.probe_labels:
             # The checkpoint is loaded by train(): until then the model is as it began.
@@ -235,8 +286,9 @@ class Run:
         write_export(
             export,
             model,
-            self.data.transform.processor(self.data_args.white_level),
-            [self.output_dir / "config.yaml", *pictures],
+            self.data.transform.processor(self.data.white_level if self.data.white_level != 255 else None),
+            {"config.yaml": yaml.safe_dump(self._published(), sort_keys=False)},
+            pictures,
             self._card_facts(results, picture),
         )
         if args.probe_labels:
@@ -244,8 +296,23 @@ class Run:
                 f"linear probe, {args.probe_labels} labels: accuracy {results['probe_before']:.3f} before pretraining, "
                 f"{results['probe_after']:.3f} after"
             )
-        for what, path in (("picture", *pictures), ("metrics", self.output_dir / "metrics.jsonl"), ("export", export)):
-            print(f"{what:8} {path}")
+        for path in pictures:
+            print(f"picture  {path}")
+        print(f"metrics  {self.output_dir / 'metrics.jsonl'}")
+        print(f"export   {export}")
+
+    def _published(self) -> dict:
+        """The resolved recipe without the paths of this machine and the names of files, which may name patients."""
+        published = json.loads(json.dumps(self.resolved))
+        for section, name in (("data", "corpus"), ("data", "data_dir"), ("model", "model_name_or_path")):
+            value = published[section][name]
+            if value is not None and Path(value).exists():
+                published[section][name] = Path(value).name
+        for name, value in published["training"].items():
+            if isinstance(value, str) and Path(value).is_absolute():
+                published["training"][name] = Path(value).name
+        published["derived"]["skipped_images"] = len(self.data.skipped)
+        return published
 
     def _probe(self, when: str) -> dict[str, float]:
         labelled, held_out = self.data.labelled, self.data.held_out

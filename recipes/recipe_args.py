@@ -2,6 +2,7 @@
 
 import difflib
 import json
+import math
 import sys
 from argparse import ArgumentParser
 from collections.abc import Sequence
@@ -99,7 +100,7 @@ def _option(default: Any, help: str) -> Any:
 
 @dataclass
 class ModelArguments:
-    """What is trained. A field left out is that of the checkpoint or, without one, of the preset."""
+    """What is trained. The objective is the preset's; another field left out is the checkpoint's or the default."""
 
     preset: str = _option("texture", "The objective: texture, paper or mse.")
     model_name_or_path: str | None = _option(
@@ -232,6 +233,14 @@ class PretrainingArguments(TrainingArguments):
     ddp_find_unused_parameters: bool | None = _option(False, "Every parameter takes part in every step.")
 
     def __post_init__(self):
+        for name in ("per_device_train_batch_size", "per_device_eval_batch_size", "gradient_accumulation_steps"):
+            if getattr(self, name) < 1:
+                raise UsageError(f"{name} must be at least 1, got {getattr(self, name)}")
+        for name in ("num_pictures", "picture_every_epochs", "probe_labels"):
+            if getattr(self, name) < 0:
+                raise UsageError(f"{name} must be at least 0, got {getattr(self, name)}")
+        if self.num_train_epochs <= 0 and self.max_steps <= 0:
+            raise UsageError(f"num_train_epochs must be greater than 0, got {self.num_train_epochs}")
         super().__post_init__()
         for name in ("remove_unused_columns", "logging_nan_inf_filter", "load_best_model_at_end"):
             if getattr(self, name):
@@ -241,5 +250,5 @@ class PretrainingArguments(TrainingArguments):
                 f"mse_epochs must be a fraction below 1 or at most num_train_epochs ({self.num_train_epochs}), "
                 f"got {self.mse_epochs}"
             )
-        if self.sharpness_start is not None and not self.sharpness_start > 0:
-            raise UsageError(f"sharpness_start must be greater than 0, got {self.sharpness_start}")
+        if self.sharpness_start is not None and not 0 < self.sharpness_start < math.inf:
+            raise UsageError(f"sharpness_start must be finite and greater than 0, got {self.sharpness_start}")

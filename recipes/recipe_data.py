@@ -614,6 +614,30 @@ def verify_images(
     return kept, [(name, reason) for _, name, reason, _ in found]
 
 
+def white_level(rows: Iterable[dict[str, Any]], given: float | None) -> float:
+    """The stored grey value of white that a processor for all these images needs.
+
+    Args:
+        rows: of a corpus, all readable.
+        given: `--white_level`; it wins.
+
+    Returns:
+        `given`, or 65535 if the first image is a 16-bit file, else 255. Warns where files of both kinds are mixed.
+    """
+    if given is not None:
+        return given
+    deep = set()
+    for row in rows:
+        with Image.open(io.BytesIO(_read_bytes(row["image"], row["file_name"]))) as image:
+            deep.add(image.mode.startswith("I"))
+    if len(deep) == 2:
+        logger.warning(
+            "8-bit and 16-bit files are mixed: training takes white as 255 and as 65535, the exported image processor "
+            "has one rule and is made for 8-bit files"
+        )
+    return 65535 if deep == {True} else 255
+
+
 def split_held_out(
     dataset: datasets.Dataset, held_out: float, seed: int
 ) -> tuple[datasets.Dataset, datasets.Dataset | None]:

@@ -43,6 +43,7 @@ def write_export(
     folder: Path,
     model: GLCMMAEForPreTraining,
     processor: ViTImageProcessorPil,
+    texts: dict[str, str],
     files: list[Path],
     card_facts: dict[str, Any],
 ) -> None:
@@ -54,7 +55,8 @@ def write_export(
         folder: the export; replaced if it exists.
         model: in full precision on any device.
         processor: the image processor of the evaluation transform.
-        files: copied to the root (the resolved recipe, a picture).
+        texts: name -> content of a file at the root (the resolved recipe).
+        files: copied to the root (a picture).
         card_facts: what the template of the card fills in; a fact that is missing is left out of the card.
     """
     partial = folder.with_name(folder.name + ".partial")
@@ -64,6 +66,8 @@ def write_export(
     model.save_pretrained(partial / "pretraining")
     processor.save_pretrained(partial)
     processor.save_pretrained(partial / "pretraining")
+    for name, text in texts.items():
+        (partial / name).write_text(text)
     for file in files:
         shutil.copy2(file, partial / file.name)
     write_card(partial / "README.md", model, card_facts)

@@ -2,6 +2,7 @@
 
 from dataclasses import dataclass, field
 
+import datasets
 from accelerate import PartialState
 from transformers.image_utils import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
 
@@ -14,12 +15,27 @@ from recipe_data import (
     load_corpus,
     split_held_out,
     verify_images,
+    white_level,
+)
+
+# Fields that decide the shapes of the weights.
+SIZES = (
+    "patch_size",
+    "num_channels",
+    *(
+        prefix + name
+        for prefix in ("", "decoder_")
+        for name in ("hidden_size", "num_hidden_layers", "num_attention_heads", "intermediate_size")
+    ),
 )
 
 
 def build_model(model_args: ModelArguments, data_args: DataArguments) -> GLCMMAEForPreTraining:
     """Load or initialise the model; the grey range follows the normalisation unless it was given."""
     overrides = model_args.config_overrides()
+    for name in SIZES:
+        if overrides.get(name, 1) < 1:
+            raise UsageError(f"{name} must be at least 1, got {overrides[name]}")
     source = {"subfolder": model_args.model_subfolder, "revision": model_args.model_revision}
     if model_args.model_name_or_path is None:
         config = GLCMMAEConfig.from_preset(model_args.preset, **overrides)
@@ -38,15 +54,30 @@ def build_model(model_args: ModelArguments, data_args: DataArguments) -> GLCMMAE
         mean, std = normalization(data_args, config.num_channels)
         config.glcm_value_range = value_range_from_normalization(mean, std, config.glcm_channel)
     config.validate()
+    height, width = (config.image_size,) * 2 if isinstance(config.image_size, int) else config.image_size
+    patches = (height // config.patch_size) * (width // config.patch_size)
+    visible = int(patches * (1 - config.mask_ratio))  # as ViTMAE rounds
+    if not 0 < visible < patches:
+        raise UsageError(
+            f"mask_ratio {config.mask_ratio} leaves {visible} of {patches} patches visible; at least one must be "
+            "visible and one masked"
+        )
     if config.glcm_kernel == "hard" and config.glcm_weight:
         raise UsageError(
             "glcm_kernel hard has no gradient, so nothing would be learned: allowed are linear and sigmoid"
         )
     if model_args.model_name_or_path is None:
         return GLCMMAEForPreTraining(config)
-    model, report = GLCMMAEForPreTraining.from_pretrained(
-        model_args.model_name_or_path, config=config, output_loading_info=True, **source
-    )
+    try:
+        model, report = GLCMMAEForPreTraining.from_pretrained(
+            model_args.model_name_or_path, config=config, output_loading_info=True, **source
+        )
+    except RuntimeError as error:  # sizes of tensors
+        given = ", ".join(name for name in overrides if name in SIZES) or "none"
+        raise UsageError(
+            f"{model_args.model_name_or_path} does not fit the model: leave sizes to the checkpoint (given: {given}). "
+            f"{str(error).splitlines()[0]}"
+        ) from error
     wrong = {name: sorted(keys) for name, keys in report.items() if keys}
     if wrong:
         raise UsageError(f"{model_args.model_name_or_path} does not fit the model: {wrong}")
@@ -71,6 +102,7 @@ class PretrainingData:
     transform: ImageTransform
     labelled: PretrainDataset | None = None  # the training images without augmentation, if they have labels
     skipped: list[str] = field(default_factory=list)  # files that could not be read
+    white_level: float = 255  # the stored grey value of white, for the processor that is exported
 
 
 def load_data(data_args: DataArguments, config: GLCMMAEConfig, seed: int) -> PretrainingData:
@@ -110,6 +142,7 @@ def load_data(data_args: DataArguments, config: GLCMMAEConfig, seed: int) -> Pre
         "white_level": data_args.white_level,
         "seed": seed,
     }
+    checking = {"num_channels": config.num_channels, "white_level": data_args.white_level}
     if data_args.streaming:
         if data_args.cache_images:
             raise UsageError("cache_images must be false for a stream, which is read once")
@@ -117,18 +150,21 @@ def load_data(data_args: DataArguments, config: GLCMMAEConfig, seed: int) -> Pre
             raise UsageError("held_out must be a number of images for a stream, whose length is unknown")
         count = int(data_args.held_out)
         stream = {**reading, "bad_images": data_args.bad_images}
-        train = PretrainIterableDataset(
-            images.skip(count), transform, shuffle_buffer=data_args.shuffle_buffer, **stream
-        )
-        held_out = PretrainIterableDataset(images.take(count), transform, train=False, **stream) if count else None
-        return PretrainingData(train, held_out, transform)
-    images, skipped = verify_images(
-        images,
-        num_channels=config.num_channels,
-        white_level=data_args.white_level,
-        bad_images=data_args.bad_images,
-        transform=transform,
-    )
+        # Read once and kept. Skipping as many in each worker would skip others where there are several shards.
+        first = list(images.take(max(count, 1)))
+        held_out = None
+        if count:
+            kept = datasets.Dataset.from_list(first, features=images.features)
+            kept, _ = verify_images(kept, bad_images=data_args.bad_images, transform=transform, **checking)
+            held_out = PretrainDataset(kept, transform, train=False, **reading)
+            names = frozenset(row["file_name"] for row in first)
+            images = images.filter(lambda row: row["file_name"] not in names)
+        train = PretrainIterableDataset(images, transform, shuffle_buffer=data_args.shuffle_buffer, **stream)
+        return PretrainingData(train, held_out, transform, white_level=white_level(first, data_args.white_level))
+    images, skipped = verify_images(images, bad_images=data_args.bad_images, transform=transform, **checking)
+    white = white_level(images, data_args.white_level)
+    if data_args.cache_images and white > 255:
+        raise UsageError(f"cache_images keeps 8 bits, the images are deeper (white is {white:g}): set it to false")
     train_images, held_out_images = split_held_out(images, data_args.held_out, seed)
     train = PretrainDataset(train_images, transform, cache=data_args.cache_images, **reading)
     held_out = None
@@ -137,4 +173,4 @@ def load_data(data_args: DataArguments, config: GLCMMAEConfig, seed: int) -> Pre
     labelled = None
     if held_out is not None and "label" in images.column_names:
         labelled = PretrainDataset(train_images, transform, train=False, **reading)
-    return PretrainingData(train, held_out, transform, labelled, [name for name, _ in skipped])
+    return PretrainingData(train, held_out, transform, labelled, [name for name, _ in skipped], white)

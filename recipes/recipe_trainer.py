@@ -32,7 +32,7 @@ class PretrainTrainer(Trainer):
     """
 
     def __init__(self, *, dataset_mean: torch.Tensor, **kwargs: Any):
-        super().__init__(compute_metrics=_mean_terms, **kwargs)
+        super().__init__(compute_metrics=self._mean_terms, **kwargs)
         self._dataset_mean = dataset_mean
         self._sums: torch.Tensor | None = None  # of the terms since the last log
         self._counts: torch.Tensor | None = None
@@ -64,11 +64,16 @@ class PretrainTrainer(Trainer):
 
     # Schedule of the objective: a function of the step alone, so that a resumed run continues it
 
+    def mse_steps(self, max_steps: int) -> int:
+        """Steps of plain mean squared error at the beginning of a training of `max_steps`."""
+        mse_epochs = self.args.mse_epochs
+        if mse_epochs < 1:
+            return round(mse_epochs * max_steps)
+        return round(mse_epochs * (len(self._get_train_sampler()) // self.effective_batch_size))
+
     def objective_at(self, step: int) -> tuple[bool, float | None]:
         """Whether texture is on at a step of training, and the sharpness of its kernel (None: as configured)."""
-        mse_epochs = self.args.mse_epochs
-        share = mse_epochs if mse_epochs < 1 else mse_epochs / self.state.num_train_epochs
-        mse_steps = round(share * self.state.max_steps)
+        mse_steps = self.mse_steps(self.state.max_steps)
         if step < mse_steps:
             return False, None
         start, end = self.args.sharpness_start, self.accelerator.unwrap_model(self.model).config.glcm_sharpness
@@ -192,15 +197,17 @@ class PretrainTrainer(Trainer):
             float(fidelity["glcm_l1"])
         ]
 
+    def _mean_terms(self, prediction: EvalPrediction) -> dict[str, float]:
+        config = self.accelerator.unwrap_model(self.model).config
+        absent = {"glcm"} if not config.glcm_weight else set()
+        absent |= {"ssim"} if not config.ssim_weight else set()
+        names = [(term, suffix) for suffix in ("", *(f"_{name}" for name in PREDICTORS)) for term in EVALUATED]
+        # zip stops early where the trivial predictors are already known
+        means = zip(names, prediction.predictions.mean(axis=0), strict=False)
+        return {f"{term}{suffix}": float(mean) for (term, suffix), mean in means if term not in absent}
+
     def create_model_card(self, *args, **kwargs) -> None:
         """Leave the card to the export: Trainer's own would overwrite it."""
-
-
-def _mean_terms(prediction: EvalPrediction) -> dict[str, float]:
-    means = prediction.predictions.mean(axis=0)
-    names = [f"{term}{suffix}" for suffix in ("", *(f"_{name}" for name in PREDICTORS)) for term in EVALUATED]
-    # zip stops early where the trivial predictors are already known; NaN marks a term of weight 0.
-    return {name: float(mean) for name, mean in zip(names, means, strict=False) if not math.isnan(mean)}
 
 
 def trivial_predictions(
