@@ -44,7 +44,7 @@ logger = logging.getLogger("pretrain")
 # A resume that changed one of these would not continue the same training. (The number of workers, the devices, where
 # things lie and what is logged may change.)
 KEPT_ON_RESUME = {
-    "derived": ("effective_batch_size", "num_train_images", "train_images_sha256", "max_steps", "seed"),
+    "derived": ("effective_batch_size", "seed", "num_train_images", "train_images_sha256", "max_steps"),
     "model_config": (
         *("image_size", "patch_size", "num_channels", "hidden_size", "num_hidden_layers", "num_attention_heads"),
         *("intermediate_size", "decoder_hidden_size", "decoder_num_hidden_layers", "decoder_num_attention_heads"),

@@ -765,6 +765,33 @@ def test_compiled_whole_and_once(tiny_model, preset):
                 torch.testing.assert_close(one, other, rtol=1e-3, atol=1e-5)
 
 
+# Sharding
+
+SHARDED = """
+import sys
+import torch
+from torch.distributed.fsdp import fully_shard
+from modeling_glcm_mae import GLCMMAEConfig, GLCMMAEForPreTraining
+
+torch.distributed.init_process_group("gloo", init_method="file://" + sys.argv[1], rank=0, world_size=1)
+torch.manual_seed(0)
+model = GLCMMAEForPreTraining(GLCMMAEConfig.from_preset("texture", {fields})).eval()
+pixel_values, noise = torch.randn(2, 3, 32, 32), torch.rand(2, 16)
+expected = model.reconstruct(pixel_values, noise=noise)
+for layer in (*model.vit.layers, *model.decoder.decoder_layers):
+    fully_shard(layer)
+fully_shard(model)
+torch.testing.assert_close(model.reconstruct(pixel_values, noise=noise), expected)
+"""
+
+
+def test_a_sharded_model_reconstructs(tiny_fields, tmp_path):
+    fields = ", ".join(f"{name}={value}" for name, value in tiny_fields.items())
+    command = [sys.executable, "-c", SHARDED.format(fields=fields), str(tmp_path / "store")]
+    done = subprocess.run(command, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+
+
 # Memory
 
 PEAK = """

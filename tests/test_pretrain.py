@@ -10,12 +10,14 @@ import sys
 import time
 from pathlib import Path
 
+import datasets
 import pytest
 import torch
 import yaml
 from helpers import encode, grey, write
 from transformers import AutoImageProcessor, AutoModel, ViTMAEConfig, ViTMAEForPreTraining, ViTModel
 
+from modeling_glcm_mae import GLCMMAEConfig
 from recipe_args import DataArguments, ModelArguments, PretrainingArguments, UsageError, parse_args
 from recipe_setup import build_model
 
@@ -297,15 +299,32 @@ def test_loss_that_is_not_finite_stops_with_the_files(images, tmp_path):
         ({"model_name_or_path": "BERT"}, r"model_type is 'bert', allowed is 'vit_mae'"),
         ({"per_device_train_batch_size": 64}, r"48 training images are fewer than one batch of 64"),
         ({"resume_from_checkpoint": "last"}, r"holds no whole checkpoint"),
+        ({"mask_ratio": 0}, r"mask_ratio 0.0 leaves 16 of 16 patches visible"),
+        ({"mask_ratio": 0.99}, r"mask_ratio 0.99 leaves 0 of 16 patches visible"),
+        ({"per_device_train_batch_size": 0}, r"per_device_train_batch_size must be at least 1, got 0"),
+        ({"gradient_accumulation_steps": 0}, r"gradient_accumulation_steps must be at least 1, got 0"),
+        ({"num_attention_heads": 0}, r"num_attention_heads must be at least 1, got 0"),
+        ({"image_size": "[32]"}, r"image_size must be one or two positive multiples .* got \[32\]"),
+        ({"num_train_epochs": 0}, r"num_train_epochs must be greater than 0, got 0"),
+        ({"num_pictures": -1}, r"num_pictures must be at least 0, got -1"),
+        ({"mse_epochs": 2}, r"mse_epochs 2 leaves no step of 6"),
+        ({"sharpness_start": 5}, r"sharpness_start needs glcm_kernel sigmoid, got linear"),
+        ({"sharpness_start": "inf"}, r"sharpness_start must be finite.*got inf"),
+        ({"probe_labels": 1}, r"probe_labels must be from the number of classes \(2.*got 1"),
+        ({"probe_labels": 48}, r"probe_labels .* training images \(48\), got 48"),
+        ({"model_name_or_path": "RUN", "hidden_size": 64}, r"does not fit the model: .*given: .*hidden_size"),
+        ({"cache_images": True, "streaming": True, "max_steps": 2}, r"cache_images must be false for a stream"),
     ],
 )
-def test_mistake_gives_one_clear_message(arguments, message, images, tmp_path, monkeypatch, capsys):
+def test_mistake_gives_one_clear_message(arguments, message, images, run, tmp_path):
     import pretrain
 
     if arguments.get("corpus") == "EMPTY":
         (tmp_path / "EMPTY").mkdir()
         arguments = {"corpus": tmp_path / "EMPTY"}
-    if "model_name_or_path" in arguments:
+    if arguments.get("model_name_or_path") == "RUN":
+        arguments = arguments | {"model_name_or_path": run / "export", "model_subfolder": "pretraining"}
+    elif "model_name_or_path" in arguments:
         (tmp_path / "BERT").mkdir()
         (tmp_path / "BERT" / "config.json").write_text('{"model_type": "bert"}')
         arguments = {"model_name_or_path": tmp_path / "BERT"}
@@ -314,6 +333,101 @@ def test_mistake_gives_one_clear_message(arguments, message, images, tmp_path, m
         pretrain.main(options(**given))
     assert str(stopped.value.code).startswith("error: ")
     assert re.search(message, str(stopped.value.code)), stopped.value.code
+
+
+def test_run_without_pictures_or_held_out_images_ends_well(images, tmp_path, capsys):
+    import pretrain
+
+    for changed in ({"held_out": 0}, {"num_pictures": 0}):
+        pretrain.main(
+            options(**TINY | {"num_train_epochs": 1} | changed, corpus=images, output_dir=tmp_path / "run")
+            + ["--overwrite_output_dir=true"]
+        )
+        printed = capsys.readouterr().out
+        assert "metrics  " in printed and "export   " in printed and "picture  " not in printed
+        assert (tmp_path / "run" / "export" / "model.safetensors").exists()
+
+
+def test_a_mistake_deletes_nothing(run, images, tmp_path):
+    import pretrain
+
+    before = sorted(path.relative_to(run) for path in run.rglob("*"))
+    arguments = options(**TINY, output_dir=run) + ["--overwrite_output_dir=true"]
+    for mistake in (options(corpus=tmp_path / "nowhere"), options(corpus=images, mse_epochs=2)):
+        with pytest.raises(SystemExit, match="error: "):
+            pretrain.main([*arguments, *mistake])
+    assert sorted(path.relative_to(run) for path in run.rglob("*")) == before
+
+
+@pytest.mark.parametrize(
+    ("changed", "named"),
+    [
+        ({"preset": "mse"}, "glcm_weight must stay 2560.0 .* got 0.0"),
+        ({"mask_ratio": 0.75}, "mask_ratio must stay 0.5 .* got 0.75"),
+        ({"learning_rate": 1e-2}, "learning_rate must stay 0.001 .* got 0.01"),
+        ({"horizontal_flip": True}, "horizontal_flip must stay False .* got True"),
+        ({"mse_epochs": 0}, "mse_epochs must stay 1.0 .* got 0.0"),
+        ({"seed": 7}, "seed must stay 42 .* got 7"),
+    ],
+)
+def test_resume_refuses_another_training(changed, named, run, images):
+    import pretrain
+
+    given = TINY | {"mse_epochs": 1} | changed
+    with pytest.raises(SystemExit, match=f"error: resume_from_checkpoint: {named}"):
+        pretrain.main(options(**given, corpus=images, output_dir=run) + ["--resume_from_checkpoint=last"])
+
+
+def test_published_recipe_names_no_path_and_no_file(run, images):
+    published = (run / "export" / "config.yaml").read_text()
+    assert str(images.parent) not in published and str(run.parent) not in published
+    assert yaml.safe_load(published)["data"]["corpus"] == images.name
+    assert yaml.safe_load((run / "config.yaml").read_text())["data"]["corpus"] == str(images)
+
+
+def test_exported_processor_knows_16_bit_images(tmp_path):
+    import pretrain
+
+    for index in range(24):
+        write(tmp_path / "deep" / f"{index:02d}.png", encode(grey(40, 48, bits=16, seed=index)))
+    given = TINY | {"num_train_epochs": 1, "held_out": 4, "corpus": tmp_path / "deep", "num_channels": 1}
+    with pytest.raises(SystemExit, match=r"cache_images keeps 8 bits, the images are deeper \(white is 65535\)"):
+        pretrain.main(options(**given, output_dir=tmp_path / "run", cache_images=True))
+    pretrain.main(options(**given, output_dir=tmp_path / "run"))
+    processor = AutoImageProcessor.from_pretrained(tmp_path / "run" / "export")
+    assert processor.rescale_factor == pytest.approx(1 / 65535)
+
+
+def test_held_out_images_of_a_stream_are_not_trained_on(tmp_path):
+    from recipe_args import DataArguments
+    from recipe_setup import load_data
+
+    features = datasets.Features(image=datasets.Image())
+    for shard in range(3):
+        rows = [{"bytes": encode(grey(seed=10 * shard + i)), "path": f"{shard}{i}.png"} for i in range(4)]
+        part = datasets.Dataset.from_dict({"image": rows}, features=features)
+        part.to_parquet(tmp_path / "images" / f"train-{shard:05d}-of-00003.parquet")
+    arguments = DataArguments(corpus=str(tmp_path / "images"), streaming=True, held_out=5, shuffle_buffer=0)
+    config = GLCMMAEConfig.from_preset("texture", image_size=32, patch_size=8)
+    for workers in (0, 2):
+        data = load_data(arguments, config, seed=0)
+        held_out = [data.held_out[i]["file_name"] for i in range(len(data.held_out))]
+        loader = torch.utils.data.DataLoader(data.train, batch_size=None, num_workers=workers)
+        trained = [item["file_name"] for item in loader]
+        assert len(held_out) == 5 and not set(held_out) & set(trained)
+        assert len(trained) == 7 and len(set(trained)) == 7
+
+
+def test_mse_epochs_are_epochs_whatever_the_length(images, tmp_path):
+    from pretrain import Run
+    from recipe_args import DataArguments, ModelArguments, PretrainingArguments, parse_args
+
+    # 48 images in batches of 16: 3 steps an epoch
+    for length in ({"max_steps": 10}, {"num_train_epochs": 2.34}):
+        argv = options(**TINY | {"mse_epochs": 1} | length, corpus=images, output_dir=tmp_path / "run")
+        run = Run(*parse_args((ModelArguments, DataArguments, PretrainingArguments), argv))
+        run.trainer.state.max_steps = run.resolved["derived"]["max_steps"]
+        assert [run.trainer.objective_at(step)[0] for step in range(5)] == [False] * 3 + [True] * 2
 
 
 def test_range_reversed_and_unknown_key_in_yaml(images, tmp_path):
