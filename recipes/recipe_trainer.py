@@ -38,7 +38,7 @@ class PretrainTrainer(Trainer):
         self._counts: torch.Tensor | None = None
         self._files: Sequence[str] = ()
         self._baselines: dict[str, float] | None = None
-        self._clock = (0, time.monotonic())
+        self._clock: tuple[int, float] | None = None  # step and time from which the speed is counted
 
     # Order of the images
 
@@ -84,6 +84,8 @@ class PretrainTrainer(Trainer):
 
     def training_step(self, model, inputs, num_items_in_batch=None):
         """One forward and backward pass under the objective of this step."""
+        if self._clock is None:  # also where a resume begins
+            self._clock = (self.state.global_step, time.monotonic())
         self.accelerator.unwrap_model(model).set_objective(*self.objective_at(self.state.global_step))
         return super().training_step(model, inputs, num_items_in_batch)
 
