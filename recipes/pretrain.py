@@ -272,6 +272,12 @@ class Run:
         results |= trainer.train(resume_from_checkpoint=self.checkpoint and str(self.checkpoint)).metrics
         if self.data.held_out is not None:
             results |= trainer.evaluate()
+            first = next((row for row in trainer.state.log_history if "eval_loss" in row), None)
+            if first is not None and results["eval_loss"] > 0.9 * first["eval_loss"]:
+                logger.warning(
+                    "eval_loss went from %.4g to %.4g only: train longer, or with a higher learning_rate than %.3g",
+                    *(first["eval_loss"], results["eval_loss"], args.learning_rate),
+                )
         if self.is_stream:
             results["skipped_images"] = self.data.train.skipped
         if args.probe_labels:

@@ -823,7 +823,7 @@ class EpochSampler(torch.utils.data.Sampler[int]):
         if num_images < batch_size_total:
             raise ValueError(
                 f"{num_images} training images are fewer than one batch of {batch_size_total} (over all processes and "
-                "accumulation steps): lower the batch size."
+                "accumulation steps): lower per_device_train_batch_size."
             )
         self.num_images = num_images
         self.seed = seed

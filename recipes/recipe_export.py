@@ -64,6 +64,9 @@ def write_export(
     partial.mkdir(parents=True)
     stock_encoder(model).save_pretrained(partial)
     model.save_pretrained(partial / "pretraining")
+    # transformers 5.23 looks for the code of a subfolder's model in the root.
+    for code in (partial / "pretraining").glob("*.py"):
+        shutil.copy2(code, partial / code.name)
     processor.save_pretrained(partial)
     processor.save_pretrained(partial / "pretraining")
     for name, text in texts.items():

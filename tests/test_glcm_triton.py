@@ -135,6 +135,46 @@ def run_python(code: str, **environment: str) -> str:
     return done.stdout
 
 
+COMPILE = """
+import triton
+from triton.backends.compiler import GPUTarget
+from triton.compiler import ASTSource
+from modeling_glcm_mae.glcm_triton import _loss_kernel
+
+PLAIN = dict(
+    HEIGHT=16, WIDTH=16, LEVELS=16, KERNEL="linear", HALF_WIDTH=0, SUPPORT=2, OFFSETS=2, REWEIGHT=False,
+    SYMMETRIC=False, NORMALIZE=True, WITH_GRADIENT=True, FIXED_POINT=False, FRACTION=2.0**40, BLOCK=256,
+)
+
+def compiled(pred, inside, tables, **changed):
+    constants = PLAIN | changed
+    types = dict(
+        pred=pred, target=pred, settings=inside, offsets="i32", tables=tables, losses=inside, gradient=inside
+    )
+    signature = {{name: "*" + kind for name, kind in types.items()}} | {{"patches": "i32"}}
+    signature |= dict.fromkeys(constants, "constexpr")
+    places = {{(_loss_kernel.arg_names.index(name),): value for name, value in constants.items()}}
+    source = ASTSource(fn=_loss_kernel, signature=signature, constexprs=places)
+    return triton.compile(source, target=GPUTarget("cuda", 90, 32)).asm["ptx"]
+
+published = dict(KERNEL="sigmoid", LEVELS=256, HALF_WIDTH=1, REWEIGHT=True, NORMALIZE=False)
+for pred in ("fp32", "bf16", "fp16"):
+    assert ".target sm_90" in compiled(pred, "fp32", "fp32")
+assert "atom" in compiled("fp32", "fp32", "fp32", **published)
+assert "atom" in compiled("fp32", "fp32", "i64", FIXED_POINT=True, **published)
+assert compiled("fp32", "fp32", "fp32", SYMMETRIC=True, REWEIGHT=True)
+assert compiled("fp32", "fp32", "fp64", KERNEL="sigmoid", HALF_WIDTH=9, SUPPORT=18)
+assert compiled("fp64", "fp64", "fp64", KERNEL="sigmoid", HALF_WIDTH=2, SUPPORT=4)
+assert compiled("fp32", "fp32", "fp32", KERNEL="hard", SUPPORT=1, WITH_GRADIENT=False)
+"""
+
+
+@pytest.mark.slow
+def test_kernel_compiles_for_hopper(tmp_path):
+    # Compiling needs no device, and refuses what the interpreter lets pass.
+    run_python(COMPILE.format(), TRITON_CACHE_DIR=str(tmp_path))
+
+
 CALL = """
 import sys, torch
 {before}

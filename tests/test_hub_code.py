@@ -14,6 +14,8 @@ from transformers import AutoModelForPreTraining, ViTMAEConfig, ViTMAEForPreTrai
 
 import modeling_glcm_mae
 from modeling_glcm_mae import GLCMMAEForPreTraining
+from recipe_data import ImageTransform
+from recipe_export import write_export
 
 PACKAGE = Path(modeling_glcm_mae.__file__).parent
 FILES = sorted(PACKAGE.glob("*.py"))
@@ -89,6 +91,21 @@ def test_saving_writes_the_code_beside_safetensors(saved):
 
 
 @pytest.mark.slow
+def test_model_of_an_export_loads_by_its_subfolder(tiny_model, tmp_path):
+    # As the model card shows it.
+    transform = ImageTransform(32)
+    write_export(tmp_path / "export", tiny_model(), transform.processor(), {}, [], {"title": "x", "repo_id": "x"})
+    script = """
+from transformers import AutoModel, AutoModelForPreTraining
+
+model = AutoModelForPreTraining.from_pretrained(sys.argv[1], subfolder="pretraining", trust_remote_code=True)
+encoder = AutoModel.from_pretrained(sys.argv[1])
+print(json.dumps({"model": type(model).__name__, "encoder": type(encoder).__name__}))
+"""
+    names = run_without_package(script, tmp_path / "export", tmp_path)
+    assert names == {"model": "GLCMMAEForPreTraining", "encoder": "ViTModel"}
+
+
 def test_custom_code_loads_without_the_package(saved, tmp_path):
     found = run_without_package(
         """
