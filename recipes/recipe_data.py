@@ -274,13 +274,15 @@ class ImageTransform:
         Returns:
             float32 `(C, image_size[0], image_size[1])`, normalised.
         """
-        if generator is not None and self.random_resized_crop:
-            self.check(image, name)
-            pixels = np.ascontiguousarray(image.transpose(2, 0, 1))
-            pixels = _resize(self._random_crop(pixels, generator), self.image_size)
-        else:
-            pixels = self.fit(image, name=name)
-        return self.finish(pixels, generator)
+        return self.finish(self.crop(image, generator, name=name), generator)
+
+    def crop(self, image: np.ndarray, generator: torch.Generator | None = None, *, name: str = "image") -> np.ndarray:
+        """The first half of a call: `(H, W, C)` to `(C, *image_size)`, both in [0, 1], at random with a generator."""
+        if generator is None or not self.random_resized_crop:
+            return self.fit(image, name=name)
+        self.check(image, name)
+        pixels = np.ascontiguousarray(image.transpose(2, 0, 1))
+        return _resize(self._random_crop(pixels, generator), self.image_size)
 
     def finish(self, pixels: np.ndarray, generator: torch.Generator | None = None) -> torch.Tensor:
         """Flip and normalise `(C, *image_size)` in [0, 1]."""
@@ -433,11 +435,8 @@ def load_corpus(
 
     path = Path(corpus).expanduser()
     if path.is_dir():
-        parquet_files = sorted(file for file in path.rglob("*.parquet") if not file.name.startswith("."))
-        if parquet_files:
-            data_files: dict[str, list[str]] = {}
-            for file in parquet_files:
-                data_files.setdefault(_split_of(file.relative_to(path)), []).append(str(file))
+        data_files = parquet_files(path)
+        if data_files:
             loaded = datasets.load_dataset("parquet", data_files=data_files, streaming=streaming, cache_dir=cache_dir)
             return _unify(*_choose_split(loaded, split, corpus), image_column)
         for name, module in CORPORA.items():
@@ -459,6 +458,14 @@ def _no_such_corpus(corpus: str) -> str:
         f"There is no corpus {corpus!r}. Allowed: speckle; {', '.join(CORPORA)} (each with data_dir); an existing "
         "folder of images or Parquet files; a data set on the Hub as OWNER/NAME."
     )
+
+
+def parquet_files(folder: Path) -> dict[str, list[str]]:
+    """The Parquet files below a folder, by split."""
+    found: dict[str, list[str]] = {}
+    for file in sorted(file for file in folder.rglob("*.parquet") if not file.name.startswith(".")):
+        found.setdefault(_split_of(file.relative_to(folder)), []).append(str(file))
+    return found
 
 
 def _split_of(file: Path) -> str:
@@ -523,7 +530,7 @@ def _unify(
         image_column = candidates[0]
     elif image_column not in features:
         raise CorpusError(f"There is no image_column {image_column!r}; the columns are {', '.join(features)}.")
-    kept = [name for name in ("file_name", "label", "group") if name in features and name != image_column]
+    kept = [name for name in ("file_name", "label", "group", "sha256") if name in features and name != image_column]
     if "label" in kept and not isinstance(features["label"], datasets.ClassLabel):
         kept.remove("label")
     dataset = dataset.select_columns([image_column, *kept])

@@ -4,6 +4,7 @@ Layout of the download: `Dataset_BUSI_with_GT/{benign,malignant,normal}/benign (
 lesion masks, `benign (1)_mask.png`, `benign (1)_mask_1.png`. Which patient an image shows is not given.
 """
 
+import glob
 import re
 from pathlib import Path
 
@@ -29,5 +30,9 @@ def find_images(data_dir: str | Path, *, bad_images: str = "error") -> list[Imag
     paths = list_images(root, bad_images=bad_images, exclude=lambda name: _MASK.search(name) is not None)
     if not paths:
         raise CorpusError(f"The BUSI folder '{root}' holds no image.")
-    names = [path.relative_to(root).as_posix() for path in paths]
-    return [ImageRecord(path, name, label=name.split("/")[0]) for path, name in zip(paths, names, strict=True)]
+    records = []
+    for path in paths:
+        name = path.relative_to(root).as_posix()
+        masks = (file for file in path.parent.glob(f"{glob.escape(path.stem)}_mask*.png") if _MASK.search(file.name))
+        records.append(ImageRecord(path, name, label=name.split("/")[0], masks=tuple(sorted(masks))))
+    return records

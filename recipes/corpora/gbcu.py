@@ -1,9 +1,11 @@
 """GBCU: gallbladder ultrasound images, normal, benign or malignant (Basu et al., CVPR 2022; on request only).
 
 Layout: `imgs/im00001.jpg`, and `train.txt` and `test.txt` with a line `im00001.jpg,LABEL` an image (0 normal, 1 benign,
-2 malignant). Which patient an image shows is not given.
+2 malignant), and where they were given out too `bbox_annot.json` and `roi_pred.json`, keyed by file name. Which patient
+an image shows is not given.
 """
 
+import json
 import logging
 from pathlib import Path
 
@@ -33,6 +35,7 @@ def find_images(data_dir: str | Path, *, bad_images: str = "error") -> list[Imag
         raise CorpusError(f"'{data_dir}' is not a GBCU download: expected imgs/, train.txt and test.txt.")
     present = {path.relative_to(root).as_posix() for path in list_images(root / "imgs", bad_images=bad_images)}
     records, missing = [], []
+    boxes = {name: _read_boxes(root / f"{name}.json") for name in ("bbox_annot", "roi_pred")}
     for split in _SPLITS:
         for number, line in enumerate((root / f"{split}.txt").read_text(encoding="utf-8").splitlines(), start=1):
             if not line.strip():
@@ -44,7 +47,10 @@ def find_images(data_dir: str | Path, *, bad_images: str = "error") -> list[Imag
             if file_name not in present:
                 missing.append(file_name)
                 continue
-            records.append(ImageRecord(root / file_name, file_name, CLASS_NAMES[int(label)], split=split))
+            known = {key: entries[name] for key, entries in boxes.items() if name in entries}
+            annotation = json.dumps(known) if known else None
+            label = CLASS_NAMES[int(label)]
+            records.append(ImageRecord(root / file_name, file_name, label, split=split, annotation=annotation))
     if missing:
         message = f"{len(missing)} image(s) listed in train.txt and test.txt are missing: {', '.join(missing[:10])}"
         if bad_images != "skip":
@@ -56,3 +62,16 @@ def find_images(data_dir: str | Path, *, bad_images: str = "error") -> list[Imag
     if not records:
         raise CorpusError(f"train.txt and test.txt in '{root}' name no image.")
     return records
+
+
+def _read_boxes(file: Path) -> dict:
+    """Boxes by file name; none if the file is not there."""
+    if not file.exists():
+        return {}
+    try:
+        entries = json.loads(file.read_text(encoding="utf-8"))
+    except json.JSONDecodeError as error:
+        raise CorpusError(f"'{file}' is not valid JSON: {error}.") from error
+    if not isinstance(entries, dict):
+        raise CorpusError(f"'{file}' must hold an object keyed by file name.")
+    return entries

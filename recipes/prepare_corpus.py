@@ -1,0 +1,385 @@
+"""From a raw download to a checked data set: Parquet, splits, a quality report and a card.
+
+    python recipes/prepare_corpus.py --corpus busi --data_dir path/to/download --output_dir data/busi
+
+`--corpus`: busi, pneumonia, covid_ct, gbcu, speckle (generated), or folder: any tree with a folder a class, a table
+(`--table FILE.csv` with columns file, label, patient), DICOM files. No GPU; minutes for thousands of images.
+
+`output_dir` receives data/*.parquet (`datasets.load_dataset(output_dir)` reads them), splits.json, report.json,
+report.md and pictures of what was found, README.md (the data set's card) and config.yaml.
+"""
+
+import json
+import logging
+import os
+import shutil
+import sys
+import tempfile
+from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+import datasets
+import yaml
+from huggingface_hub import DatasetCard, DatasetCardData
+from tqdm.auto import tqdm
+
+from corpora.facts import FACTS, CorpusFacts
+from corpora.folder import CorpusError, ImageRecord, is_dicom, read_table
+from corpora.speckle import load_speckle
+from recipe_args import UsageError, option, parse_args
+from recipe_data import CORPORA, BadImageError, decode_image
+from recipe_dicom import read_dicom
+from recipe_quality import (
+    FLAT_STD,
+    Fingerprint,
+    SimilarPair,
+    fingerprint,
+    looks_coloured,
+    merged_groups,
+    similar_pairs,
+)
+from recipe_quality_report import write_report
+from recipe_splits import make_splits
+
+logger = logging.getLogger("prepare_corpus")
+CARD_TEMPLATE = Path(__file__).resolve().parent.parent / "hub_cards" / "dataset.md"
+IMAGES_PER_FILE = 5000  # of a Parquet file
+
+
+@dataclass
+class PrepareArguments:
+    """Which download, and how it is split."""
+
+    corpus: str = option("folder", "busi, pneumonia, covid_ct, gbcu, speckle or folder.")
+    data_dir: str | None = option(None, "Folder of the download.")
+    output_dir: str | None = option(None, "Receives the data set; must not exist yet.")
+    overwrite_output_dir: bool = option(False, "Replace what output_dir holds.")
+    table: str | None = option(
+        None, "For folder: CSV or TSV with the columns file, and if known label, patient, split."
+    )
+    bad_images: str = option("error", "error: stop at an unreadable file; skip: leave it out, named and counted.")
+    white_level: float | None = option(None, "Grey value of white; 255 for 8-bit files and 65535 for 16-bit ones.")
+    num_folds: int = option(5, "Folds for cross-validation (GBCU in the paper: 10).")
+    seed: int = option(0, "Of the splits.")
+    window: list[float] | None = field(
+        default=None, metadata={"help": "Centre and width of the grey window of DICOM files, instead of their own."}
+    )
+    salt: str | None = option(
+        None, "Secret that DICOM patient ids are hashed with; drawn at random and forgotten if left out."
+    )
+    speckle_images: int = option(2560, "Images to generate, for speckle.")
+    speckle_classes: str = option("easy", "Class set, for speckle: easy or hard.")
+    image_size: int = option(96, "Side of the generated images in pixels, for speckle.")
+    push_to_hub: str | None = option(None, "Publish the data set under this id, OWNER/NAME.")
+    private: bool = option(False, "Publish to a private repository.")
+
+    def __post_init__(self):
+        allowed = (*CORPORA, "speckle")
+        if self.corpus not in allowed:
+            raise UsageError(f"corpus must be one of {', '.join(allowed)}, got {self.corpus!r}")
+        if self.bad_images not in ("error", "skip"):
+            raise UsageError(f"bad_images must be error or skip, got {self.bad_images!r}")
+        if self.output_dir is None:
+            raise UsageError("output_dir is needed: the folder that receives the data set")
+        if (self.data_dir is None) != (self.corpus == "speckle"):
+            raise UsageError(
+                f"data_dir, the folder of the download, is needed for every corpus but speckle, got {self.data_dir!r}"
+            )
+        if self.table is not None and self.corpus != "folder":
+            raise UsageError(f"table is for corpus folder, got corpus {self.corpus}")
+        if self.num_folds < 2:
+            raise UsageError(f"num_folds must be at least 2, got {self.num_folds}")
+        if self.window is not None and (len(self.window) != 2 or self.window[1] < 1):
+            raise UsageError(f"window must be a centre and a width of at least 1, got {self.window}")
+        facts = FACTS.get(self.corpus)
+        if self.push_to_hub and facts and facts.no_copies and not self.private:
+            raise UsageError(
+                f"push_to_hub: {facts.no_copies} Publish the splits and your models instead, or keep a copy for "
+                "yourself with --private"
+            )
+
+
+@dataclass
+class Item:
+    """An image on its way into the data set."""
+
+    record: ImageRecord
+    data: bytes
+    print: Fingerprint
+    size: tuple[int, int]  # height, width
+    flat: bool
+    coloured: bool
+    group: str | None  # patient
+    window: tuple[float, float, str] | None = None  # of a DICOM file
+
+
+def read_items(args: PrepareArguments) -> tuple[list[Item], list[str], list[str]]:
+    """Every image of the download, its classes (label 0 first), and why files were left out."""
+    if args.corpus == "speckle":
+        return _generate(args)
+    module = CORPORA[args.corpus]
+    if args.table is not None:
+        records = read_table(args.table, args.data_dir)
+    elif args.corpus == "folder":
+        records = module.find_images(args.data_dir, bad_images=args.bad_images, dicom=True)
+    else:
+        records = module.find_images(args.data_dir, bad_images=args.bad_images)
+    labels = sorted({record.label for record in records if record.label is not None})
+    unlabelled = [record.file_name for record in records if record.label is None]
+    if labels and unlabelled:
+        raise CorpusError(f"{len(unlabelled)} of {len(records)} images have no label: {', '.join(unlabelled[:3])}")
+    salt = args.salt if args.salt is not None else os.urandom(16).hex()
+
+    def read(record: ImageRecord) -> list[Item] | str:
+        try:
+            return list(_items_of(record, args, salt))
+        except BadImageError as error:
+            return str(error)
+
+    items, problems = [], []
+    with ThreadPoolExecutor(os.cpu_count() or 1) as pool:
+        for found in tqdm(pool.map(read, records), total=len(records), desc="reading", unit=" files"):
+            if isinstance(found, str):
+                problems.append(found)
+            else:
+                items += found
+    if problems and args.bad_images != "skip":
+        raise BadImageError(f"{problems[0]} {len(problems)} file(s) are bad; pass --bad_images skip to leave them out.")
+    if not items:
+        raise BadImageError(f"no image can be read. The first: {problems[0]}")
+    return items, list(getattr(module, "CLASS_NAMES", labels)) if labels else [], problems
+
+
+def _items_of(record: ImageRecord, args: PrepareArguments, salt: str) -> Iterator[Item]:
+    if is_dicom(record.path):
+        window = tuple(args.window) if args.window else None
+        for image in read_dicom(record.path, name=record.file_name, salt=salt, window=window):
+            suffix = "" if image.frame is None else f"#{image.frame}"
+            named = ImageRecord(record.path, record.file_name + suffix, record.label, record.group, record.split)
+            yield _item(named, image.png, record.group or image.patient or record.file_name, None, image.window)
+    else:
+        try:
+            data = record.path.read_bytes()
+        except OSError as error:
+            raise BadImageError(f"Image '{record.file_name}' cannot be read: {error.strerror}.") from error
+        yield _item(record, data, record.group, args.white_level, None)
+
+
+def _item(record: ImageRecord, data: bytes, group, white_level, window) -> Item:
+    image = decode_image(data, name=record.file_name, num_channels=3, white_level=white_level)
+    grey = image.mean(axis=2)
+    return Item(
+        *(record, data, fingerprint(data, grey), grey.shape, bool(grey.std() < FLAT_STD), looks_coloured(image)),
+        *(group, window),
+    )
+
+
+def _generate(args: PrepareArguments) -> tuple[list[Item], list[str], list[str]]:
+    generated = load_speckle(
+        split="train",
+        num_images=args.speckle_images,
+        image_size=args.image_size,
+        seed=args.seed,
+        class_set=args.speckle_classes,
+        cache_dir=None,
+    ).cast_column("image", datasets.Image(decode=False))
+    names = generated.features["label"].names
+    items = []
+    for row in tqdm(generated, desc="generating", unit=" images"):
+        record = ImageRecord(Path(row["file_name"]), row["file_name"], label=names[row["label"]])
+        items.append(_item(record, row["image"]["bytes"], None, None, None))
+    return items, list(names), []
+
+
+def find_conflicts(items: list[Item], pairs: list[SimilarPair]) -> set[int]:
+    """Images of which a copy (the same file, or the same picture re-encoded) has another label: none can be trusted."""
+    conflicts = set()
+    for pair in pairs:
+        if pair.is_copy and items[pair.first].record.label != items[pair.second].record.label:
+            conflicts |= {pair.first, pair.second}
+    return conflicts
+
+
+def build_dataset(items: list[Item], groups: list[str], class_names: list[str], cache_dir: str) -> datasets.Dataset:
+    """The table; images are kept as the bytes of their files."""
+    features = {
+        "image": datasets.Image(),
+        "file_name": datasets.Value("string"),
+        "group": datasets.Value("string"),
+        "sha256": datasets.Value("string"),
+    }
+    if class_names:
+        features["label"] = datasets.ClassLabel(names=class_names)
+    if any(item.record.masks for item in items):
+        features["masks"] = datasets.List(datasets.Image())
+    if any(item.record.annotation for item in items):
+        features["annotation"] = datasets.Value("string")
+    if any(item.window for item in items):
+        features["dicom_window"] = datasets.Value("string")
+
+    def rows() -> Iterator[dict[str, Any]]:
+        for item, group in zip(items, groups, strict=True):
+            record = item.record
+            row = {
+                "image": {"bytes": item.data, "path": Path(record.file_name).name},
+                "file_name": record.file_name,
+                "group": group,
+                "sha256": item.print.sha256,
+                "label": record.label,
+                "masks": [{"bytes": mask.read_bytes(), "path": mask.name} for mask in record.masks],
+                "annotation": record.annotation,
+                "dicom_window": item.window
+                and f"centre {item.window[0]:g}, width {item.window[1]:g} ({item.window[2]})",
+            }
+            yield {name: row[name] for name in features}
+
+    progress, shown = datasets.are_progress_bars_disabled(), datasets.disable_progress_bars
+    shown()
+    try:
+        # A generator is cached by what it captures; a fresh folder makes sure that it is read.
+        return datasets.Dataset.from_generator(rows, features=datasets.Features(features), cache_dir=cache_dir)
+    finally:
+        if not progress:
+            datasets.enable_progress_bars()
+
+
+def prepare(args: PrepareArguments) -> Path:
+    """Do all of it; returns the output folder. It is written beside and then put in place.
+
+    Raises:
+        ValueError, OSError: on a mistake in the arguments or the images, in one clear message.
+    """
+    output = Path(args.output_dir)
+    if output.exists() and (not output.is_dir() or any(output.iterdir())) and not args.overwrite_output_dir:
+        raise UsageError(
+            f"output_dir {output} is not empty: pass --overwrite_output_dir to replace it, or another folder"
+        )
+    items, class_names, problems = read_items(args)
+    pairs = similar_pairs([item.print for item in tqdm(items, desc="comparing", leave=False)])
+    conflicts = find_conflicts(items, pairs)
+    if conflicts:
+        logger.warning(
+            "%d image(s) are left out, since a copy of each has another label: see report.md", len(conflicts)
+        )
+    groups = merged_groups([item.group for item in items], pairs)
+    kept = [i for i in range(len(items)) if i not in conflicts]
+    partial = output.with_name(output.name + ".partial")
+    shutil.rmtree(partial, ignore_errors=True)
+    partial.mkdir(parents=True)
+    with tempfile.TemporaryDirectory(dir=partial) as cache:
+        dataset = build_dataset([items[i] for i in kept], [groups[i] for i in kept], class_names, cache)
+        official = [items[i].record.split for i in kept]
+        if not all(official):
+            official = None
+        splits = make_splits(dataset, num_folds=args.num_folds, seed=args.seed, official=official)
+        counts = {}
+        (partial / "data").mkdir()
+        for split in ("train", "validation", "test"):
+            chosen = [p for p in range(len(kept)) if (official[p] if official else "train") == split]
+            if chosen:
+                counts[split] = len(chosen)
+                _write_parquet(dataset.select(chosen), partial / "data", split)
+        features = dataset.features
+        del dataset
+    (partial / "splits.json").write_text(json.dumps(splits, indent=1) + "\n")
+    settings = {name: value for name, value in asdict(args).items() if name not in ("salt", "data_dir", "output_dir")}
+    (partial / "config.yaml").write_text(yaml.safe_dump(settings, sort_keys=False))
+    report = write_report(partial, items, pairs, conflicts, groups, problems, splits, counts)
+    _write_card(partial / "README.md", args, report, counts, class_names, features)
+    old = output.with_name(output.name + ".old")
+    shutil.rmtree(old, ignore_errors=True)
+    if output.exists():
+        output.rename(old)
+    partial.rename(output)
+    shutil.rmtree(old, ignore_errors=True)
+    return output
+
+
+def _write_parquet(dataset: datasets.Dataset, folder: Path, split: str) -> None:
+    shards = -(-len(dataset) // IMAGES_PER_FILE)
+    for shard in range(shards):
+        part = dataset.shard(shards, shard, contiguous=True)
+        part.to_parquet(folder / f"{split}-{shard:05d}-of-{shards:05d}.parquet")
+
+
+def _write_card(file: Path, args: PrepareArguments, report: dict, counts: dict, class_names, features) -> None:
+    facts = FACTS.get(args.corpus, CorpusFacts(title="Images of a folder"))
+    total = sum(counts.values())
+    size = next(
+        (name for limit, name in ((1e3, "n<1K"), (1e4, "1K<n<10K"), (1e5, "10K<n<100K")) if total < limit), "100K<n<1M"
+    )
+    gating = {}
+    if facts.no_copies:
+        gating = {
+            "extra_gated_prompt": facts.no_copies,
+            "extra_gated_fields": {"Name": "text", "Institution": "text", "I have the authors' permission": "checkbox"},
+        }
+    metadata = DatasetCardData(
+        pretty_name=facts.title,
+        license=facts.licence_id,
+        license_name=facts.licence_name,
+        task_categories=["image-classification"] if class_names else None,
+        size_categories=[size],
+        tags=["medical", "image"],
+        configs=[
+            {
+                "config_name": "default",
+                "data_files": [{"split": split, "path": f"data/{split}-*.parquet"} for split in counts],
+                # datasets (5.2) caches a local folder by its name and this section only: without something of the
+                # content, a corpus that was prepared anew would load as it was before.
+                "description": f"sha256 of the images and labels: {report['content_sha256']}",
+            }
+        ],
+        **gating,
+    )
+    card = DatasetCard.from_template(
+        metadata,
+        template_path=str(CARD_TEMPLATE),
+        facts=facts,
+        counts=counts,
+        class_counts=report["class_counts"],
+        report=report,
+        columns=list(features),
+        num_folds=args.num_folds,
+        seed=args.seed,
+    )
+    card.save(file)
+
+
+def push(output: Path, repo_id: str, private: bool) -> str:
+    """Publish the folder in one commit; returns the address."""
+    from huggingface_hub import HfApi
+
+    api = HfApi()
+    api.create_repo(repo_id, repo_type="dataset", private=private, exist_ok=True)
+    api.upload_folder(repo_id=repo_id, repo_type="dataset", folder_path=output, commit_message="Prepared data set")
+    return f"{api.endpoint}/datasets/{repo_id}"
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    logging.basicConfig(level=logging.INFO, format="%(levelname)s %(name)s: %(message)s", stream=sys.stderr)
+    try:
+        (args,) = parse_args((PrepareArguments,), argv, description=__doc__)
+        output = prepare(args)
+    except (ValueError, OSError) as error:
+        logger.debug("where it was found", exc_info=True)
+        sys.exit(f"error: {error}")
+    print(f"data set {output}")
+    print(f"report   {output / 'report.md'}")
+    if args.push_to_hub:
+        from huggingface_hub.errors import HfHubHTTPError
+
+        try:
+            print(f"address  {push(output, args.push_to_hub, args.private)}")
+        except (HfHubHTTPError, ValueError, OSError) as error:
+            sys.exit(
+                f"error: push_to_hub {args.push_to_hub}: {error}. The data set in {output} is whole; push again with "
+                f"`hf upload {args.push_to_hub} {output} --repo-type dataset`"
+            )
+
+
+if __name__ == "__main__":
+    main()

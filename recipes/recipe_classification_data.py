@@ -1,0 +1,198 @@
+"""Items for a classifier: augmentation keyed by (seed, epoch, index), evaluation as `pipeline` does it."""
+
+import io
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import datasets
+import kornia.augmentation as augmentation
+import numpy as np
+import torch
+from kornia.augmentation.auto import RandAugment
+from PIL import Image
+from transformers.image_utils import load_image
+
+from recipe_args import UsageError
+from recipe_data import BadImageError, ImageTransform, _generator, decode_image, parquet_files
+from recipe_splits import load_split
+
+_CLASSIFIER_SAMPLE, _MIXING = 5, 6  # after the keys of recipe_data
+PARTS = ("train", "validation", "test")
+
+
+@dataclass(frozen=True)
+class Augmentation:
+    """What training images go through after crop and flip.
+
+    Attributes:
+        randaugment: magnitude of RandAugment (Cubuk et al. 2020), 0 to 30; 0 for none. Two operations an image.
+        random_erasing: probability of painting a random rectangle of 2 to 33 % of the image in the mean grey.
+    """
+
+    randaugment: int = 9
+    random_erasing: float = 0.25
+
+    def before_normalisation(self, pixels: torch.Tensor, generator: torch.Generator) -> torch.Tensor:
+        """RandAugment of `(3, H, W)` in [0, 1]."""
+        if not self.randaugment:
+            return pixels
+        with _seeded(generator):
+            return RandAugment(n=2, m=self.randaugment)(pixels[None])[0].clamp(0, 1)
+
+    def after_normalisation(self, pixels: torch.Tensor, generator: torch.Generator) -> torch.Tensor:
+        """Random erasing of normalised `(3, H, W)`: 0 is the mean."""
+        if not self.random_erasing:
+            return pixels
+        with _seeded(generator):
+            return augmentation.RandomErasing(p=self.random_erasing)(pixels[None])[0]
+
+
+class _seeded:
+    """kornia draws from torch's global generator: seed it from `generator`, and put it back afterwards."""
+
+    def __init__(self, generator: torch.Generator):
+        self.seed = int(torch.randint(2**62, (), generator=generator))
+
+    def __enter__(self):
+        self.fork = torch.random.fork_rng(devices=[])
+        self.fork.__enter__()
+        torch.manual_seed(self.seed)
+        self.numpy_state = np.random.get_state()
+        np.random.seed(self.seed % 2**32)
+
+    def __exit__(self, *error):
+        np.random.set_state(self.numpy_state)
+        self.fork.__exit__(*error)
+
+
+class ClassificationDataset(torch.utils.data.Dataset):
+    """`pixel_values` float32 `(3, H, W)`, `labels` int, `index` int (of the item, epoch * length + position).
+
+    In training an item's randomness is a function of (seed, epoch, index) alone. For evaluation 8-bit images go through
+    the image processor as `pipeline("image-classification")` would take them, so that its answers are the ones judged;
+    deeper images, which the processor refuses, go through the same transform in float.
+
+    Args:
+        dataset: columns image (undecoded), file_name, label.
+        transform: of the model, for three channels.
+        white_level: grey value of white.
+        seed: of the augmentation.
+        augment: for training; `None` for evaluation.
+    """
+
+    def __init__(
+        self,
+        dataset: datasets.Dataset,
+        transform: ImageTransform,
+        *,
+        white_level: float = 255,
+        seed: int = 0,
+        augment: Augmentation | None = None,
+    ):
+        self.dataset, self.transform, self.white_level = dataset, transform, white_level
+        self.seed, self.augment = seed, augment
+        self.labels = np.array(dataset["label"])
+        self._processor = transform.processor(white_level) if white_level == 255 else None
+
+    def __len__(self) -> int:
+        return len(self.dataset)
+
+    def __getitem__(self, key: int) -> dict[str, Any]:
+        epoch, index = divmod(int(key), len(self.dataset))
+        row = self.dataset[index]
+        name = row["file_name"]
+        if self.augment is None:
+            pixels = self._as_pipeline(row, name)
+        else:
+            generator = _generator(_CLASSIFIER_SAMPLE, self.seed, epoch, index)
+            image = decode_image(row["image"], name=name, num_channels=3, white_level=self.white_level)
+            fitted = torch.from_numpy(self.transform.crop(image, generator, name=name).astype(np.float32))
+            fitted = self.augment.before_normalisation(fitted, generator)
+            pixels = self.augment.after_normalisation(self.transform.finish(fitted.numpy(), generator), generator)
+        return {"pixel_values": pixels, "labels": int(row["label"]), "index": int(key)}
+
+    def _as_pipeline(self, row: dict[str, Any], name: str) -> torch.Tensor:
+        if self._processor is None:
+            image = decode_image(row["image"], name=name, num_channels=3, white_level=self.white_level)
+            return self.transform(image, name=name)
+        source = row["image"]
+        try:
+            image = Image.open(io.BytesIO(source["bytes"]) if source.get("bytes") is not None else source["path"])
+            return self._processor(images=load_image(image), return_tensors="pt")["pixel_values"][0]
+        except (OSError, SyntaxError) as error:
+            raise BadImageError(f"Image '{name}' cannot be decoded: {error}.") from error
+
+
+@dataclass(frozen=True)
+class Mixing:
+    """Batches of items, mixed in pairs in training.
+
+    Attributes:
+        num_classes: number of classes.
+        mixup, cutmix: parameters of the Beta distributions (Zhang et al. 2018; Yun et al. 2019); 0 for none. With both,
+            each batch takes one of them at random.
+        seed: the mixing of a batch depends on it and on the items only.
+    """
+
+    num_classes: int
+    mixup: float = 0.0
+    cutmix: float = 0.0
+    seed: int = 0
+
+    def __call__(self, items: list[dict[str, Any]]) -> dict[str, torch.Tensor]:
+        """`pixel_values` `(B, 3, H, W)` and `labels` `(B, num_classes)`, rows sum to 1."""
+        pixel_values = torch.stack([item["pixel_values"] for item in items])
+        labels = torch.tensor([item["labels"] for item in items])
+        targets = torch.nn.functional.one_hot(labels, self.num_classes).float()
+        if self.mixup or self.cutmix:
+            random = np.random.default_rng([_MIXING, self.seed, *(item["index"] for item in items)])
+            use_cutmix = self.cutmix > 0 and (not self.mixup or random.random() < 0.5)
+            alpha = self.cutmix if use_cutmix else self.mixup
+            share = float(random.beta(alpha, alpha))  # of the image's own label
+            partner = torch.from_numpy(random.permutation(len(items)))
+            if use_cutmix:
+                height, width = pixel_values.shape[2:]
+                side = (1 - share) ** 0.5
+                centre = random.random(2) * (height, width)
+                top, left = (int(max(0, c - side * s / 2)) for c, s in zip(centre, (height, width), strict=True))
+                bottom, right = (int(min(s, c + side * s / 2)) for c, s in zip(centre, (height, width), strict=True))
+                pixel_values = pixel_values.clone()
+                pixel_values[:, :, top:bottom, left:right] = pixel_values[partner, :, top:bottom, left:right]
+                share = 1 - (bottom - top) * (right - left) / (height * width)
+            else:
+                pixel_values = share * pixel_values + (1 - share) * pixel_values[partner]
+            targets = share * targets + (1 - share) * targets[partner]
+        return {"pixel_values": pixel_values, "labels": targets}
+
+
+def load_prepared(corpus: str, splits_file: str | None, fold: str, bad_images: str = "error"):
+    """The parts of a fold of a corpus that prepare_corpus.py wrote.
+
+    Args:
+        corpus: its output folder.
+        splits_file: by default splits.json in that folder.
+        fold: "0", "1", ... or "official".
+        bad_images: as for `load_corpus`.
+
+    Returns:
+        (`{"train": ..., "validation": ..., "test": ...}`, class names).
+
+    Raises:
+        UsageError: the folder is not a prepared corpus.
+        SplitError: the data changed since the split was made, or parts overlap.
+    """
+    folder = Path(corpus).expanduser()
+    file = Path(splits_file) if splits_file else folder / "splits.json"
+    if not folder.is_dir() or not file.is_file():
+        raise UsageError(
+            f"corpus {corpus!r} must be the output folder of prepare_corpus.py, with its splits.json: run "
+            "`python recipes/prepare_corpus.py --corpus NAME --data_dir DOWNLOAD --output_dir FOLDER` first"
+        )
+    stored = datasets.load_dataset("parquet", data_files=parquet_files(folder))
+    stored = stored.cast_column("image", datasets.Image(decode=False))
+    parts = load_split(file, stored, fold)
+    label = parts["train"].features.get("label")
+    if not isinstance(label, datasets.ClassLabel):
+        raise UsageError(f"corpus {corpus!r} has no labels to learn")
+    return parts, list(label.names)

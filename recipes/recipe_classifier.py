@@ -1,0 +1,211 @@
+"""The classifier of the fine-tuning recipe: any ViT or ViTMAE checkpoint -> stock `ViTForImageClassification`."""
+
+import contextlib
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError
+from torch import nn
+from transformers import AutoConfig, ViTConfig, ViTForImageClassification
+from transformers.utils import logging as transformers_logging
+
+from recipe_args import UsageError
+from vit_mean_pooling import ViTMeanPoolingForImageClassification
+
+CLASSIFIERS = {"cls": ViTForImageClassification, "mean": ViTMeanPoolingForImageClassification}
+_ENCODERS = ("vit", "vit_mae")
+_OWN = ("architectures", "dtype", "id2label", "label2id", "num_labels", "problem_type", "transformers_version")
+
+
+class StochasticDepth(nn.Module):
+    """Drops a residual branch of whole samples in training (Huang et al. 2016, "Deep Networks with Stochastic Depth").
+
+    Args:
+        probability: of dropping the branch of a sample, 0 to below 1; kept ones are scaled by 1 / (1 - probability).
+    """
+
+    def __init__(self, probability: float):
+        super().__init__()
+        self.probability = probability
+
+    def forward(self, branch: torch.Tensor) -> torch.Tensor:
+        """`branch`: `(batch_size, ...)`."""
+        if not self.training or not self.probability:
+            return branch
+        shape = (len(branch),) + (1,) * (branch.ndim - 1)
+        kept = torch.rand(shape, device=branch.device) >= self.probability
+        return branch * kept / (1 - self.probability)
+
+
+def load_classifier(
+    name_or_path: str | None,
+    class_names: list[str],
+    *,
+    pooling: str = "cls",
+    drop_path: float = 0.0,
+    revision: str = "main",
+    subfolder: str = "",
+    sizes: dict[str, Any] | None = None,
+) -> ViTForImageClassification:
+    """A classifier with the encoder of a checkpoint and a new head.
+
+    The classifier always takes three channels, as `pipeline("image-classification")` gives them. From an encoder of one
+    channel the patch projection is repeated over three, divided by three, which is the same function of a grey image.
+
+    Args:
+        name_or_path: an export of pretrain.py, any ViT or ViTMAE checkpoint (folder or Hub id), or `None` to begin with
+            random weights.
+        class_names: names of the classes, label 0 first.
+        pooling: "cls" (stock `ViTForImageClassification`) or "mean" (of the patch tokens; needs custom code to load).
+        drop_path: stochastic depth of the last layer; it grows linearly from 0 at the first.
+        revision, subfolder: of the checkpoint.
+        sizes: fields of `ViTConfig`, without a checkpoint.
+
+    Raises:
+        UsageError: the checkpoint is of another architecture, or lacks a weight of the encoder.
+    """
+    names = dict(enumerate(class_names))
+    labels = {"id2label": names, "label2id": {name: index for index, name in names.items()}}
+    classifier = CLASSIFIERS[pooling]
+    if name_or_path is None:
+        config = ViTConfig(**(sizes or {}) | {"num_channels": 3}, **labels)
+        model = classifier(config)
+    else:
+        if sizes:
+            raise UsageError(f"{', '.join(sizes)} cannot be given together with model_name_or_path: it has its own")
+        source = {"revision": revision, "subfolder": subfolder}
+        try:
+            stored = AutoConfig.from_pretrained(name_or_path, **source)
+        except (OSError, ValueError) as error:
+            raise UsageError(f"model_name_or_path {name_or_path!r} cannot be opened: {error}") from error
+        if stored.model_type not in _ENCODERS:
+            raise UsageError(
+                f"model_name_or_path {name_or_path!r} is a {stored.model_type}; allowed are {', '.join(_ENCODERS)}"
+            )
+        # Only what a ViT knows, so that no key of the decoder, the texture loss or custom code reaches the classifier.
+        kept = {
+            name: getattr(stored, name)
+            for name in ViTConfig.__dataclass_fields__
+            if name in vars(stored) and not name.startswith("_") and name not in _OWN
+        }
+        config = ViTConfig(**kept, **labels)
+        with _quiet():
+            try:
+                model, report = classifier.from_pretrained(
+                    name_or_path,
+                    config=config,
+                    ignore_mismatched_sizes=True,  # judged below: of the head only
+                    output_loading_info=True,
+                    dtype=torch.float32,
+                    **source,
+                )
+            except (OSError, SafetensorError) as error:
+                raise UsageError(f"model_name_or_path {name_or_path!r} cannot be loaded: {error}") from error
+        absent = sorted(name for name in report["missing_keys"] if not name.startswith("classifier."))
+        wrong = sorted(str(item) for item in report["mismatched_keys"] if "classifier." not in str(item))
+        if absent or wrong:
+            kinds = (("missing", absent), ("of another size", wrong))
+            found = [f"{what} {', '.join(weights[:5])}" for what, weights in kinds if weights]
+            raise UsageError(f"model_name_or_path {name_or_path!r} lacks weights of the encoder: {'; '.join(found)}")
+        # A head for other classes (or one drawn at random because the checkpoint has none) starts anew, small.
+        nn.init.normal_(model.classifier.weight, std=0.02)
+        nn.init.zeros_(model.classifier.bias)
+        _take_three_channels(model)
+    model.config.architectures = [classifier.__name__]
+    for layer, rate in zip(model.vit.layers, torch.linspace(0, drop_path, len(model.vit.layers)).tolist(), strict=True):
+        # ViT applies `dropout` to both residual branches just before they are added: the place of stochastic depth.
+        layer.dropout = nn.Sequential(layer.dropout, StochasticDepth(rate))
+    return model
+
+
+@torch.no_grad()
+def _take_three_channels(model: ViTForImageClassification) -> None:
+    if model.config.num_channels == 3:
+        return
+    if model.config.num_channels != 1:
+        raise UsageError(f"the encoder takes {model.config.num_channels} channels; allowed are 1 and 3")
+    embeddings = model.vit.embeddings.patch_embeddings
+    old = embeddings.projection
+    new = nn.Conv2d(3, old.out_channels, old.kernel_size, old.stride)
+    new.weight.copy_(old.weight.expand(-1, 3, -1, -1) / 3)
+    new.bias.copy_(old.bias)
+    embeddings.projection = new
+    embeddings.num_channels = model.config.num_channels = 3
+
+
+@contextlib.contextmanager
+def _quiet() -> Iterator[None]:
+    """Without the load report: of what it lists, only a missing encoder weight matters, and that is an error here."""
+    verbosity = transformers_logging.get_verbosity()
+    transformers_logging.set_verbosity_error()
+    try:
+        yield
+    finally:
+        transformers_logging.set_verbosity(verbosity)
+
+
+def parameter_groups(
+    model: ViTForImageClassification, learning_rate: float, weight_decay: float, layer_decay: float
+) -> list[dict[str, Any]]:
+    """Optimizer groups with a rate that falls from the head to the patch embedding, as in BEiT and MAE.
+
+    The head and the last norm have the full rate, layer i of n has `learning_rate * layer_decay ** (n - i)`
+    (i = 0..n - 1), and patch embedding, positions and CLS token `learning_rate * layer_decay ** (n + 1)`. Biases,
+    norms, positions and tokens are not decayed.
+
+    Args:
+        model: the classifier.
+        learning_rate: of the head.
+        weight_decay: of matrices.
+        layer_decay: factor from a layer to the one below it, in (0, 1].
+
+    Returns:
+        `params`, `lr`, `weight_decay` and `name` (depth and kind) of each group that has a parameter to train.
+    """
+    num_layers = len(model.vit.layers)
+    groups: dict[tuple[int, bool], dict[str, Any]] = {}
+    for name, parameter in model.named_parameters():
+        if not parameter.requires_grad:
+            continue
+        if name.startswith("vit.embeddings."):
+            depth = 0
+        elif name.startswith("vit.layers."):
+            depth = int(name.split(".")[2]) + 1
+        else:
+            depth = num_layers + 1
+        decayed = parameter.ndim > 1 and not name.endswith(("cls_token", "position_embeddings", "mask_token"))
+        group = groups.setdefault(
+            (depth, decayed),
+            {
+                "params": [],
+                "lr": learning_rate * layer_decay ** (num_layers + 1 - depth),
+                "weight_decay": weight_decay if decayed else 0.0,
+                "name": f"depth {depth}, {'decayed' if decayed else 'not decayed'}",
+            },
+        )
+        group["params"].append(parameter)
+    return [groups[key] for key in sorted(groups)]
+
+
+def images_seen_in_pretraining(name_or_path: str | None, revision: str = "main") -> set[str] | None:
+    """SHA-256 of the images that a checkpoint of this project was trained on; `None` where it does not tell.
+
+    An export of pretrain.py lists them in training_images.txt, a line an image.
+    """
+    if name_or_path is None:
+        return set()
+    file = Path(name_or_path)
+    for folder in (file, file.parent):  # the second for PATH/export/pretraining
+        if (folder / TRAINING_IMAGES).is_file():
+            return set((folder / TRAINING_IMAGES).read_text().split())
+    if file.exists():
+        return None
+    from transformers.utils import cached_file
+
+    found = cached_file(name_or_path, TRAINING_IMAGES, revision=revision, _raise_exceptions_for_missing_entries=False)
+    return None if found is None else set(Path(found).read_text().split())
+
+
+TRAINING_IMAGES = "training_images.txt"

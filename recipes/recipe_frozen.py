@@ -1,0 +1,98 @@
+"""Classifiers on frozen features: a linear probe, folded into the model's own head, and nearest neighbours."""
+
+import logging
+
+import numpy as np
+import torch
+from sklearn.linear_model import LogisticRegression
+from sklearn.metrics import log_loss
+from sklearn.neighbors import KNeighborsClassifier
+from sklearn.preprocessing import StandardScaler
+from torch.utils.data import DataLoader, Dataset
+from tqdm.auto import tqdm
+from transformers import ViTForImageClassification
+
+logger = logging.getLogger(__name__)
+
+MODES = ("finetune", "linear_probe", "knn")
+REGULARISATION = (1e-3, 1e-2, 1e-1, 1.0)  # inverse strengths C of LogisticRegression, tried on the validation part
+
+
+@torch.no_grad()
+def frozen_features(model: ViTForImageClassification, dataset: Dataset, batch_size: int, workers: int) -> np.ndarray:
+    """What the head of `model` gets to see of each image: `(len(dataset), hidden_size)` float32."""
+    features = []
+    hook = model.classifier.register_forward_pre_hook(lambda module, inputs: features.append(inputs[0].float().cpu()))
+    device = next(model.parameters()).device
+    model.eval()
+    try:
+        for batch in tqdm(DataLoader(dataset, batch_size, num_workers=workers), desc="features", leave=False):
+            model(batch["pixel_values"].to(device))
+    finally:
+        hook.remove()
+    return torch.cat(features).numpy()
+
+
+def fit_frozen(
+    mode: str,
+    model: ViTForImageClassification,
+    features: dict[str, np.ndarray],
+    labels: dict[str, np.ndarray],
+    neighbours: int,
+    balanced: bool,
+) -> dict[str, np.ndarray]:
+    """Fit to the training features, and give the probabilities of the validation and the test part.
+
+    The probe is a logistic regression on standardised features, its regularisation chosen by the log loss on the
+    validation part; scaling and regression are written into `model.classifier`, so that the model is the probe.
+
+    Args:
+        mode: "linear_probe" or "knn" (votes weighted by cosine similarity).
+        model: its head is replaced by the probe.
+        features, labels: of the parts train, validation, test.
+        neighbours: that vote, at most as many as there are training images.
+        balanced: weight the classes by 1 / frequency (probe only).
+
+    Returns:
+        `(n, num_classes)` of validation and test.
+    """
+    num_classes = model.config.num_labels
+    if mode == "knn":
+        unit = {part: values / np.linalg.norm(values, axis=1, keepdims=True) for part, values in features.items()}
+        votes = KNeighborsClassifier(
+            min(neighbours, len(unit["train"])),
+            weights=lambda distance: 1 - distance**2 / 2,  # cosine, of unit vectors
+        )
+        votes.fit(unit["train"], labels["train"])
+        columns = votes.classes_
+        answers = {part: votes.predict_proba(unit[part]) for part in ("validation", "test")}
+        return {part: _all_columns(answer, columns, num_classes) for part, answer in answers.items()}
+    scaler = StandardScaler().fit(features["train"])
+    scaled = {part: scaler.transform(values) for part, values in features.items()}
+    probes = []
+    for strength in REGULARISATION:
+        probe = LogisticRegression(C=strength, max_iter=5000, class_weight="balanced" if balanced else None)
+        probe.fit(scaled["train"], labels["train"])
+        answer = _all_columns(probe.predict_proba(scaled["validation"]), probe.classes_, num_classes)
+        probes.append((log_loss(labels["validation"], answer, labels=range(num_classes)), strength, probe))
+    loss, strength, probe = min(probes, key=lambda item: item[0])
+    logger.info("linear probe: C %g, log loss %.4g on the validation part", strength, loss)
+    weight, bias = probe.coef_, probe.intercept_
+    if len(probe.classes_) == 2:  # one row: the log odds of the second class
+        weight, bias = np.concatenate([0 * weight, weight]), np.concatenate([0 * bias, bias])
+    weight = weight / scaler.scale_
+    bias = bias - weight @ scaler.mean_
+    with torch.no_grad():
+        model.classifier.weight.zero_()
+        model.classifier.bias.fill_(-1e4)  # a class without a training image is never answered
+        rows = torch.from_numpy(probe.classes_.astype(np.int64))
+        model.classifier.weight[rows] = torch.from_numpy(weight).float().to(model.classifier.weight.device)
+        model.classifier.bias[rows] = torch.from_numpy(bias).float().to(model.classifier.bias.device)
+    return {}
+
+
+def _all_columns(probabilities: np.ndarray, classes: np.ndarray, num_classes: int) -> np.ndarray:
+    """A column for every class, 0 for those that no training image has."""
+    every = np.zeros((len(probabilities), num_classes))
+    every[:, classes] = probabilities
+    return every

@@ -1,0 +1,187 @@
+"""The report of prepare_corpus.py: what was found in a corpus, as JSON, as a table, and as pictures of the pairs."""
+
+import hashlib
+import io
+import json
+from collections import Counter, defaultdict
+from pathlib import Path
+from typing import Any
+
+from matplotlib.figure import Figure
+from PIL import Image
+
+from recipe_quality import COPY_BITS, COPY_CORRELATION, MAX_BITS, MIN_CORRELATION, MIN_SIDE, SimilarPair
+
+MAX_PICTURES = 24  # pairs in a picture; all are listed in report.json
+LISTED = 20  # file names a finding in report.md
+
+TITLES = {
+    "identical_pairs": "pairs of byte-identical images",
+    "near_identical_pairs": "pairs of near-identical images",
+    "label_conflicts": "pairs of copies with different labels (left out)",
+    "suspected_conflicts": "pairs of near-identical images with different labels (kept, in one group)",
+    "across_official_split": "pairs of (near-)identical images across the official split",
+    "patients_across_official_split": "patients on both sides of the official split",
+    "excluded": "images left out for a conflict of labels",
+    "official_left_out": "training images left out of the official split, whose group is in its test part",
+    "coloured": "colour images",
+    "tiny": f"images with a side below {MIN_SIDE} pixels",
+    "flat": "flat images",
+    "unreadable": "files that cannot be read (left out)",
+}
+
+
+def write_report(
+    folder: Path,
+    items: list,
+    pairs: list[SimilarPair],
+    conflicts: set[int],
+    groups: list[str],
+    problems: list[str],
+    splits: dict[str, Any],
+    counts: dict[str, int],
+) -> dict[str, Any]:
+    """Write report.json, report.md and report/*.png.
+
+    Args:
+        folder: receives them.
+        items: every image that was read (`prepare_corpus.Item`).
+        pairs: of `similar_pairs`, by position in `items`.
+        conflicts: positions that are left out.
+        groups: of each image.
+        problems: why files were left out.
+        splits: of `make_splits`.
+        counts: images of each split that is written.
+
+    Returns:
+        What report.json holds.
+    """
+    names = [item.record.file_name for item in items]
+    official = [item.record.split for item in items]
+    labels = [item.record.label for item in items]
+
+    def described(pair: SimilarPair) -> dict[str, Any]:
+        ends = (pair.first, pair.second)
+        return {
+            "files": [names[i] for i in ends],
+            "labels": [labels[i] for i in ends],
+            "splits": [official[i] for i in ends],
+            "different_bits": pair.bits,
+            "correlation": round(pair.correlation, 4),
+        }
+
+    def differ(values: list, pair: SimilarPair) -> bool:
+        return values[pair.first] != values[pair.second]
+
+    chosen = {
+        "identical_pairs": [pair for pair in pairs if pair.identical],
+        "near_identical_pairs": [pair for pair in pairs if not pair.identical],
+        "label_conflicts": [pair for pair in pairs if pair.is_copy and differ(labels, pair)],
+        "suspected_conflicts": [pair for pair in pairs if not pair.is_copy and differ(labels, pair)],
+        "across_official_split": [pair for pair in pairs if differ(official, pair)],
+    }
+    sides: dict[str, set] = defaultdict(set)
+    for item in items:
+        if item.group is not None and item.record.split is not None:
+            sides[item.group].add(item.record.split)
+    own = splits["official"]
+    findings: dict[str, list] = {name: [described(pair) for pair in found] for name, found in chosen.items()}
+    findings |= {
+        "patients_across_official_split": sorted(name for name, found in sides.items() if len(found) > 1),
+        "excluded": [names[i] for i in sorted(conflicts)],
+        "official_left_out": own["left_out"] if own else [],
+        "coloured": [name for name, item in zip(names, items, strict=True) if item.coloured],
+        "tiny": [name for name, item in zip(names, items, strict=True) if min(item.size) < MIN_SIDE],
+        "flat": [name for name, item in zip(names, items, strict=True) if item.flat],
+        "unreadable": problems,
+    }
+    majority = sum(item.coloured for item in items) > len(items) / 2
+    if majority:  # a corpus in colour: only in a grey one are they a fault
+        findings["coloured"] = []
+    class_counts: dict[str, Counter] = defaultdict(Counter)
+    for i, item in enumerate(items):
+        if i not in conflicts:
+            class_counts[item.record.label or "unlabelled"][item.record.split or "train"] += 1
+    sizes = Counter(groups[i] for i in range(len(items)) if i not in conflicts)
+    content = hashlib.sha256()
+    for i, item in enumerate(items):
+        if i not in conflicts:
+            content.update(repr((names[i], item.print.sha256, labels[i], official[i], groups[i])).encode())
+    report = {
+        "content_sha256": content.hexdigest(),
+        "images_read": len(items),
+        "images_written": sum(counts.values()),
+        "num_groups": len(sizes),
+        "largest_group": max(sizes.values()),
+        "class_counts": {name: dict(by_split) for name, by_split in sorted(class_counts.items())},
+        "official_split": own is not None,
+        "official_left_out": len(findings["official_left_out"]),
+        "rule": {
+            "near_identical": f"at most {MAX_BITS} of 256 bits of the perceptual hash differ, correlation of 32 x 32 "
+            f"thumbnails at least {MIN_CORRELATION}; or correlation at least {COPY_CORRELATION}",
+            "copy": f"the same bytes, or at most {COPY_BITS} bits and correlation at least {COPY_CORRELATION}",
+            "conflict": "all images of a pair of copies with different labels are left out",
+        },
+        "counts": {TITLES[name]: len(found) for name, found in findings.items()},
+        "findings": findings,
+    }
+    (folder / "report.json").write_text(json.dumps(report, indent=1) + "\n")
+    pictures = {}
+    for name, found in chosen.items():
+        if found:
+            (folder / "report").mkdir(exist_ok=True)
+            pictures[name] = f"report/{name}.png"
+            _draw_pairs(folder / pictures[name], TITLES[name], items, found)
+    (folder / "report.md").write_text(_markdown(report, findings, pictures))
+    return report
+
+
+def _markdown(report: dict[str, Any], findings: dict[str, list], pictures: dict[str, str]) -> str:
+    lines = [
+        "# Quality report",
+        "",
+        f"{report['images_read']} images read, {report['images_written']} written, in {report['num_groups']} groups "
+        f"(the largest has {report['largest_group']} images).",
+        "",
+        "| finding | how many |",
+        "|---|---|",
+        *(f"| {TITLES[name]} | {len(found)} |" for name, found in findings.items()),
+        "",
+        *(f"- {name}: {text}." for name, text in report["rule"].items()),
+    ]
+    for name, found in findings.items():
+        if not found:
+            continue
+        lines += ["", f"## {TITLES[name].capitalize()}", ""]
+        if name in pictures:
+            lines += [f"![{TITLES[name]}]({pictures[name]})", ""]
+        for entry in found[:LISTED]:
+            if isinstance(entry, dict):
+                ends = zip(entry["files"], entry["labels"], strict=True)
+                lines.append("- " + " and ".join(f"`{file}` ({label})" for file, label in ends))
+            else:
+                lines.append(f"- `{entry}`")
+        if len(found) > LISTED:
+            lines.append(f"- and {len(found) - LISTED} more, in report.json")
+    return "\n".join(lines) + "\n"
+
+
+def _draw_pairs(file: Path, title: str, items: list, pairs: list[SimilarPair]) -> None:
+    shown = sorted(pairs, key=lambda pair: (pair.bits, -pair.correlation))[:MAX_PICTURES]
+    columns = min(3, len(shown))
+    rows = -(-len(shown) // columns)
+    figure = Figure(figsize=(4.2 * columns, 2.5 * rows + 0.6), layout="constrained")
+    figure.suptitle(f"{title}: {len(pairs)}" + (f", the {len(shown)} most alike" if len(shown) < len(pairs) else ""))
+    axes = figure.subplots(rows, 2 * columns, squeeze=False)
+    for axis in axes.flat:
+        axis.axis("off")
+    for k, pair in enumerate(shown):
+        for side, i in enumerate((pair.first, pair.second)):
+            axis = axes[k // columns, 2 * (k % columns) + side]
+            image = Image.open(io.BytesIO(items[i].data))
+            image.thumbnail((256, 256))
+            deep = image.mode.startswith(("I", "F"))
+            axis.imshow(image if deep else image.convert("RGB"), cmap="gray")
+            record = items[i].record
+            axis.set_title(f"{Path(record.file_name).name}\n{record.split or ''} {record.label or ''}", fontsize=7)
+    figure.savefig(file, dpi=80)
