@@ -1,0 +1,106 @@
+"""Uncertainty of the figures of a classifier, and paired tests between two."""
+
+from collections.abc import Callable, Sequence
+
+import numpy as np
+from scipy.stats import binomtest, norm, rankdata
+
+LEVEL = 0.95
+
+
+def delong_test(scores_a: np.ndarray, scores_b: np.ndarray, truth: np.ndarray) -> dict[str, float]:
+    """Difference of two AUROCs on the same images (DeLong, DeLong, Clarke-Pearson 1988; midranks as Sun and Xu 2014).
+
+    Images are taken as independent, so several of one patient make the test too sure of itself.
+
+    Args:
+        scores_a, scores_b: `(n,)`, larger for positive.
+        truth: `(n,)` bool, both values present.
+
+    Returns:
+        `auroc_a`, `auroc_b`, `difference` (a - b), `low` and `high` (its 95 % interval), `p_value` (two-sided).
+
+    Raises:
+        ValueError: if there are no positive or no negative images.
+    """
+    truth = np.asarray(truth, dtype=bool)
+    positives, negatives = int(truth.sum()), int((~truth).sum())
+    if not positives or not negatives:
+        raise ValueError(f"the test needs positive and negative images, got {positives} and {negatives}")
+    aurocs, of_positives, of_negatives = [], [], []
+    for scores in (np.asarray(scores_a), np.asarray(scores_b)):
+        among_all = rankdata(scores)
+        # Share of the other class that an image beats, ties counting half: the structural components of the paper.
+        of_positives.append((among_all[truth] - rankdata(scores[truth])) / negatives)
+        of_negatives.append(1 - (among_all[~truth] - rankdata(scores[~truth])) / positives)
+        aurocs.append(of_positives[-1].mean())
+    covariance = sum(
+        np.cov(parts) / count if count > 1 else np.zeros((2, 2))
+        for parts, count in ((of_positives, positives), (of_negatives, negatives))
+    )
+    difference = aurocs[0] - aurocs[1]
+    error = float(np.sqrt(max(covariance[0, 0] + covariance[1, 1] - 2 * covariance[0, 1], 0)))
+    half = norm.ppf((1 + LEVEL) / 2) * error
+    p_value = 2 * norm.sf(abs(difference) / error) if error > 0 else float(difference == 0)
+    return {
+        "auroc_a": float(aurocs[0]),
+        "auroc_b": float(aurocs[1]),
+        "difference": float(difference),
+        "low": float(difference - half),
+        "high": float(difference + half),
+        "p_value": float(p_value),
+    }
+
+
+def mcnemar_test(correct_a: np.ndarray, correct_b: np.ndarray) -> dict[str, float]:
+    """Exact test of two accuracies on the same images (McNemar 1947): are those that only one got right balanced?
+
+    Args:
+        correct_a, correct_b: `(n,)` bool.
+
+    Returns:
+        `only_a`, `only_b` (how many), `p_value` (two-sided; 1 if they never differ).
+    """
+    correct_a, correct_b = np.asarray(correct_a, dtype=bool), np.asarray(correct_b, dtype=bool)
+    only_a, only_b = int((correct_a & ~correct_b).sum()), int((~correct_a & correct_b).sum())
+    p_value = binomtest(only_a, only_a + only_b).pvalue if only_a + only_b else 1.0
+    return {"only_a": only_a, "only_b": only_b, "p_value": float(p_value)}
+
+
+def bootstrap(
+    figure: Callable[[np.ndarray], float], groups: Sequence[str], *, num_resamples: int = 1000, seed: int = 0
+) -> dict[str, float]:
+    """Percentile interval of a figure, by drawing whole groups (patients) with replacement (Efron 1979).
+
+    Args:
+        figure: of positions into the images, some several times; NaN where they leave it undefined (a class is absent).
+        groups: of each image.
+        num_resamples: draws.
+        seed: of the draws; the same seed gives the same draws, so that figures can be compared in pairs.
+
+    Returns:
+        `value` (of all images), `low`, `high` (95 %), `undefined` (share of the draws that were left out), and
+        `p_value` (two-sided, that the figure is 0: for differences).
+    """
+    _, group_of = np.unique(np.asarray(groups), return_inverse=True)
+    order = np.argsort(group_of, kind="stable")
+    members = np.split(order, np.cumsum(np.bincount(group_of))[:-1])
+    random = np.random.default_rng(seed)
+    draws = []
+    for _ in range(num_resamples):
+        drawn = random.integers(0, len(members), len(members))
+        draws.append(figure(np.concatenate([members[i] for i in drawn])))
+    draws = np.array(draws, dtype=np.float64)
+    defined = draws[~np.isnan(draws)]
+    if not len(defined):
+        return {"value": float(figure(order)), "low": np.nan, "high": np.nan, "undefined": 1.0, "p_value": np.nan}
+    low, high = np.quantile(defined, [(1 - LEVEL) / 2, (1 + LEVEL) / 2])
+    # Share of the draws on the far side of 0, counting itself, so that no finite number of draws gives 0.
+    tail = min((defined <= 0).sum(), (defined >= 0).sum()) + 1
+    return {
+        "value": float(figure(np.sort(order))),
+        "low": float(low),
+        "high": float(high),
+        "undefined": float(np.isnan(draws).mean()),
+        "p_value": float(min(1.0, 2 * tail / (len(defined) + 1))),
+    }
