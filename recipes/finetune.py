@@ -9,19 +9,66 @@ all_results.json, predictions.parquet (the test part), validation_predictions.pa
 `ViTForImageClassification` with its processor and card, as it goes to the Hub).
 """
 
+import json
 import logging
-from dataclasses import dataclass, field
+import shutil
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
-from transformers import Trainer, TrainingArguments
+import yaml
+from accelerate import PartialState
+from huggingface_hub.errors import StrictDataclassError
+from torch.utils.data import DataLoader
+from tqdm.auto import tqdm
+from transformers import (
+    AutoImageProcessor,
+    EarlyStoppingCallback,
+    EvalPrediction,
+    ProgressCallback,
+    Trainer,
+    TrainingArguments,
+    ViTForImageClassification,
+    set_seed,
+)
 
-from recipe_args import ImageArguments, UsageError, option
-from recipe_classifier import CLASSIFIERS, parameter_groups
-from recipe_data import EpochSampler
-from recipe_frozen import MODES
+from recipe_args import ImageArguments, UsageError, option, parse_args
+from recipe_classification_data import Augmentation, ClassificationDataset, Mixing, OneHot
+from recipe_classifier import CLASSIFIERS, images_seen_in_pretraining, load_classifier, parameter_groups
+from recipe_data import (
+    BadImageError,
+    EpochSampler,
+    ImageTransform,
+    transform_of_processor,
+    verify_images,
+    white_level,
+)
+from recipe_export import write_classifier
+from recipe_frozen import MODES, fit_frozen, frozen_features
+from recipe_setup import normalization
+from recipe_splits import load_prepared
+from recipe_summary import figures_of, load_metric, positive_indices, predictions_table
+from recipe_trainer import ImagesProgressCallback, MetricsFileCallback, checkpoint_to_resume, earlier_run
 
 logger = logging.getLogger("finetune")
+# A resume that changed one of these would not continue the same training.
+KEPT_ON_RESUME = (
+    *("learning_rate", "weight_decay", "adam_beta1", "adam_beta2", "adam_epsilon", "lr_scheduler_type", "warmup_steps"),
+    *(
+        "max_grad_norm",
+        "num_train_epochs",
+        "max_steps",
+        "layer_decay",
+        "label_smoothing_factor",
+        "seed",
+        "bf16",
+        "fp16",
+    ),
+)
 WRITTEN = (
     *("config.yaml", "metrics.jsonl", "all_results.json", "export"),
     *("predictions.parquet", "validation_predictions.parquet"),
@@ -150,12 +197,13 @@ class ClassifierTrainer(Trainer):
     Args:
         class_weights: `(num_classes,)`, or `None`.
         layer_decay: see `parameter_groups`.
+        mixing: of the images of a training batch.
         **kwargs: of `Trainer`.
     """
 
-    def __init__(self, *, class_weights: torch.Tensor | None, layer_decay: float, **kwargs: Any):
+    def __init__(self, *, class_weights: torch.Tensor | None, layer_decay: float, mixing: Mixing, **kwargs: Any):
         super().__init__(**kwargs)
-        self._class_weights, self._layer_decay = class_weights, layer_decay
+        self._class_weights, self._layer_decay, self._mixing = class_weights, layer_decay, mixing
 
     @property
     def effective_batch_size(self) -> int:
@@ -177,9 +225,10 @@ class ClassifierTrainer(Trainer):
 
     def compute_loss(self, model, inputs, return_outputs=False, num_items_in_batch=None):
         """Cross-entropy against soft targets `(B, num_classes)`; smoothing and weights in training only."""
-        targets = inputs.pop("labels")
-        outputs = model(**inputs)
-        options = {}
+        pixel_values, targets, options = inputs["pixel_values"], inputs["labels"], {}
+        if model.training:
+            pixel_values, targets = self._mixing(pixel_values, targets, inputs["index"])
+        outputs = model(pixel_values=pixel_values)
         if model.training:
             weights = self._class_weights
             options = {
@@ -215,3 +264,310 @@ class ClassifierTrainer(Trainer):
 
     def create_model_card(self, *args, **kwargs) -> None:
         """Leave the card to the export: Trainer's own would overwrite it."""
+
+
+class Run:
+    """Everything of a run, checked before the first step.
+
+    Raises:
+        ValueError, OSError: on a mistake in the arguments or the images, in one clear message.
+    """
+
+    def __init__(self, model_args: ClassifierArguments, data_args: LabelledDataArguments, args: FinetuningArguments):
+        if args.n_gpu > 1:
+            raise UsageError("start several GPUs with `accelerate launch`, or choose one with CUDA_VISIBLE_DEVICES=0")
+        self.model_args, self.data_args, self.args = model_args, data_args, args
+        self.output_dir = Path(args.output_dir)
+        set_seed(args.seed)
+        with PartialState().main_process_first():
+            self.parts, self.class_names = load_prepared(data_args.corpus, data_args.splits_file, data_args.fold)
+        if self.class_names is None:
+            raise UsageError(f"corpus {data_args.corpus!r} has no labels to learn")
+        self.positive = positive_indices(self.class_names, data_args.positive_classes)
+        self.metric = load_metric()
+        self._refuse_leaks()
+        self.model = load_classifier(
+            model_args.model_name_or_path,
+            self.class_names,
+            pooling=model_args.pooling,
+            drop_path=model_args.drop_path if model_args.mode == "finetune" else 0.0,
+            revision=model_args.model_revision,
+            subfolder=model_args.model_subfolder,
+            sizes=model_args.sizes(),
+        )
+        self.checkpoint = checkpoint_to_resume(args, WRITTEN)
+        self.transform = self._transform()
+        self.datasets = self._datasets()
+        self.trainer = self._make_trainer()
+        self.resolved = self._resolve()
+
+    def _refuse_leaks(self) -> None:
+        seen = images_seen_in_pretraining(self.model_args.model_name_or_path, self.model_args.model_revision)
+        if seen is None:
+            logger.warning(
+                "%s does not tell which images it was pretrained on, so it may have seen some of the test part",
+                self.model_args.model_name_or_path,
+            )
+            return
+        for part in ("test", "validation"):
+            known = zip(self.parts[part]["file_name"], self.parts[part]["sha256"], strict=True)
+            leaked = [name for name, digest in known if digest in seen]
+            if leaked:
+                raise UsageError(
+                    f"{self.model_args.model_name_or_path!r} was pretrained on {len(leaked)} images "
+                    f"of the {part} part of fold {self.data_args.fold} ({', '.join(leaked[:2])}): pretrain on its "
+                    "training part with `pretrain.py --fold`, or let cross_validate.py do it"
+                )
+
+    def _transform(self) -> ImageTransform:
+        args, size = self.data_args, self.model.config.image_size
+        stored = self._saved_transform(size)
+        if stored is None or args.resize is not None or args.image_mean is not None:
+            mean, std = normalization(args, 3)
+            fitting = {"resize": args.resize or "shortest", "resize_to": args.resize_to}
+            stored = ImageTransform(size, image_mean=tuple(mean), image_std=tuple(std), **fitting)
+        return replace(
+            stored,
+            random_resized_crop=args.random_resized_crop and stored.resize != "none",
+            crop_scale=tuple(args.crop_scale),
+            horizontal_flip=args.horizontal_flip,
+            vertical_flip=args.vertical_flip,
+        )
+
+    def _datasets(self) -> dict[str, ClassificationDataset]:
+        args = self.data_args
+        checked, self.skipped = {}, []
+        for part, images in self.parts.items():
+            checked[part], skipped = verify_images(
+                images,
+                num_channels=3,
+                white_level=args.white_level,
+                bad_images=args.bad_images,
+                transform=self.transform,
+            )
+            self.skipped += [name for name, _ in skipped]
+        self.white = max(white_level(images, args.white_level) for images in checked.values())
+        reading = {"white_level": self.white, "seed": self.args.seed}
+        made = {part: ClassificationDataset(images, self.transform, **reading) for part, images in checked.items()}
+        for part in ("train", "validation"):
+            if len(set(made[part].labels.tolist())) < 2:
+                raise UsageError(f"the {part} part of fold {args.fold} has images of one class only")
+        if self.model_args.mode == "finetune":
+            augment = Augmentation(args.randaugment, args.random_erasing)
+            made["training"] = ClassificationDataset(checked["train"], self.transform, augment=augment, **reading)
+        return made
+
+    def _make_trainer(self) -> ClassifierTrainer:
+        args, data = self.args, self.data_args
+        if args.device.type == "cpu":
+            args.dataloader_pin_memory = False  # asked for without an accelerator, it only warns
+        effective = args.train_batch_size * args.gradient_accumulation_steps * args.world_size
+        if args.learning_rate is None:
+            args.learning_rate = args.base_learning_rate * effective / 256
+        weights = None
+        if data.class_weights == "balanced":
+            counts = np.bincount(self.datasets["train"].labels, minlength=len(self.class_names))
+            weights = torch.tensor(counts.sum() / (len(counts) * np.maximum(counts, 1)), dtype=torch.float32)
+        trainer = ClassifierTrainer(
+            class_weights=weights,
+            layer_decay=args.layer_decay,
+            mixing=Mixing(data.mixup, data.cutmix, args.seed),
+            model=self.model,
+            args=args,
+            train_dataset=self.datasets.get("training"),
+            eval_dataset=self.datasets["validation"],
+            data_collator=OneHot(len(self.class_names)),
+            compute_metrics=self._figures,
+        )
+        if args.early_stopping_patience:
+            trainer.add_callback(EarlyStoppingCallback(args.early_stopping_patience))
+        if not args.disable_tqdm:
+            trainer.remove_callback(ProgressCallback)
+            trainer.add_callback(ImagesProgressCallback(effective))
+        trainer.add_callback(MetricsFileCallback(self.output_dir / "metrics.jsonl"))
+        return trainer
+
+    def _saved_transform(self, image_size: int) -> ImageTransform | None:
+        """As the checkpoint's image processor says; `None` without one."""
+        name = self.model_args.model_name_or_path
+        if name is None:
+            return None
+        source = {"revision": self.model_args.model_revision, "subfolder": self.model_args.model_subfolder}
+        try:
+            processor = AutoImageProcessor.from_pretrained(name, **source)
+        except (OSError, ValueError) as error:
+            if self.data_args.resize is None and self.data_args.image_mean is None:
+                raise UsageError(
+                    f"model_name_or_path {name!r} has no image processor: give resize and image_mean as in its "
+                    f"pretraining ({str(error).splitlines()[0]})"
+                ) from error
+            return None
+        try:
+            return transform_of_processor(processor, image_size)[0]
+        except ValueError as error:
+            raise UsageError(f"model_name_or_path {name!r}: {error}; give resize and image_mean") from error
+
+    def _figures(self, prediction: EvalPrediction) -> dict[str, float]:
+        probabilities = torch.from_numpy(prediction.predictions).softmax(dim=1).numpy()
+        return self._figures_of(probabilities, self.datasets["validation"])
+
+    def _figures_of(self, probabilities: np.ndarray, dataset: ClassificationDataset) -> dict[str, float]:
+        table = self._table(probabilities, dataset)
+        return figures_of(table, self.metric, self.positive)
+
+    def _table(self, probabilities: np.ndarray, dataset: ClassificationDataset):
+        return predictions_table(probabilities, dataset.dataset, self.class_names, self.data_args.fold)
+
+    def _resolve(self) -> dict:
+        """Every setting of the run with its value, for config.yaml; refuses a resume that changes the training."""
+        counts = {f"num_{part}_images": len(self.datasets[part]) for part in ("train", "validation", "test")}
+        resolved = {
+            "model": vars(self.model_args),
+            "data": vars(self.data_args),
+            "training": self.args.to_sanitized_dict(),
+            "derived": {
+                "effective_batch_size": self.trainer.effective_batch_size,
+                "white_level": self.white,
+                "class_names": self.class_names,
+                "skipped_images": self.skipped,
+                **counts,
+            },
+        }
+        resolved = json.loads(json.dumps(resolved, default=str))
+        if self.checkpoint is not None:
+            stored = yaml.safe_load((self.checkpoint.parent / "config.yaml").read_text())
+            kept = [("training", name) for name in KEPT_ON_RESUME]
+            kept += [(section, name) for section in ("model", "data", "derived") for name in resolved[section]]
+            for section, name in kept:
+                old, new = stored[section].get(name), resolved[section][name]
+                if old != new:
+                    raise UsageError(
+                        f"resume_from_checkpoint: {name} must stay {old} as in the first part of the run, got {new}"
+                    )
+        return resolved
+
+    def train(self) -> None:
+        """Train or fit, judge, export; prints where the results are."""
+        main = self.trainer.is_world_process_zero()
+        if main:
+            if self.checkpoint is None:
+                # Only now, when nothing can be wrong any more with what was asked for.
+                for path in earlier_run(self.output_dir, WRITTEN):
+                    shutil.rmtree(path) if path.is_dir() else path.unlink()
+            self.output_dir.mkdir(parents=True, exist_ok=True)
+            (self.output_dir / "config.yaml").write_text(yaml.safe_dump(self.resolved, sort_keys=False))
+        PartialState().wait_for_everyone()
+        results, answers = {}, {}
+        if self.model_args.mode == "finetune":
+            results |= self.trainer.train(resume_from_checkpoint=self.checkpoint and str(self.checkpoint)).metrics
+            results["best_checkpoint_step"] = self.trainer.state.best_global_step
+        model = self.trainer.accelerator.unwrap_model(self.trainer.model)
+        if not main:
+            return
+        reading = (self.args.per_device_eval_batch_size, self.args.dataloader_num_workers)
+        if self.model_args.mode != "finetune":
+            parts = {part: self.datasets[part] for part in ("train", "validation", "test")}
+            features = {part: frozen_features(model, dataset, *reading) for part, dataset in parts.items()}
+            answers = fit_frozen(
+                self.model_args.mode,
+                model,
+                features,
+                {part: dataset.labels for part, dataset in parts.items()},
+                self.model_args.knn_neighbours,
+                self.data_args.class_weights == "balanced",
+            )
+        for part, file in (("validation", "validation_predictions.parquet"), ("test", "predictions.parquet")):
+            dataset = self.datasets[part]
+            found = answers.get(part)
+            probabilities = predict(model, dataset, *reading) if found is None else found
+            table = self._table(probabilities, dataset)
+            partial = self.output_dir / f"{file}.partial"
+            table.to_parquet(partial)
+            partial.replace(self.output_dir / file)
+            results |= {f"{part}_{name}": value for name, value in self._figures_of(probabilities, dataset).items()}
+        if self.model_args.mode != "knn":
+            self._export(model, results)
+        # Last: a run with this file is finished.
+        partial = self.output_dir / "all_results.json.partial"
+        partial.write_text(json.dumps(results, indent=2) + "\n")
+        partial.replace(self.output_dir / "all_results.json")
+        shown = ", ".join(
+            f"{name} {results[f'test_{name}']:.3f}" for name in ("accuracy", "balanced_accuracy", "auroc")
+        )
+        print(f"test part of fold {self.data_args.fold}: {shown}")
+        print(f"predictions {self.output_dir / 'predictions.parquet'}")
+        if self.model_args.mode != "knn":
+            print(f"export      {self.output_dir / 'export'}")
+
+    def _export(self, model: ViTForImageClassification, results: dict) -> None:
+        published = json.loads(json.dumps(self.resolved))
+        published["derived"]["skipped_images"] = len(self.skipped)
+        for section in ("model", "data", "training"):
+            for name, value in published[section].items():
+                # Paths of this machine, which may tell more than their last part.
+                if (
+                    isinstance(value, str)
+                    and ("/" in value or value.startswith("~"))
+                    and Path(value).expanduser().exists()
+                ):
+                    published[section][name] = Path(value).name
+        base = published["model"]["model_name_or_path"]
+        counts = {part: self.resolved["derived"][f"num_{part}_images"] for part in ("train", "validation", "test")}
+        write_classifier(
+            self.output_dir / "export",
+            model,
+            self.transform.processor(self.white if self.white != 255 else None),
+            {"config.yaml": yaml.safe_dump(published, sort_keys=False)},
+            [],
+            {
+                "title": f"GLCM-MAE, fine-tuned on {Path(self.data_args.corpus).name}",
+                "repo_id": self.args.hub_model_id or "path/to/export",
+                "corpus": Path(self.data_args.corpus).name,
+                "fold": self.data_args.fold,
+                "base_model": base if base == self.model_args.model_name_or_path else None,
+                "counts": counts,
+                "mode": self.model_args.mode,
+                "pooling": self.model_args.pooling,
+                "deep": self.white > 255,
+                "figures": {
+                    name: f"{results[f'test_{name}']:.3f}"
+                    for name in ("accuracy", "balanced_accuracy", "sensitivity", "specificity", "auroc", "f1")
+                },
+            },
+        )
+
+
+@torch.no_grad()
+def predict(
+    model: ViTForImageClassification, dataset: ClassificationDataset, batch_size: int, workers: int
+) -> np.ndarray:
+    """Probabilities `(len(dataset), num_classes)`, in float32 whatever the training's precision."""
+    device = next(model.parameters()).device
+    model.eval()
+    answers = []
+    for batch in tqdm(DataLoader(dataset, batch_size, num_workers=workers), desc="predicting", leave=False):
+        answers.append(model(batch["pixel_values"].to(device)).logits.float().softmax(dim=1).cpu())
+    return torch.cat(answers).double().numpy()
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    logging.basicConfig(level=logging.INFO, format="%(levelname)s %(name)s: %(message)s", stream=sys.stderr)
+    try:
+        arguments = parse_args(
+            (ClassifierArguments, LabelledDataArguments, FinetuningArguments), argv, description=__doc__
+        )
+        if not PartialState().is_main_process:
+            logging.getLogger().setLevel(logging.ERROR)
+        run = Run(*arguments)
+    except (ValueError, OSError, StrictDataclassError) as error:
+        logger.debug("where it was found", exc_info=True)
+        sys.exit(f"error: {error}")
+    try:
+        run.train()
+    except (FloatingPointError, BadImageError) as error:
+        sys.exit(f"error: {error}")
+    run.trainer.accelerator.end_training()
+
+
+if __name__ == "__main__":
+    main()

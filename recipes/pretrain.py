@@ -28,9 +28,10 @@ from transformers import ProgressCallback, set_seed
 from modeling_glcm_mae import GLCMMAEForPreTraining
 from recipe_args import DataArguments, ModelArguments, PretrainingArguments, UsageError, parse_args
 from recipe_data import BadImageError, PretrainIterableDataset, collate, grey_statistics
-from recipe_export import stock_encoder, write_export
+from recipe_export import TRAINING_IMAGES, stock_encoder, write_export
 from recipe_probe import encoder_features, probe_accuracy
 from recipe_setup import build_model, load_data
+from recipe_splits import image_sha256
 from recipe_trainer import (
     EVALUATED,
     PREDICTORS,
@@ -38,6 +39,8 @@ from recipe_trainer import (
     MetricsFileCallback,
     PictureCallback,
     PretrainTrainer,
+    checkpoint_to_resume,
+    earlier_run,
 )
 
 logger = logging.getLogger("pretrain")
@@ -64,41 +67,8 @@ KEPT_ON_RESUME = {
 WRITTEN = ("config.yaml", "metrics.jsonl", "all_results.json", "reconstructions", "export")
 
 
-def prepare_output_dir(args: PretrainingArguments) -> Path | None:
-    """Find the checkpoint to resume from, or make sure that no earlier run is overwritten by accident."""
-    folder = Path(args.output_dir)
-    # Its trainer_state.json is written last: without a whole one, the run was killed while saving.
-    whole = [c for c in folder.glob("checkpoint-*") if _step_of(c) is not None]
-    if args.resume_from_checkpoint is not None:
-        if args.resume_from_checkpoint != "last":
-            checkpoint = Path(args.resume_from_checkpoint)
-            if _step_of(checkpoint) is None:
-                raise UsageError(f"resume_from_checkpoint: {checkpoint} is not a whole checkpoint of this recipe")
-            return checkpoint
-        if not whole:
-            raise UsageError(f"resume_from_checkpoint: {folder} holds no whole checkpoint to resume from")
-        return max(whole, key=_step_of)
-    if _earlier_run(folder) and not args.overwrite_output_dir:
-        raise UsageError(
-            f"output_dir {folder} holds an earlier run: pass --resume_from_checkpoint last to go on with it, "
-            "--overwrite_output_dir to delete it, or another --output_dir"
-        )
-    return None
-
-
-def _earlier_run(folder: Path) -> list[Path]:
-    return [folder / name for name in WRITTEN if (folder / name).exists()] + list(folder.glob("checkpoint-*"))
-
-
 def _fingerprint(names: Sequence[str]) -> str:
     return hashlib.sha256("\n".join(names).encode()).hexdigest()
-
-
-def _step_of(checkpoint: Path) -> int | None:
-    try:
-        return json.loads((checkpoint / "trainer_state.json").read_text())["global_step"]
-    except (OSError, ValueError, KeyError):
-        return None
 
 
 class Run:
@@ -118,7 +88,7 @@ class Run:
         self.output_dir = Path(args.output_dir)
         set_seed(args.seed)
         self.model = build_model(model_args, data_args)
-        self.checkpoint = prepare_output_dir(args)
+        self.checkpoint = checkpoint_to_resume(args, WRITTEN)
         self.data = load_data(data_args, self.model.config, args.seed)
         if args.probe_labels:
             self._check_probe()
@@ -260,7 +230,7 @@ class Run:
         if main:
             if self.checkpoint is None:
                 # Only now, when nothing can be wrong any more with what was asked for.
-                for path in _earlier_run(self.output_dir):
+                for path in earlier_run(self.output_dir, WRITTEN):
                     shutil.rmtree(path) if path.is_dir() else path.unlink()
             self.output_dir.mkdir(parents=True, exist_ok=True)
             (self.output_dir / "config.yaml").write_text(yaml.safe_dump(self.resolved, sort_keys=False))
@@ -293,7 +263,7 @@ class Run:
             export,
             model,
             self.data.transform.processor(self.data.white_level if self.data.white_level != 255 else None),
-            {"config.yaml": yaml.safe_dump(self._published(), sort_keys=False)},
+            {"config.yaml": yaml.safe_dump(self._published(), sort_keys=False)} | self._training_images(),
             pictures,
             self._card_facts(results, picture),
         )
@@ -319,6 +289,14 @@ class Run:
                 published["training"][name] = Path(value).name
         published["derived"]["skipped_images"] = len(self.data.skipped)
         return published
+
+    def _training_images(self) -> dict[str, str]:
+        """A line an image that was trained on or held out: SHA-256, by which finetune.py knows a test image again."""
+        if self.is_stream:
+            return {}
+        parts = [part.dataset for part in (self.data.train, self.data.held_out) if part is not None]
+        digests = {image_sha256(image) for part in parts for image in part["image"]}
+        return {TRAINING_IMAGES: "\n".join(sorted(digests)) + "\n"}
 
     def _probe(self, when: str) -> dict[str, float]:
         labelled, held_out = self.data.labelled, self.data.held_out

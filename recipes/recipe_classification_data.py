@@ -2,7 +2,6 @@
 
 import io
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import datasets
@@ -13,9 +12,7 @@ from kornia.augmentation.auto import RandAugment
 from PIL import Image
 from transformers.image_utils import load_image
 
-from recipe_args import UsageError
-from recipe_data import BadImageError, ImageTransform, _generator, decode_image, parquet_files
-from recipe_splits import load_split
+from recipe_data import BadImageError, ImageTransform, _generator, decode_image
 
 _CLASSIFIER_SAMPLE, _MIXING = 5, 6  # after the keys of recipe_data
 PARTS = ("train", "validation", "test")
@@ -126,73 +123,59 @@ class ClassificationDataset(torch.utils.data.Dataset):
 
 @dataclass(frozen=True)
 class Mixing:
-    """Batches of items, mixed in pairs in training.
+    """Images and targets of a batch, mixed in pairs.
 
     Attributes:
-        num_classes: number of classes.
         mixup, cutmix: parameters of the Beta distributions (Zhang et al. 2018; Yun et al. 2019); 0 for none. With both,
             each batch takes one of them at random.
         seed: the mixing of a batch depends on it and on the items only.
     """
 
-    num_classes: int
     mixup: float = 0.0
     cutmix: float = 0.0
     seed: int = 0
 
+    def __call__(
+        self, pixel_values: torch.Tensor, targets: torch.Tensor, index: torch.Tensor
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """Mix a batch.
+
+        Args:
+            pixel_values: `(B, 3, H, W)`.
+            targets: `(B, num_classes)`, rows sum to 1.
+            index: `(B,)`, numbers of the items.
+        """
+        if not (self.mixup or self.cutmix):
+            return pixel_values, targets
+        random = np.random.default_rng([_MIXING, self.seed, *index.tolist()])
+        use_cutmix = self.cutmix > 0 and (not self.mixup or random.random() < 0.5)
+        alpha = self.cutmix if use_cutmix else self.mixup
+        share = float(random.beta(alpha, alpha))  # of the image's own label
+        partner = torch.from_numpy(random.permutation(len(index))).to(pixel_values.device)
+        if use_cutmix:
+            height, width = pixel_values.shape[2:]
+            half = (1 - share) ** 0.5 / 2
+            y, x = random.random(2) * (height, width)
+            top, bottom = int(max(0, y - half * height)), int(min(height, y + half * height))
+            left, right = int(max(0, x - half * width)), int(min(width, x + half * width))
+            pixel_values = pixel_values.clone()
+            pixel_values[:, :, top:bottom, left:right] = pixel_values[partner, :, top:bottom, left:right]
+            share = 1 - (bottom - top) * (right - left) / (height * width)
+        else:
+            pixel_values = share * pixel_values + (1 - share) * pixel_values[partner]
+        return pixel_values, share * targets + (1 - share) * targets[partner]
+
+
+@dataclass(frozen=True)
+class OneHot:
+    """Collates items: `pixel_values` `(B, 3, H, W)`, `labels` `(B, num_classes)` one-hot, `index` `(B,)`."""
+
+    num_classes: int
+
     def __call__(self, items: list[dict[str, Any]]) -> dict[str, torch.Tensor]:
-        """`pixel_values` `(B, 3, H, W)` and `labels` `(B, num_classes)`, rows sum to 1."""
-        pixel_values = torch.stack([item["pixel_values"] for item in items])
         labels = torch.tensor([item["labels"] for item in items])
-        targets = torch.nn.functional.one_hot(labels, self.num_classes).float()
-        if self.mixup or self.cutmix:
-            random = np.random.default_rng([_MIXING, self.seed, *(item["index"] for item in items)])
-            use_cutmix = self.cutmix > 0 and (not self.mixup or random.random() < 0.5)
-            alpha = self.cutmix if use_cutmix else self.mixup
-            share = float(random.beta(alpha, alpha))  # of the image's own label
-            partner = torch.from_numpy(random.permutation(len(items)))
-            if use_cutmix:
-                height, width = pixel_values.shape[2:]
-                side = (1 - share) ** 0.5
-                centre = random.random(2) * (height, width)
-                top, left = (int(max(0, c - side * s / 2)) for c, s in zip(centre, (height, width), strict=True))
-                bottom, right = (int(min(s, c + side * s / 2)) for c, s in zip(centre, (height, width), strict=True))
-                pixel_values = pixel_values.clone()
-                pixel_values[:, :, top:bottom, left:right] = pixel_values[partner, :, top:bottom, left:right]
-                share = 1 - (bottom - top) * (right - left) / (height * width)
-            else:
-                pixel_values = share * pixel_values + (1 - share) * pixel_values[partner]
-            targets = share * targets + (1 - share) * targets[partner]
-        return {"pixel_values": pixel_values, "labels": targets}
-
-
-def load_prepared(corpus: str, splits_file: str | None, fold: str, bad_images: str = "error"):
-    """The parts of a fold of a corpus that prepare_corpus.py wrote.
-
-    Args:
-        corpus: its output folder.
-        splits_file: by default splits.json in that folder.
-        fold: "0", "1", ... or "official".
-        bad_images: as for `load_corpus`.
-
-    Returns:
-        (`{"train": ..., "validation": ..., "test": ...}`, class names).
-
-    Raises:
-        UsageError: the folder is not a prepared corpus.
-        SplitError: the data changed since the split was made, or parts overlap.
-    """
-    folder = Path(corpus).expanduser()
-    file = Path(splits_file) if splits_file else folder / "splits.json"
-    if not folder.is_dir() or not file.is_file():
-        raise UsageError(
-            f"corpus {corpus!r} must be the output folder of prepare_corpus.py, with its splits.json: run "
-            "`python recipes/prepare_corpus.py --corpus NAME --data_dir DOWNLOAD --output_dir FOLDER` first"
-        )
-    stored = datasets.load_dataset("parquet", data_files=parquet_files(folder))
-    stored = stored.cast_column("image", datasets.Image(decode=False))
-    parts = load_split(file, stored, fold)
-    label = parts["train"].features.get("label")
-    if not isinstance(label, datasets.ClassLabel):
-        raise UsageError(f"corpus {corpus!r} has no labels to learn")
-    return parts, list(label.names)
+        return {
+            "pixel_values": torch.stack([item["pixel_values"] for item in items]),
+            "labels": torch.nn.functional.one_hot(labels, self.num_classes).float(),
+            "index": torch.tensor([item["index"] for item in items]),
+        }

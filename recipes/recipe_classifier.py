@@ -9,9 +9,11 @@ import torch
 from safetensors import SafetensorError
 from torch import nn
 from transformers import AutoConfig, ViTConfig, ViTForImageClassification
+from transformers.utils import cached_file
 from transformers.utils import logging as transformers_logging
 
 from recipe_args import UsageError
+from recipe_export import TRAINING_IMAGES
 from vit_mean_pooling import ViTMeanPoolingForImageClassification
 
 CLASSIFIERS = {"cls": ViTForImageClassification, "mean": ViTMeanPoolingForImageClassification}
@@ -202,10 +204,5 @@ def images_seen_in_pretraining(name_or_path: str | None, revision: str = "main")
             return set((folder / TRAINING_IMAGES).read_text().split())
     if file.exists():
         return None
-    from transformers.utils import cached_file
-
     found = cached_file(name_or_path, TRAINING_IMAGES, revision=revision, _raise_exceptions_for_missing_entries=False)
     return None if found is None else set(Path(found).read_text().split())
-
-
-TRAINING_IMAGES = "training_images.txt"

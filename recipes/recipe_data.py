@@ -361,6 +361,46 @@ class ImageTransform:
         )
 
 
+def transform_of_processor(processor: Any, image_size: int | tuple[int, int]) -> tuple[ImageTransform, float]:
+    """The transform that a saved image processor describes, for three channels; the inverse of `processor()`.
+
+    The resampling is always bilinear, whatever the processor says. What it does not do (normalise, say) has no effect.
+
+    Args:
+        processor: with the fields of `ViTImageProcessor`, as `AutoImageProcessor` opens it.
+        image_size: of the model.
+
+    Returns:
+        The transform, and the grey value of white.
+
+    Raises:
+        ValueError: it resizes in a way that `ImageTransform` does not know.
+    """
+    height, width = (image_size,) * 2 if isinstance(image_size, int) else image_size
+    size, crop = (dict(getattr(processor, name, None) or {}) for name in ("size", "crop_size"))
+    size, crop = ({key: value for key, value in sizes.items() if value} for sizes in (size, crop))
+    cropped = bool(getattr(processor, "do_center_crop", False)) and crop == {"height": height, "width": width}
+    exact = {"height": height, "width": width}
+    resize_to = None
+    if not processor.do_resize:
+        resize = "none"
+    elif set(size) == {"shortest_edge"} and (cropped or size["shortest_edge"] == height == width):
+        resize, resize_to = "shortest", size["shortest_edge"]
+    elif size == {"max_height": height, "max_width": width} and cropped:
+        resize = "letterbox"
+    elif size == exact:
+        resize = "squash"
+    else:
+        raise ValueError(f"the image processor resizes to {size} (crop {crop}); the model takes {height} x {width}")
+    mean, std = (
+        list(getattr(processor, name)) if processor.do_normalize else [default]
+        for name, default in (("image_mean", 0.0), ("image_std", 1.0))
+    )
+    mean, std = (tuple(values * 3) if len(values) == 1 else tuple(values) for values in (mean, std))
+    white = round(1 / processor.rescale_factor, 6) if processor.do_rescale else 1.0
+    return ImageTransform(image_size, resize=resize, resize_to=resize_to, image_mean=mean, image_std=std), white
+
+
 def _resize(pixels: np.ndarray, size: tuple[int, int]) -> np.ndarray:
     """Antialiased bilinear resize of `(C, H, W)`, in float, channel by channel: Pillow has no deep colour."""
     if pixels.shape[1:] == tuple(size):

@@ -6,11 +6,14 @@ from typing import Any
 
 import torch
 from huggingface_hub import ModelCard, ModelCardData
-from transformers import ViTConfig, ViTImageProcessorPil, ViTModel
+from transformers import ViTConfig, ViTForImageClassification, ViTImageProcessorPil, ViTModel
 
 from modeling_glcm_mae import GLCMMAEForPreTraining
 
-CARD_TEMPLATE = Path(__file__).resolve().parent.parent / "hub_cards" / "pretrained.md"
+CARDS = Path(__file__).resolve().parent.parent / "hub_cards"
+TRAINING_IMAGES = "training_images.txt"  # in an export: SHA-256 of what it was trained on
+CARD_TEMPLATE = CARDS / "pretrained.md"
+CLASSIFIER_TEMPLATE = CARDS / "classifier.md"
 
 
 @torch.no_grad()
@@ -59,9 +62,7 @@ def write_export(
         files: copied to the root (a picture).
         card_facts: what the template of the card fills in; a fact that is missing is left out of the card.
     """
-    partial = folder.with_name(folder.name + ".partial")
-    shutil.rmtree(partial, ignore_errors=True)
-    partial.mkdir(parents=True)
+    partial = _begin(folder)
     stock_encoder(model).save_pretrained(partial)
     model.save_pretrained(partial / "pretraining")
     # transformers 5.23 looks for the code of a subfolder's model in the root.
@@ -74,6 +75,44 @@ def write_export(
     for file in files:
         shutil.copy2(file, partial / file.name)
     write_card(partial / "README.md", model, card_facts)
+    _put_in_place(partial, folder)
+
+
+def write_classifier(
+    folder: Path,
+    model: ViTForImageClassification,
+    processor: ViTImageProcessorPil,
+    texts: dict[str, str],
+    files: list[Path],
+    card_facts: dict[str, Any],
+) -> None:
+    """Write a classifier as the Hub repository that `pipeline("image-classification")` opens. As `write_export`."""
+    partial = _begin(folder)
+    model.save_pretrained(partial)
+    processor.save_pretrained(partial)
+    for name, text in texts.items():
+        (partial / name).write_text(text)
+    for file in files:
+        shutil.copy2(file, partial / file.name)
+    metadata = ModelCardData(
+        library_name="transformers",
+        pipeline_tag="image-classification",
+        base_model=card_facts.get("base_model"),
+        tags=["medical", "vit"],
+    )
+    card = ModelCard.from_template(metadata, template_path=str(CLASSIFIER_TEMPLATE), config=model.config, **card_facts)
+    card.save(partial / "README.md")
+    _put_in_place(partial, folder)
+
+
+def _begin(folder: Path) -> Path:
+    partial = folder.with_name(folder.name + ".partial")
+    shutil.rmtree(partial, ignore_errors=True)
+    partial.mkdir(parents=True)
+    return partial
+
+
+def _put_in_place(partial: Path, folder: Path) -> None:
     old = folder.with_name(folder.name + ".old")
     shutil.rmtree(old, ignore_errors=True)
     if folder.exists():

@@ -7,7 +7,7 @@ from accelerate import PartialState
 from transformers.image_utils import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
 
 from modeling_glcm_mae import GLCMMAEConfig, GLCMMAEForPreTraining, value_range_from_normalization
-from recipe_args import DataArguments, ModelArguments, UsageError
+from recipe_args import DataArguments, ImageArguments, ModelArguments, UsageError
 from recipe_data import (
     ImageTransform,
     PretrainDataset,
@@ -17,6 +17,7 @@ from recipe_data import (
     verify_images,
     white_level,
 )
+from recipe_splits import load_prepared
 
 # Fields that decide the shapes of the weights.
 SIZES = (
@@ -84,13 +85,30 @@ def build_model(model_args: ModelArguments, data_args: DataArguments) -> GLCMMAE
     return model
 
 
-def normalization(data_args: DataArguments, num_channels: int) -> tuple[list[float], list[float]]:
+def normalization(data_args: ImageArguments, num_channels: int) -> tuple[list[float], list[float]]:
     """Mean and standard deviation of each channel; for other than three channels the average of ImageNet's."""
     mean, std = data_args.image_mean, data_args.image_std
     if num_channels == 3:
         return list(mean or IMAGENET_DEFAULT_MEAN), list(std or IMAGENET_DEFAULT_STD)
     average = [sum(values) / len(values) for values in (IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD)]
     return list(mean or average[:1] * num_channels), list(std or average[1:] * num_channels)
+
+
+def _whole_corpus(
+    data_args: DataArguments, transform: ImageTransform, seed: int
+) -> datasets.Dataset | datasets.IterableDataset:
+    return load_corpus(
+        data_args.corpus,
+        data_dir=data_args.data_dir,
+        split=data_args.split,
+        streaming=data_args.streaming,
+        bad_images=data_args.bad_images,
+        image_column=data_args.image_column,
+        speckle_images=data_args.speckle_images,
+        image_size=max(transform.image_size),
+        seed=seed,
+        class_set=data_args.speckle_classes,
+    )
 
 
 @dataclass
@@ -123,18 +141,15 @@ def load_data(data_args: DataArguments, config: GLCMMAEConfig, seed: int) -> Pre
         image_mean=tuple(mean),
         image_std=tuple(std),
     )
+    if (data_args.fold is not None or data_args.splits_file is not None) and data_args.streaming:
+        raise UsageError("fold needs the whole data set: streaming must be false")
+    if data_args.splits_file is not None and data_args.fold is None:
+        raise UsageError("splits_file needs fold, the fold to train on")
     with PartialState().main_process_first():  # generated and downloaded data is then in the cache for the others
-        images = load_corpus(
-            data_args.corpus,
-            data_dir=data_args.data_dir,
-            split=data_args.split,
-            streaming=data_args.streaming,
-            bad_images=data_args.bad_images,
-            image_column=data_args.image_column,
-            speckle_images=data_args.speckle_images,
-            image_size=max(transform.image_size),
-            seed=seed,
-            class_set=data_args.speckle_classes,
+        images = (
+            load_prepared(data_args.corpus, data_args.splits_file, data_args.fold)[0]["train"]
+            if data_args.fold is not None
+            else _whole_corpus(data_args, transform, seed)
         )
     reading = {
         "patch_size": config.patch_size,

@@ -10,7 +10,8 @@ import datasets
 import numpy as np
 from sklearn.model_selection import StratifiedGroupKFold
 
-from recipe_data import decode_image
+from recipe_args import UsageError
+from recipe_data import decode_image, parquet_files
 from recipe_quality import Fingerprint, fingerprint, similar_pairs
 
 VERSION = 1
@@ -136,7 +137,7 @@ def load_split(
     missing = {"file_name", "group", "sha256"} - set(data.column_names)
     if missing:
         raise SplitError(f"the data has no column {', '.join(sorted(missing))}: prepare it with prepare_corpus.py")
-    stored = [_sha256(image) for image in data.cast_column("image", datasets.Image(decode=False))["image"]]
+    stored = [image_sha256(image) for image in data.cast_column("image", datasets.Image(decode=False))["image"]]
     position = {name: index for index, name in enumerate(data["file_name"])}
     changed = [
         name for name, digest in splits["images"].items() if name not in position or stored[position[name]] != digest
@@ -152,6 +153,37 @@ def load_split(
     check_overlap(chosen["validation"], chosen["test"])
     check_overlap(chosen["train"], chosen["validation"])
     return chosen
+
+
+def load_prepared(
+    corpus: str, splits_file: str | None, fold: str
+) -> tuple[dict[str, datasets.Dataset], list[str] | None]:
+    """The parts of a fold of a corpus that prepare_corpus.py wrote.
+
+    Args:
+        corpus: its output folder.
+        splits_file: by default splits.json in that folder.
+        fold: "0", "1", ... or "official".
+
+    Returns:
+        (`{"train": ..., "validation": ..., "test": ...}`, class names or `None`).
+
+    Raises:
+        UsageError: the folder is not a prepared corpus.
+        SplitError: the data changed since the split was made, or parts overlap.
+    """
+    folder = Path(corpus).expanduser()
+    file = Path(splits_file) if splits_file else folder / "splits.json"
+    if not folder.is_dir() or not file.is_file():
+        raise UsageError(
+            f"corpus {corpus!r} must be the output folder of prepare_corpus.py, with its splits.json: run "
+            "`python recipes/prepare_corpus.py --corpus NAME --data_dir DOWNLOAD --output_dir FOLDER` first"
+        )
+    stored = datasets.load_dataset("parquet", data_files=parquet_files(folder))
+    stored = stored.cast_column("image", datasets.Image(decode=False))
+    parts = load_split(file, stored, fold)
+    label = parts["train"].features.get("label")
+    return parts, list(label.names) if isinstance(label, datasets.ClassLabel) else None
 
 
 def check_overlap(train: datasets.Dataset, test: datasets.Dataset) -> None:
@@ -199,7 +231,8 @@ def _bytes(image: dict[str, Any]) -> bytes:
     return image["bytes"] if image.get("bytes") is not None else Path(image["path"]).read_bytes()
 
 
-def _sha256(image: dict[str, Any]) -> str:
+def image_sha256(image: dict[str, Any]) -> str:
+    """Of the bytes of an undecoded `datasets.Image`."""
     return hashlib.sha256(_bytes(image)).hexdigest()
 
 

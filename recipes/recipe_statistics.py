@@ -4,6 +4,7 @@ from collections.abc import Callable, Sequence
 
 import numpy as np
 from scipy.stats import binomtest, norm, rankdata
+from tqdm.auto import tqdm
 
 LEVEL = 0.95
 
@@ -68,39 +69,42 @@ def mcnemar_test(correct_a: np.ndarray, correct_b: np.ndarray) -> dict[str, floa
 
 
 def bootstrap(
-    figure: Callable[[np.ndarray], float], groups: Sequence[str], *, num_resamples: int = 1000, seed: int = 0
-) -> dict[str, float]:
-    """Percentile interval of a figure, by drawing whole groups (patients) with replacement (Efron 1979).
+    figures: Callable[[np.ndarray], dict[str, float]],
+    groups: Sequence[str],
+    *,
+    num_resamples: int = 1000,
+    seed: int = 0,
+) -> dict[str, dict[str, float]]:
+    """Percentile intervals of figures, by drawing whole groups (patients) with replacement (Efron 1979).
 
     Args:
-        figure: of positions into the images, some several times; NaN where they leave it undefined (a class is absent).
+        figures: of positions into the images, some of them several times; NaN where these leave one undefined (a class
+            is absent).
         groups: of each image.
         num_resamples: draws.
-        seed: of the draws; the same seed gives the same draws, so that figures can be compared in pairs.
+        seed: of the draws.
 
     Returns:
-        `value` (of all images), `low`, `high` (95 %), `undefined` (share of the draws that were left out), and
-        `p_value` (two-sided, that the figure is 0: for differences).
+        For each figure `value` (of all images), `low`, `high` (95 %), `undefined` (share of the draws that were left
+        out), and `p_value` (two-sided, that the figure is 0: for differences).
     """
     _, group_of = np.unique(np.asarray(groups), return_inverse=True)
-    order = np.argsort(group_of, kind="stable")
-    members = np.split(order, np.cumsum(np.bincount(group_of))[:-1])
+    members = np.split(np.argsort(group_of, kind="stable"), np.cumsum(np.bincount(group_of))[:-1])
     random = np.random.default_rng(seed)
     draws = []
-    for _ in range(num_resamples):
+    for _ in tqdm(range(num_resamples), desc="bootstrap", leave=False):
         drawn = random.integers(0, len(members), len(members))
-        draws.append(figure(np.concatenate([members[i] for i in drawn])))
-    draws = np.array(draws, dtype=np.float64)
+        draws.append(figures(np.concatenate([members[i] for i in drawn])))
+    whole = figures(np.arange(len(group_of)))
+    return {name: _interval(value, np.array([draw[name] for draw in draws])) for name, value in whole.items()}
+
+
+def _interval(value: float, draws: np.ndarray) -> dict[str, float]:
     defined = draws[~np.isnan(draws)]
+    found = {"value": float(value), "low": np.nan, "high": np.nan, "undefined": float(np.isnan(draws).mean())}
     if not len(defined):
-        return {"value": float(figure(order)), "low": np.nan, "high": np.nan, "undefined": 1.0, "p_value": np.nan}
+        return found | {"p_value": np.nan}
     low, high = np.quantile(defined, [(1 - LEVEL) / 2, (1 + LEVEL) / 2])
-    # Share of the draws on the far side of 0, counting itself, so that no finite number of draws gives 0.
+    # The share of the draws on the far side of 0, counting one more, so that no finite number of draws gives 0.
     tail = min((defined <= 0).sum(), (defined >= 0).sum()) + 1
-    return {
-        "value": float(figure(np.sort(order))),
-        "low": float(low),
-        "high": float(high),
-        "undefined": float(np.isnan(draws).mean()),
-        "p_value": float(min(1.0, 2 * tail / (len(defined) + 1))),
-    }
+    return found | {"low": float(low), "high": float(high), "p_value": float(min(1, 2 * tail / (len(defined) + 1)))}

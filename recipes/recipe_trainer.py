@@ -10,9 +10,10 @@ from typing import Any
 
 import torch
 from tqdm.auto import tqdm
-from transformers import EvalPrediction, ProgressCallback, Trainer, TrainerCallback
+from transformers import EvalPrediction, ProgressCallback, Trainer, TrainerCallback, TrainingArguments
 
 from modeling_glcm_mae import GLCMMAEForPreTraining, texture_fidelity
+from recipe_args import UsageError
 from recipe_data import EpochSampler
 from recipe_pictures import draw_reconstructions
 
@@ -20,6 +21,48 @@ TERMS = ("loss", "glcm", "ssim", "mse")
 # Besides the objective, every evaluation measures texture in a way that no preset was trained on.
 EVALUATED = (*TERMS, "glcm_l1")
 PREDICTORS = ("patch_mean", "dataset_mean")
+
+
+def checkpoint_to_resume(args: TrainingArguments, written: Sequence[str]) -> Path | None:
+    """The checkpoint to resume from; `None` for a new run, after making sure that it overwrites no other.
+
+    Args:
+        args: with `overwrite_output_dir` beside the fields of `TrainingArguments`.
+        written: what a run leaves in its output_dir, besides checkpoints.
+
+    Raises:
+        UsageError: there is no whole checkpoint to resume from, or an earlier run that would be overwritten.
+    """
+    folder = Path(args.output_dir)
+    # Its trainer_state.json is written last: without a whole one, the run was killed while saving.
+    whole = [c for c in folder.glob("checkpoint-*") if _step_of(c) is not None]
+    if args.resume_from_checkpoint is not None:
+        if args.resume_from_checkpoint != "last":
+            checkpoint = Path(args.resume_from_checkpoint)
+            if _step_of(checkpoint) is None:
+                raise UsageError(f"resume_from_checkpoint: {checkpoint} is not a whole checkpoint of this recipe")
+            return checkpoint
+        if not whole:
+            raise UsageError(f"resume_from_checkpoint: {folder} holds no whole checkpoint to resume from")
+        return max(whole, key=_step_of)
+    if earlier_run(folder, written) and not args.overwrite_output_dir:
+        raise UsageError(
+            f"output_dir {folder} holds an earlier run: pass --resume_from_checkpoint last to go on with it, "
+            "--overwrite_output_dir to delete it, or another --output_dir"
+        )
+    return None
+
+
+def earlier_run(folder: Path, written: Sequence[str]) -> list[Path]:
+    """What an earlier run left in its output_dir."""
+    return [folder / name for name in written if (folder / name).exists()] + list(folder.glob("checkpoint-*"))
+
+
+def _step_of(checkpoint: Path) -> int | None:
+    try:
+        return json.loads((checkpoint / "trainer_state.json").read_text())["global_step"]
+    except (OSError, ValueError, KeyError):
+        return None
 
 
 class PretrainTrainer(Trainer):

@@ -131,11 +131,11 @@ def test_mcnemar_worked_by_hand():
 def test_bootstrap_draws_whole_groups():
     random = np.random.default_rng(0)
     values = random.normal(0.3, 1, 400)
-    alone = bootstrap(lambda at: values[at].mean(), [str(i) for i in range(400)])
+    alone = bootstrap(lambda at: {"mean": values[at].mean()}, [str(i) for i in range(400)])["mean"]
     error = values.std() / 20
     assert alone["high"] - alone["low"] == pytest.approx(2 * 1.96 * error, rel=0.12)
     # each value four times in one group: as uncertain as 100 values, not as 400
     copied = np.repeat(values[:100], 4)
-    grouped = bootstrap(lambda at: copied[at].mean(), [str(i // 4) for i in range(400)])
+    grouped = bootstrap(lambda at: {"mean": copied[at].mean()}, [str(i // 4) for i in range(400)])["mean"]
     assert grouped["high"] - grouped["low"] == pytest.approx(2 * 1.96 * values[:100].std() / 10, rel=0.12)
-    assert bootstrap(lambda at: np.nan, ["a", "b"])["undefined"] == 1
+    assert bootstrap(lambda at: {"x": np.nan}, ["a", "b"])["x"]["undefined"] == 1

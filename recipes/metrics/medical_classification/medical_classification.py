@@ -6,8 +6,8 @@ import numpy as np
 from sklearn.metrics import confusion_matrix, roc_auc_score
 
 _DESCRIPTION = """\
-Accuracy, balanced accuracy, sensitivity, specificity, AUROC and F1 of predicted probabilities: macro averages, each class
-against the rest, and collapsed to two classes.
+Accuracy, balanced accuracy, sensitivity, specificity, AUROC and F1 of predicted probabilities: macro averages, each
+class against the rest, and collapsed to two classes.
 """
 
 _INPUTS = """\

@@ -1,0 +1,244 @@
+"""Cross-validate: for every fold pretrain, fine-tune and predict; then one table, with intervals and curves.
+
+    python recipes/cross_validate.py --corpus data/busi --output_dir runs/busi/texture \
+        --pretrain_config recipes/configs/busi/pretrain_texture.yaml \
+        --finetune_config recipes/configs/busi/finetune.yaml
+
+Each fold pretrains on its own training part only. Without `--pretrain_config`, `--checkpoint` gives the encoders: one
+for all folds, or a path with `{fold}` in it. The same command again goes on where it was interrupted.
+
+    python recipes/cross_validate.py compare runs/busi/texture runs/busi/mse --output_dir runs/busi/texture_against_mse
+
+`output_dir` receives fold_<k>/pretrain, fold_<k>/finetune, predictions.parquet (every fold), summary.json, summary.md and
+curves.png; `compare` writes comparison.json and comparison.md.
+"""
+
+import json
+import logging
+import os
+import subprocess
+import sys
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from queue import Queue
+from typing import Any
+
+import pandas as pd
+import torch
+import yaml
+from tqdm.auto import tqdm
+
+from recipe_args import UsageError, option, parse_args
+from recipe_splits import load_prepared
+from recipe_summary import compare, comparison_markdown, draw_curves, positive_indices, summarise, summary_markdown
+
+logger = logging.getLogger("cross_validate")
+RECIPES = Path(__file__).resolve().parent
+
+
+@dataclass
+class CrossValidationArguments:
+    """What is run on which folds."""
+
+    corpus: str | None = option(None, "Output folder of prepare_corpus.py.")
+    output_dir: str | None = option(None, "Receives everything.")
+    folds: list[str] | None = field(
+        default=None, metadata={"help": "Folds to run: numbers, or official. All numbered folds if left out."}
+    )
+    splits_file: str | None = option(None, "Splits; splits.json of the corpus if left out.")
+    pretrain_config: str | None = option(None, "YAML of pretrain.py: pretrain in every fold.")
+    pretrain_options: list[str] | None = field(
+        default=None, metadata={"help": "More options of pretrain.py, as NAME=VALUE."}
+    )
+    checkpoint: str | None = option(
+        None, "Encoder to start from instead; {fold} is replaced by the fold. With neither, from nothing."
+    )
+    finetune_config: str | None = option(None, "YAML of finetune.py.")
+    finetune_options: list[str] | None = field(
+        default=None, metadata={"help": "More options of finetune.py, as NAME=VALUE."}
+    )
+    positive_classes: list[str] | None = field(
+        default=None, metadata={"help": "Classes that are collapsed against the others (GBCU: malignant)."}
+    )
+    jobs: int = option(1, "Folds at once; with several GPUs each takes one.")
+    seed: int = option(0, "Of the bootstrap.")
+
+    def __post_init__(self):
+        if self.corpus is None or self.output_dir is None:
+            raise UsageError("corpus and output_dir are needed")
+        if self.pretrain_config is not None and self.checkpoint is not None:
+            raise UsageError("give pretrain_config or checkpoint, not both")
+        if self.pretrain_options and self.pretrain_config is None:
+            raise UsageError("pretrain_options needs pretrain_config")
+        if self.jobs < 1:
+            raise UsageError(f"jobs must be at least 1, got {self.jobs}")
+        for name in ("pretrain_options", "finetune_options"):
+            wrong = [entry for entry in getattr(self, name) or () if "=" not in entry]
+            if wrong:
+                raise UsageError(f"{name} must be NAME=VALUE, got {wrong[0]!r}")
+
+
+@dataclass
+class CompareArguments:
+    """Which two runs of this script."""
+
+    output_dir: str | None = option(None, "Receives comparison.json and comparison.md.")
+    positive_classes: list[str] | None = field(
+        default=None, metadata={"help": "Classes that are collapsed against the others."}
+    )
+    seed: int = option(0, "Of the bootstrap.")
+
+
+def run_fold(args: CrossValidationArguments, fold: str, environment: dict[str, str]) -> Path:
+    """Pretrain if asked to, fine-tune and predict; goes on where an earlier call was interrupted.
+
+    Returns:
+        The folder of the fine-tuning.
+
+    Raises:
+        UsageError: a step failed; with its last words, and the log that holds the rest.
+    """
+    folder = Path(args.output_dir) / f"fold_{fold}"
+    common = ["--corpus", args.corpus, "--fold", fold]
+    if args.splits_file:
+        common += ["--splits_file", args.splits_file]
+    encoder = args.checkpoint and args.checkpoint.replace("{fold}", fold)
+    if args.pretrain_config is not None:
+        config = ["--config", args.pretrain_config]
+        _run("pretrain", folder / "pretrain", [*config, *common, *_options(args.pretrain_options)], environment)
+        encoder = str(folder / "pretrain" / "export")
+    given = ["--config", args.finetune_config] if args.finetune_config else []
+    given += [*common, *(["--model_name_or_path", encoder] if encoder else []), *_options(args.finetune_options)]
+    if args.positive_classes:
+        given += ["--positive_classes", *args.positive_classes]
+    _run("finetune", folder / "finetune", given, environment)
+    return folder / "finetune"
+
+
+def _options(entries: list[str] | None) -> list[str]:
+    return [f"--{entry}" for entry in entries or ()]
+
+
+def _run(recipe: str, folder: Path, options: list[str], environment: dict[str, str]) -> None:
+    export = folder / "export"
+    if (folder / "all_results.json").exists() and (recipe == "finetune" or (export / "config.json").exists()):
+        logger.info("%s is finished", folder)
+        return
+    folder.mkdir(parents=True, exist_ok=True)
+    # Its trainer_state.json is written last, so only a whole checkpoint has one.
+    whole = any((checkpoint / "trainer_state.json").exists() for checkpoint in folder.glob("checkpoint-*"))
+    going_on = ["--resume_from_checkpoint", "last"] if whole else ["--overwrite_output_dir", "true"]
+    command = [sys.executable, str(RECIPES / f"{recipe}.py"), *options, "--output_dir", str(folder), *going_on]
+    log = folder / "log.txt"
+    with log.open("a") as lines:
+        lines.write(f"$ {' '.join(command)}\n")
+        lines.flush()
+        code = subprocess.run(command, stdout=lines, stderr=subprocess.STDOUT, env=environment).returncode
+    if code:
+        last = [line for line in log.read_text(errors="replace").splitlines() if line.strip()][-1]
+        raise UsageError(f"{recipe}.py failed in {folder} (its log is {log}): {last.removeprefix('error: ')}")
+
+
+def cross_validate(args: CrossValidationArguments) -> Path:
+    """Run all folds and sum up; returns the output folder."""
+    splits_file = Path(args.splits_file or Path(args.corpus) / "splits.json")
+    # Checks the corpus and the names before hours of training.
+    folds = args.folds
+    first = load_prepared(args.corpus, args.splits_file, folds[0] if folds else "0")
+    if first[1] is None:
+        raise UsageError(f"corpus {args.corpus!r} has no labels to learn")
+    positive_indices(first[1], args.positive_classes)
+    folds = folds or [str(fold) for fold in range(json.loads(splits_file.read_text())["num_folds"])]
+    if len(set(folds)) != len(folds) or ("official" in folds and len(folds) > 1):
+        raise UsageError(f"folds must be different numbers, or official alone, got {' '.join(folds)}")
+    output = Path(args.output_dir)
+    _keep_settings(args, output)
+    devices: Queue[int] = Queue()
+    num_gpus = torch.cuda.device_count()
+    for job in range(args.jobs):
+        devices.put(job % max(num_gpus, 1))
+
+    def one(fold: str) -> Path:
+        device = devices.get()
+        try:
+            visible = {"CUDA_VISIBLE_DEVICES": str(device)} if num_gpus else {}
+            return run_fold(args, fold, {**os.environ, **visible})
+        finally:
+            devices.put(device)
+
+    with ThreadPoolExecutor(args.jobs) as pool:
+        done = list(tqdm(pool.map(one, folds), total=len(folds), desc="folds"))
+    table = pd.concat([pd.read_parquet(folder / "predictions.parquet") for folder in done], ignore_index=True)
+    twice = table["file_name"].duplicated()
+    if twice.any():
+        raise UsageError(f"{table['file_name'][twice].iloc[0]!r} was predicted in two folds: the splits overlap")
+    table.to_parquet(output / "predictions.parquet")
+    summary = summarise(table, args.positive_classes, args.seed)
+    (output / "summary.json").write_text(json.dumps(summary, indent=1) + "\n")
+    (output / "summary.md").write_text(summary_markdown(summary))
+    draw_curves(table, output / "curves.png", args.positive_classes)
+    return output
+
+
+def _keep_settings(args: CrossValidationArguments, output: Path) -> None:
+    """Write config.yaml; refuse to mix folds of different settings in one folder."""
+    settings = {name: value for name, value in asdict(args).items() if name not in ("jobs", "output_dir", "seed")}
+    for name in ("pretrain_config", "finetune_config"):
+        file = getattr(args, name)
+        if file is not None:
+            try:
+                settings[f"{name}_content"] = yaml.safe_load(Path(file).read_text(encoding="utf-8"))
+            except OSError as error:
+                raise UsageError(f"{name} {file}: {error.strerror}") from error
+    stored_file = output / "config.yaml"
+    if stored_file.exists():
+        stored = yaml.safe_load(stored_file.read_text())
+        changed = [name for name, value in settings.items() if stored.get(name) != value and name != "folds"]
+        if changed:
+            raise UsageError(
+                f"output_dir {output} holds folds that were run with another {', '.join(changed)}: take another output_dir"
+            )
+    output.mkdir(parents=True, exist_ok=True)
+    stored_file.write_text(yaml.safe_dump(settings, sort_keys=False))
+
+
+def compare_runs(first: str, second: str, args: CompareArguments) -> Path:
+    """Paired tests of two runs; returns the output folder."""
+    tables = []
+    for run in (first, second):
+        file = Path(run) / "predictions.parquet"
+        if not file.is_file():
+            raise UsageError(f"{run} holds no predictions.parquet: it is not a finished run")
+        tables.append(pd.read_parquet(file))
+    comparison: dict[str, Any] = compare(*tables, args.positive_classes, args.seed)
+    output = Path(args.output_dir or ".")
+    output.mkdir(parents=True, exist_ok=True)
+    (output / "comparison.json").write_text(json.dumps(comparison, indent=1) + "\n")
+    (output / "comparison.md").write_text(comparison_markdown(comparison, (first, second)))
+    return output
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    logging.basicConfig(level=logging.INFO, format="%(levelname)s %(name)s: %(message)s", stream=sys.stderr)
+    given = list(sys.argv[1:] if argv is None else argv)
+    try:
+        if given[:1] == ["compare"]:
+            if len(given) < 3 or given[1].startswith("-") or given[2].startswith("-"):
+                raise UsageError("compare needs two folders: compare RUN_A RUN_B")
+            (compare_args,) = parse_args((CompareArguments,), given[3:], description=__doc__)
+            output = compare_runs(given[1], given[2], compare_args)
+            print((output / "comparison.md").read_text())
+            return
+        (args,) = parse_args((CrossValidationArguments,), given, description=__doc__)
+        output = cross_validate(args)
+    except (ValueError, OSError) as error:
+        logger.debug("where it was found", exc_info=True)
+        sys.exit(f"error: {error}")
+    print((output / "summary.md").read_text())
+    print(f"curves {output / 'curves.png'}")
+
+
+if __name__ == "__main__":
+    main()
