@@ -9,8 +9,8 @@ for all folds, or a path with `{fold}` in it. The same command again goes on whe
 
     python recipes/cross_validate.py compare runs/busi/texture runs/busi/mse --output_dir runs/busi/texture_against_mse
 
-`output_dir` receives fold_<k>/pretrain, fold_<k>/finetune, predictions.parquet (every fold), summary.json, summary.md and
-curves.png; `compare` writes comparison.json and comparison.md.
+`output_dir` receives fold_<k>/pretrain, fold_<k>/finetune, predictions.parquet (every fold), summary.json, summary.md
+and curves.png; `compare` writes comparison.json and comparison.md.
 """
 
 import json
@@ -198,7 +198,7 @@ def _keep_settings(args: CrossValidationArguments, output: Path) -> None:
         changed = [name for name, value in settings.items() if stored.get(name) != value and name != "folds"]
         if changed:
             raise UsageError(
-                f"output_dir {output} holds folds that were run with another {', '.join(changed)}: take another output_dir"
+                f"output_dir {output} holds folds that were run with another {', '.join(changed)}: take another one"
             )
     output.mkdir(parents=True, exist_ok=True)
     stored_file.write_text(yaml.safe_dump(settings, sort_keys=False))

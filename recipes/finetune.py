@@ -50,7 +50,7 @@ from recipe_data import (
 from recipe_export import write_classifier
 from recipe_frozen import MODES, fit_frozen, frozen_features
 from recipe_setup import normalization
-from recipe_splits import load_prepared
+from recipe_splits import fingerprint_of, load_prepared
 from recipe_summary import figures_of, load_metric, positive_indices, predictions_table
 from recipe_trainer import ImagesProgressCallback, MetricsFileCallback, checkpoint_to_resume, earlier_run
 
@@ -69,6 +69,8 @@ KEPT_ON_RESUME = (
         "fp16",
     ),
 )
+# Where things lie may change: the weights come from the checkpoint, and the images are known by their fingerprint.
+MAY_MOVE = ("corpus", "splits_file", "model_name_or_path")
 WRITTEN = (
     *("config.yaml", "metrics.jsonl", "all_results.json", "export"),
     *("predictions.parquet", "validation_predictions.parquet"),
@@ -173,7 +175,7 @@ class FinetuningArguments(TrainingArguments):
     logging_steps: float = option(10, "Steps between two lines of metrics.")
     eval_strategy: str = option("epoch", "When to judge on the validation part.")
     save_strategy: str = option("epoch", "When to save a checkpoint; the same as eval_strategy.")
-    save_total_limit: int | None = option(1, "Checkpoints to keep besides the best.")
+    save_total_limit: int | None = option(2, "Checkpoints to keep: the best and the last ones.")
     metric_for_best_model: str = option("eval_auroc", "Validation figure that chooses the model.")
     load_best_model_at_end: bool = option(True, "Export the best model on the validation part.")
     report_to: str = option("none", "tensorboard for its files in output_dir/runs; none for metrics.jsonl alone.")
@@ -430,6 +432,7 @@ class Run:
                 "white_level": self.white,
                 "class_names": self.class_names,
                 "skipped_images": self.skipped,
+                "train_images_sha256": fingerprint_of(self.datasets["train"].dataset["sha256"]),
                 **counts,
             },
         }
@@ -438,6 +441,7 @@ class Run:
             stored = yaml.safe_load((self.checkpoint.parent / "config.yaml").read_text())
             kept = [("training", name) for name in KEPT_ON_RESUME]
             kept += [(section, name) for section in ("model", "data", "derived") for name in resolved[section]]
+            kept = [(section, name) for section, name in kept if name not in MAY_MOVE]
             for section, name in kept:
                 old, new = stored[section].get(name), resolved[section][name]
                 if old != new:

@@ -7,7 +7,6 @@ many GPUs, and how to resume. `output_dir` receives config.yaml (resolved), metr
 reconstructions/*.png, checkpoints and export/ (the encoder, the whole model and a card, as they go to the Hub).
 """
 
-import hashlib
 import json
 import logging
 import math
@@ -31,7 +30,7 @@ from recipe_data import BadImageError, PretrainIterableDataset, collate, grey_st
 from recipe_export import TRAINING_IMAGES, stock_encoder, write_export
 from recipe_probe import encoder_features, probe_accuracy
 from recipe_setup import build_model, load_data
-from recipe_splits import image_sha256
+from recipe_splits import fingerprint_of, image_sha256
 from recipe_trainer import (
     EVALUATED,
     PREDICTORS,
@@ -65,10 +64,6 @@ KEPT_ON_RESUME = {
     ),
 }
 WRITTEN = ("config.yaml", "metrics.jsonl", "all_results.json", "reconstructions", "export")
-
-
-def _fingerprint(names: Sequence[str]) -> str:
-    return hashlib.sha256("\n".join(names).encode()).hexdigest()
 
 
 class Run:
@@ -186,7 +181,7 @@ class Run:
             "effective_batch_size": self.trainer.effective_batch_size,
             "world_size": args.world_size,
             "num_train_images": None if self.is_stream else len(self.data.train),
-            "train_images_sha256": None if self.is_stream else _fingerprint(self.data.train.dataset["file_name"]),
+            "train_images_sha256": None if self.is_stream else fingerprint_of(self.data.train.dataset["file_name"]),
             "num_held_out_images": None if self.data.held_out is None else len(self.data.held_out),
             "skipped_images": self.data.skipped,
             "seed": args.seed,

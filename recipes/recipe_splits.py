@@ -231,6 +231,11 @@ def _bytes(image: dict[str, Any]) -> bytes:
     return image["bytes"] if image.get("bytes") is not None else Path(image["path"]).read_bytes()
 
 
+def fingerprint_of(names: Sequence[str]) -> str:
+    """SHA-256 of a list of names or digests, in its order."""
+    return hashlib.sha256("\n".join(names).encode()).hexdigest()
+
+
 def image_sha256(image: dict[str, Any]) -> str:
     """Of the bytes of an undecoded `datasets.Image`."""
     return hashlib.sha256(_bytes(image)).hexdigest()

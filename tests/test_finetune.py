@@ -1,0 +1,406 @@
+"""From an encoder to a classifier: weights, rates, augmentation, leaks, resume, export, cross-validation."""
+
+import json
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import datasets
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+import yaml
+from helpers import encode, write
+from PIL import Image
+from sklearn.linear_model import LogisticRegression
+from transformers import AutoModelForImageClassification, ViTConfig, ViTForImageClassification, ViTModel, pipeline
+
+import cross_validate
+import finetune
+from modeling_glcm_mae import GLCMMAEForPreTraining
+from prepare_corpus import PrepareArguments, prepare
+from recipe_args import UsageError
+from recipe_classification_data import Augmentation, ClassificationDataset, Mixing
+from recipe_classifier import StochasticDepth, load_classifier, parameter_groups
+from recipe_data import ImageTransform, transform_of_processor
+from recipe_export import write_export
+from recipe_summary import compare
+
+RECIPES = Path(finetune.__file__).parent
+FAST = {
+    "dataloader_num_workers": "0",
+    "per_device_train_batch_size": "16",
+    "num_train_epochs": "2",
+    "learning_rate": "2e-3",
+    "disable_tqdm": "true",
+    "use_cpu": "true",
+}
+
+
+def texture(seed: int, label: int) -> np.ndarray:
+    """Noise of one of two grains, 32 x 32 uint8: easy to tell apart."""
+    random = np.random.default_rng(seed)
+    side = (32, 8)[label]
+    small = Image.fromarray(random.integers(0, 256, (side, side), dtype=np.uint8))
+    return np.asarray(small.resize((32, 32), Image.Resampling.NEAREST))
+
+
+@pytest.fixture(scope="module")
+def corpus(tmp_path_factory) -> Path:
+    """A prepared corpus of two classes, 96 images."""
+    root = tmp_path_factory.mktemp("corpus")
+    for index in range(96):
+        label = index % 2
+        write(root / "raw" / ("fine", "coarse")[label] / f"{index:02d}.png", encode(texture(index, label)))
+    return prepare(PrepareArguments(data_dir=str(root / "raw"), output_dir=str(root / "data"), num_folds=3))
+
+
+@pytest.fixture(scope="module")
+def exported(tmp_path_factory, tiny_config) -> Path:
+    """An export of pretrain.py, untrained."""
+    model = GLCMMAEForPreTraining(tiny_config("texture"))
+    transform = ImageTransform(32, resize="squash", image_mean=(0.4,) * 3, image_std=(0.3,) * 3)
+    folder = tmp_path_factory.mktemp("export") / "export"
+    write_export(folder, model, transform.processor(), {}, [], {"title": "t", "repo_id": "r"})
+    return folder
+
+
+def run(corpus: Path, output: Path, *options: str, **changed: str) -> Path:
+    given = FAST | changed
+    arguments = [text for name, value in given.items() for text in (f"--{name}", value)]
+    finetune.main(["--corpus", str(corpus), "--output_dir", str(output), *arguments, *options])
+    return output
+
+
+@pytest.fixture(scope="module")
+def finished(corpus, exported, tmp_path_factory) -> Path:
+    return run(corpus, tmp_path_factory.mktemp("run") / "out", "--model_name_or_path", str(exported))
+
+
+# ------------------------------------------------------------------------------------------------------------ weights
+
+
+@pytest.mark.parametrize("subfolder", ["", "pretraining"])
+def test_the_encoder_is_taken_over_tensor_by_tensor(exported, subfolder):
+    model = load_classifier(str(exported), ["a", "b"], subfolder=subfolder)
+    encoder = ViTModel.from_pretrained(exported)
+    expected = {name: value for name, value in encoder.state_dict().items() if not name.startswith("pooler.")}
+    found = model.vit.state_dict()
+    assert set(found) == set(expected) and len(found) > 10
+    assert all(torch.equal(found[name], value) for name, value in expected.items())
+    images = torch.randn(3, 3, 32, 32)
+    states = model.eval().vit(images).last_hidden_state
+    assert states.shape[1] == 1 + 16  # every patch of 32 / 8 squared
+    assert torch.equal(states, encoder.eval()(images).last_hidden_state)
+    assert type(model) is ViTForImageClassification and not hasattr(model.config, "auto_map")
+    assert not any(name.startswith(("glcm_", "decoder_", "mask_ratio")) for name in model.config.to_dict())
+
+
+def test_an_encoder_of_one_channel_answers_the_same_for_grey(tiny_config, tmp_path):
+    model = GLCMMAEForPreTraining(tiny_config("texture", num_channels=1))
+    transform = ImageTransform(32, image_mean=(0.5,), image_std=(0.5,))
+    write_export(tmp_path / "export", model, transform.processor(), {}, [], {"title": "t", "repo_id": "r"})
+    encoder = ViTModel.from_pretrained(tmp_path / "export").eval()
+    classifier = load_classifier(str(tmp_path / "export"), ["a", "b"]).eval()
+    grey = torch.randn(2, 1, 32, 32)
+    expected = encoder(grey).last_hidden_state
+    torch.testing.assert_close(classifier.vit(grey.expand(-1, 3, -1, -1)).last_hidden_state, expected)
+
+
+def test_a_missing_encoder_weight_is_an_error(exported, tmp_path):
+    from safetensors.torch import load_file, save_file
+
+    broken = shutil.copytree(exported, tmp_path / "broken")
+    weights = load_file(broken / "model.safetensors")
+    lost = next(name for name in weights if "layer.0" in name or "layers.0" in name)
+    del weights[lost]
+    save_file(weights, broken / "model.safetensors", metadata={"format": "pt"})
+    with pytest.raises(UsageError, match="lacks weights of the encoder: missing vit"):
+        load_classifier(str(broken), ["a", "b"])
+
+
+def test_what_is_no_encoder_is_refused(tmp_path):
+    (tmp_path / "config.json").write_text('{"model_type": "bert"}')
+    with pytest.raises(UsageError, match="is a bert; allowed are vit, vit_mae"):
+        load_classifier(str(tmp_path), ["a", "b"])
+    with pytest.raises(UsageError, match="cannot be opened"):
+        load_classifier(str(tmp_path / "nowhere"), ["a", "b"])
+
+
+def test_layer_decay_groups_against_a_plain_calculation():
+    sizes = {"hidden_size": 16, "num_hidden_layers": 3, "num_attention_heads": 2, "intermediate_size": 32}
+    model = load_classifier(None, ["a", "b"], sizes=sizes | {"image_size": 32, "patch_size": 8})
+    groups = parameter_groups(model, 1e-2, 0.05, 0.5)
+    rate = {id(p): group["lr"] for group in groups for p in group["params"]}
+    decay = {id(p): group["weight_decay"] for group in groups for p in group["params"]}
+    assert len(rate) == sum(len(group["params"]) for group in groups) == len(list(model.parameters()))
+    for name, parameter in model.named_parameters():
+        steps = 0  # from the head down
+        if "embeddings" in name:
+            steps = 4
+        elif ".layers." in name:
+            steps = 3 - int(name.split(".layers.")[1].split(".")[0])
+        assert rate[id(parameter)] == pytest.approx(1e-2 * 0.5**steps), name
+        plain = name.endswith(("bias", "cls_token", "position_embeddings")) or "norm" in name
+        assert decay[id(parameter)] == (0 if plain else 0.05), name
+
+
+def test_stochastic_depth_drops_whole_samples_and_keeps_the_mean():
+    depth = StochasticDepth(0.25).train()
+    out = depth(torch.ones(4000, 3, 2))
+    assert out.unique().tolist() == pytest.approx([0.0, 1 / 0.75])
+    assert (out.flatten(1).std(dim=1) == 0).all()
+    assert out.mean().item() == pytest.approx(1, abs=0.05)
+    assert torch.equal(depth.eval()(torch.ones(2, 2)), torch.ones(2, 2))
+
+
+# --------------------------------------------------------------------------------------------------------------- data
+
+
+def test_augmentation_depends_on_seed_epoch_and_index_only(corpus):
+    data = datasets.load_dataset(str(corpus))["train"].cast_column("image", datasets.Image(decode=False))
+    transform = ImageTransform(32, random_resized_crop=True, image_mean=(0.5,) * 3, image_std=(0.5,) * 3)
+    made = ClassificationDataset(data, transform, seed=1, augment=Augmentation(9, 1.0))
+    torch.manual_seed(0)
+    first, state = made[5]["pixel_values"], torch.get_rng_state()
+    made[7], made[5 + 96]
+    assert torch.equal(torch.get_rng_state(), state)  # the training's own randomness is left alone
+    assert torch.equal(made[5]["pixel_values"], first)
+    assert not torch.equal(made[5 + 96]["pixel_values"], first)
+    assert first.shape == (3, 32, 32) and torch.isfinite(first).all()
+
+
+@pytest.mark.parametrize("options", [{"mixup": 0.8}, {"cutmix": 1.0}])
+def test_mixed_targets_tell_what_is_in_the_image(options):
+    # images of one value a class, so that the mean shows the share of each
+    labels = torch.arange(8) % 2
+    images = labels.float()[:, None, None, None].expand(8, 3, 16, 16).clone()
+    targets = torch.nn.functional.one_hot(labels, 2).float()
+    for index in range(5):
+        mixed, soft = Mixing(**options, seed=index)(images, targets, torch.arange(8))
+        torch.testing.assert_close(mixed.mean(dim=(1, 2, 3)), soft[:, 1])
+    again = Mixing(**options, seed=4)(images, targets, torch.arange(8))[0]
+    assert torch.equal(again, mixed) and not torch.equal(mixed, images)
+
+
+@pytest.mark.parametrize(
+    "transform",
+    [
+        ImageTransform(32, resize="shortest", resize_to=40),
+        ImageTransform((32, 48), resize="squash"),
+        ImageTransform((32, 48), resize="letterbox"),
+        ImageTransform(32, resize="none"),
+    ],
+)
+def test_a_transform_comes_back_from_its_processor(transform, tmp_path):
+    from transformers import AutoImageProcessor
+
+    transform.processor(4095).save_pretrained(tmp_path)
+    back, white = transform_of_processor(AutoImageProcessor.from_pretrained(tmp_path), transform.image_size)
+    assert (back, white) == (transform, 4095)
+
+
+# ---------------------------------------------------------------------------------------------------------- whole runs
+
+
+def test_a_run_learns_and_leaves_what_it_promises(finished, corpus):
+    results = json.loads((finished / "all_results.json").read_text())
+    table = pd.read_parquet(finished / "predictions.parquet")
+    splits = json.loads((corpus / "splits.json").read_text())
+    assert sorted(table["file_name"]) == splits["folds"][0]["test"]
+    np.testing.assert_allclose(table[["probability_coarse", "probability_fine"]].sum(axis=1), 1)
+    assert results["test_accuracy"] == (table["label"] == table["prediction"]).mean()
+    assert yaml.safe_load((finished / "config.yaml").read_text())["derived"]["num_test_images"] == len(table)
+    losses = [json.loads(line) for line in (finished / "metrics.jsonl").read_text().splitlines()]
+    assert any("eval_auroc" in row for row in losses)
+
+
+def test_pipeline_gives_the_probabilities_of_the_evaluation(finished, corpus):
+    config = json.loads((finished / "export" / "config.json").read_text())
+    assert config["architectures"] == ["ViTForImageClassification"] and config["model_type"] == "vit"
+    assert "auto_map" not in config and not any(name.startswith(("glcm", "decoder")) for name in config)
+    answer = pipeline("image-classification", str(finished / "export"), device="cpu")
+    images = datasets.load_dataset(str(corpus))["train"]
+    table = pd.read_parquet(finished / "predictions.parquet").set_index("file_name")
+    rows = [row for row in images if row["file_name"] in table.index]
+    assert len(rows) == len(table)
+    for row in rows:
+        scores = {entry["label"]: entry["score"] for entry in answer(row["image"])}
+        for name in ("fine", "coarse"):
+            assert scores[name] == pytest.approx(table.loc[row["file_name"], f"probability_{name}"], abs=1e-5)
+
+
+def test_a_linear_probe_is_the_model_that_is_exported(corpus, exported, tmp_path):
+    out = run(corpus, tmp_path / "probe", "--model_name_or_path", str(exported), "--mode", "linear_probe")
+    model = AutoModelForImageClassification.from_pretrained(out / "export").eval()
+    splits = json.loads((corpus / "splits.json").read_text())["folds"][0]
+    rows = {row["file_name"]: row for row in datasets.load_dataset(str(corpus))["train"]}
+    answer = pipeline("image-feature-extraction", str(exported), device="cpu", use_fast=False)
+    features = {
+        part: np.array([np.array(answer(rows[name]["image"]))[0, 0] for name in splits[part]])
+        for part in ("train", "test")
+    }
+    labels = {part: np.array([rows[name]["label"] for name in splits[part]]) for part in ("train", "test")}
+    mean, std = features["train"].mean(0), features["train"].std(0)
+    table = pd.read_parquet(out / "predictions.parquet").set_index("file_name").loc[splits["test"]]
+    candidates = []
+    for strength in (1e-3, 1e-2, 1e-1, 1.0):
+        probe = LogisticRegression(C=strength, max_iter=5000).fit((features["train"] - mean) / std, labels["train"])
+        candidates.append(probe.predict_proba((features["test"] - mean) / std)[:, 1])
+    errors = [np.abs(candidate - table["probability_fine"]).max() for candidate in candidates]
+    assert min(errors) < 1e-3, errors
+    assert model.config.id2label == {0: "coarse", 1: "fine"}
+    knn = run(corpus, tmp_path / "knn", "--model_name_or_path", str(exported), "--mode", "knn")
+    assert not (knn / "export").exists()
+    assert json.loads((knn / "all_results.json").read_text())["test_accuracy"] > 0.6
+
+
+def test_mean_pooling_travels_with_its_code(corpus, exported, tmp_path):
+    out = run(corpus, tmp_path / "mean", "--model_name_or_path", str(exported), "--pooling", "mean", "--max_steps", "4")
+    code = (
+        "import sys; from transformers import pipeline; from PIL import Image; "
+        f"p = pipeline('image-classification', {str(out / 'export')!r}, trust_remote_code=True, device='cpu'); "
+        "print(type(p.model).__name__, len(p(Image.new('L', (32, 32), 90))))"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=120, cwd=tmp_path)
+    assert done.stdout.split() == ["ViTMeanPoolingForImageClassification", "2"], done.stderr
+
+
+def test_resume_continues_the_same_training(corpus, exported, tmp_path):
+    options = (
+        "--model_name_or_path",
+        str(exported),
+        "--logging_steps",
+        "1",
+        "--mixup",
+        "0.8",
+        "--save_total_limit",
+        "5",
+    )
+    whole = run(corpus, tmp_path / "whole", *options, num_train_epochs="3")
+    half = tmp_path / "half"
+    shutil.copytree(whole, half)
+    steps = sorted(int(path.name.split("-")[1]) for path in half.glob("checkpoint-*"))
+    shutil.rmtree(half / f"checkpoint-{steps[-1]}")
+    (half / "all_results.json").unlink()
+    run(corpus, half, *options, "--resume_from_checkpoint", "last", num_train_epochs="3")
+    rows = [
+        {
+            row["step"]: row["loss"]
+            for row in map(json.loads, (out / "metrics.jsonl").read_text().splitlines())
+            if "loss" in row
+        }
+        for out in (whole, half)
+    ]
+    assert rows[0] == rows[1]
+    tables = [pd.read_parquet(out / "predictions.parquet") for out in (whole, half)]
+    pd.testing.assert_frame_equal(*tables)
+    with pytest.raises(SystemExit, match="layer_decay must stay 0.75"):
+        run(corpus, half, *options, "--resume_from_checkpoint", "last", num_train_epochs="3", layer_decay="0.5")
+
+
+def test_an_encoder_that_saw_test_images_is_refused(corpus, exported, tmp_path):
+    seen = shutil.copytree(exported, tmp_path / "seen")
+    splits = json.loads((corpus / "splits.json").read_text())
+    name = splits["folds"][0]["test"][0]
+    (seen / "training_images.txt").write_text(splits["images"][name] + "\n")
+    with pytest.raises(SystemExit, match="pretrained on 1 images of the test part of fold 0"):
+        run(corpus, tmp_path / "out", "--model_name_or_path", str(seen))
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (["--fold", "9"], "fold must be 0 to 2"),
+        (["--mode", "best"], "mode must be one of"),
+        (["--positive_classes", "mars"], "allowed are coarse, fine"),
+        (["--model_name_or_path", "nowhere/at-all-x"], "cannot be opened"),
+        (["--corpus", "speckle"], "prepare_corpus.py"),
+    ],
+)
+def test_mistakes_are_one_clear_line(corpus, tmp_path, options, message, monkeypatch):
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    with pytest.raises(SystemExit) as stopped:
+        run(corpus, tmp_path / "out", *options)
+    assert str(stopped.value).startswith("error: ") and message in str(stopped.value)
+    assert not (tmp_path / "out").exists()
+
+
+TINY_PRETRAINING = """
+preset: texture
+image_size: 32
+patch_size: 8
+hidden_size: 32
+num_hidden_layers: 1
+num_attention_heads: 2
+intermediate_size: 48
+decoder_hidden_size: 32
+decoder_num_hidden_layers: 1
+decoder_num_attention_heads: 2
+decoder_intermediate_size: 48
+glcm_levels: 8
+held_out: 0
+num_train_epochs: 1
+per_device_train_batch_size: 16
+dataloader_num_workers: 0
+use_cpu: true
+"""
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(600)
+def test_cross_validation_resumes_to_the_same_table(corpus, tmp_path):
+    pretraining = write(tmp_path / "pretrain.yaml", TINY_PRETRAINING.encode())
+    tuning = write(tmp_path / "finetune.yaml", yaml.safe_dump(FAST).encode())
+
+    def validate(output: Path, **changed) -> Path:
+        given = {
+            **{"corpus": corpus, "output_dir": output, "pretrain_config": pretraining, "finetune_config": tuning},
+            **changed,
+        }
+        cross_validate.main([text for name, value in given.items() for text in (f"--{name}", str(value))])
+        return output
+
+    whole = validate(tmp_path / "whole")
+    table = pd.read_parquet(whole / "predictions.parquet")
+    assert len(table) == 96 and not table["file_name"].duplicated().any()
+    seen = (whole / "fold_1" / "pretrain" / "export" / "training_images.txt").read_text().split()
+    splits = json.loads((corpus / "splits.json").read_text())
+    assert sorted(seen) == sorted({splits["images"][name] for name in splits["folds"][1]["train"]})
+    assert (whole / "curves.png").stat().st_size > 0
+
+    # as a run that was killed in the fine-tuning of its third fold leaves it
+    cut = tmp_path / "cut"
+    shutil.copytree(whole, cut)
+    for name in ("predictions.parquet", "summary.md", "summary.json", "curves.png"):
+        (cut / name).unlink()
+    for name in ("all_results.json", "predictions.parquet", "validation_predictions.parquet"):
+        (cut / "fold_2" / "finetune" / name).unlink()
+    shutil.rmtree(cut / "fold_2" / "finetune" / "export")
+    validate(cut)
+    assert (cut / "summary.md").read_text() == (whole / "summary.md").read_text()
+
+    with pytest.raises(SystemExit, match="another positive_classes"):
+        validate(cut, positive_classes="fine")
+    cross_validate.main(["compare", str(whole), str(cut), "--output_dir", str(tmp_path / "compared")])
+    compared = json.loads((tmp_path / "compared" / "comparison.json").read_text())
+    assert compared["mcnemar"]["p_value"] == 1
+    assert compared["differences"]["accuracy"]["value"] == 0
+
+
+def test_comparing_other_images_is_refused(finished):
+    table = pd.read_parquet(finished / "predictions.parquet")
+    other = table.copy()
+    other.loc[0, "file_name"] = "somewhere/else.png"
+    with pytest.raises(ValueError, match="else.png"):
+        compare(table, other)
+
+
+def test_stock_checkpoints_of_others_can_be_tuned(tmp_path):
+    sizes = {"hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 32}
+    ViTForImageClassification(ViTConfig(image_size=32, patch_size=8, num_labels=7, **sizes)).save_pretrained(tmp_path)
+    model = load_classifier(str(tmp_path), ["a", "b", "c"])
+    assert model.classifier.out_features == 3 and model.config.id2label == {0: "a", 1: "b", 2: "c"}
