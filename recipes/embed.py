@@ -1,13 +1,18 @@
 """Features of every image of a corpus, as a Parquet table.
 
     python recipes/embed.py --corpus path/to/images --features texture --output_dir features
+    python recipes/embed.py --corpus data/busi --features mean --model_name_or_path path/to/export --plot pca
+
+`cls`, `mean`: the CLS token, or the mean of the patch tokens, of the last layer of an encoder (an export of
+pretrain.py, a classifier of finetune.py, any ViT or ViTMAE checkpoint). Nothing is masked and nothing is random: the
+same image gives the same numbers, whatever the batch size, to float32 rounding (1e-5).
 
 `texture`: the 25 co-occurrence features of IBSI (`modeling_glcm_mae.texture_features`) of the grey image at its own
 size. Grey levels are equal parts of the range from black to white (`--levels`), pairs are counted in both orders, four
 directions a distance, and each feature is averaged over directions and distances.
 
-Writes features.parquet (file_name, the label and group where the corpus has them, a column a feature; the order of the
-corpus) and config.yaml to output_dir.
+Writes features.parquet (file_name, label, group and sha256 where the corpus has them, a column a feature: names of
+IBSI, or 0000, 0001, ...; the order of the corpus), config.yaml, and with `--plot pca` the picture features.png.
 """
 
 import logging
@@ -18,17 +23,26 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
 import datasets
+import numpy as np
 import torch
 import yaml
+from matplotlib.figure import Figure
+from sklearn.decomposition import PCA
+from sklearn.preprocessing import StandardScaler
 from tqdm.auto import tqdm
+from transformers import AutoImageProcessor
 
 from modeling_glcm_mae import cooccurrence_matrix, offsets_from_angles, texture_features
 from recipe_args import UsageError, parse_args
-from recipe_data import BadImageError, decode_image, load_corpus, verify_images
+from recipe_classification_data import ImagesAsEvaluated
+from recipe_classifier import load_classifier
+from recipe_data import BadImageError, decode_image, load_corpus, transform_of_processor, verify_images
+from recipe_summary import COLOURS
 
 logger = logging.getLogger(__name__)
 
-FEATURES = ("texture",)
+FEATURES = ("texture", "cls", "mean")
+PLOTS = ("none", "pca")
 ANGLES = [0, math.pi / 4, math.pi / 2, 3 * math.pi / 4]
 
 
@@ -48,6 +62,10 @@ class EmbedArguments:
     )
     white_level: float | None = field(default=None, metadata={"help": "Grey value of white, as for pretrain.py."})
     features: str = field(default="texture", metadata={"help": f"What to compute: {', '.join(FEATURES)}."})
+    model_name_or_path: str | None = field(default=None, metadata={"help": "Encoder, for features cls and mean."})
+    model_revision: str = field(default="main", metadata={"help": "Branch, tag or commit of the encoder on the Hub."})
+    batch_size: int = field(default=64, metadata={"help": "Images at once, for an encoder."})
+    plot: str = field(default="none", metadata={"help": "pca: picture of the first two components, by label."})
     levels: int = field(default=32, metadata={"help": "Number of grey levels of the co-occurrence matrices."})
     distances: list[int] = field(
         default_factory=lambda: [1], metadata={"help": "Distances between the pixels of a pair, in pixels."}
@@ -57,6 +75,15 @@ class EmbedArguments:
     def __post_init__(self):
         if self.features not in FEATURES:
             raise UsageError(f"features must be one of {', '.join(FEATURES)}, got {self.features!r}")
+        if (self.model_name_or_path is None) != (self.features == "texture"):
+            raise UsageError(
+                f"model_name_or_path is needed for the features cls and mean, and only there; got features "
+                f"{self.features} and model_name_or_path {self.model_name_or_path}"
+            )
+        if self.plot not in PLOTS:
+            raise UsageError(f"plot must be one of {', '.join(PLOTS)}, got {self.plot!r}")
+        if self.batch_size < 1:
+            raise UsageError(f"batch_size must be at least 1, got {self.batch_size}")
         if self.levels < 2:
             raise UsageError(f"levels must be at least 2, got {self.levels}")
         if not self.distances or min(self.distances) < 1:
@@ -80,6 +107,62 @@ def image_features(image: torch.Tensor, levels: int, distances: Sequence[int]) -
     return {name: value.mean().item() for name, value in texture_features(matrices.double()).items()}
 
 
+def _texture(args: EmbedArguments, images: datasets.Dataset) -> dict[str, list[float]]:
+    columns: dict[str, list[float]] = {}
+    for row in tqdm(images, unit=" images"):
+        pixels = decode_image(row["image"], name=row["file_name"], num_channels=1, white_level=args.white_level)
+        try:
+            features = image_features(torch.from_numpy(pixels[..., 0]), args.levels, args.distances)
+        except ValueError as error:
+            raise UsageError(f"image {row['file_name']!r}: {error}") from error
+        for name, value in features.items():
+            columns.setdefault(name, []).append(value)
+    return columns
+
+
+@torch.no_grad()
+def _encoded(args: EmbedArguments, images: datasets.Dataset) -> dict[str, np.ndarray]:
+    name = args.model_name_or_path
+    encoder = load_classifier(name, ["unused"], revision=args.model_revision).vit.eval()
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    encoder.to(device)
+    try:
+        processor = AutoImageProcessor.from_pretrained(name, revision=args.model_revision)
+    except (OSError, ValueError) as error:
+        raise UsageError(
+            f"model_name_or_path {name!r} has no image processor ({str(error).splitlines()[0]})"
+        ) from error
+    try:
+        transform, white = transform_of_processor(processor, encoder.config.image_size)
+    except ValueError as error:
+        raise UsageError(f"model_name_or_path {name!r}: {error}") from error
+    items = ImagesAsEvaluated(images, transform, white_level=args.white_level or white)
+    features = []
+    for start in tqdm(range(0, len(items), args.batch_size), unit=" batches"):
+        batch = [items[i]["pixel_values"] for i in range(start, min(start + args.batch_size, len(items)))]
+        tokens = encoder(torch.stack(batch).to(device)).last_hidden_state  # B 1+N C
+        features.append((tokens[:, 0] if args.features == "cls" else tokens[:, 1:].mean(dim=1)).cpu())
+    values = torch.cat(features).numpy()
+    return {f"{index:04d}": values[:, index] for index in range(values.shape[1])}
+
+
+def draw_pca(values: np.ndarray, labels: np.ndarray | None, class_names: Sequence[str], file: Path) -> None:
+    """First two principal components of standardised features `(n, d)`, a point an image, coloured by label `(n,)`."""
+    varying = values[:, values.std(axis=0) > 0]
+    pca = PCA(min(2, *varying.shape), svd_solver="full").fit(scaled := StandardScaler().fit_transform(varying))
+    points = np.pad(pca.transform(scaled), ((0, 0), (0, 2)))[:, :2]
+    share = [*pca.explained_variance_ratio_, 0.0][:2]
+    figure = Figure(figsize=(7, 6), layout="constrained")
+    axis = figure.subplots()
+    for index, name in enumerate(class_names or ["images"]):
+        chosen = points if labels is None else points[labels == index]
+        colour = COLOURS[index % len(COLOURS)]
+        axis.scatter(*chosen.T, s=12, alpha=0.6, color=colour, label=f"{name} ({len(chosen)})", linewidths=0)
+    axis.set(xlabel=f"component 1 ({share[0]:.0%} of the variance)", ylabel=f"component 2 ({share[1]:.0%})")
+    axis.legend()
+    figure.savefig(file, dpi=110)
+
+
 def embed(args: EmbedArguments) -> Path:
     """Compute the features and write them; returns the path of the table."""
     images = load_corpus(
@@ -90,24 +173,27 @@ def embed(args: EmbedArguments) -> Path:
         image_column=args.image_column,
     )
     images, skipped = verify_images(images, num_channels=1, white_level=args.white_level, bad_images=args.bad_images)
-    columns = {name: [] for name in images.column_names if name != "image"}
-    for row in tqdm(images, unit=" images"):
-        pixels = decode_image(row["image"], name=row["file_name"], num_channels=1, white_level=args.white_level)
-        try:
-            features = image_features(torch.from_numpy(pixels[..., 0]), args.levels, args.distances)
-        except ValueError as error:
-            raise UsageError(f"image {row['file_name']!r}: {error}") from error
-        for name, value in ({name: row[name] for name in images.column_names if name != "image"} | features).items():
-            columns.setdefault(name, []).append(value)
+    measured = _texture(args, images) if args.features == "texture" else _encoded(args, images)
     kept = {name: images.features[name] for name in images.column_names if name != "image"}
-    measured = {name: datasets.Value("float64") for name in columns if name not in kept}
-    table = datasets.Dataset.from_dict(columns, features=datasets.Features(kept | measured))
+    columns = {name: images[name] for name in kept} | measured
+    types = kept | {name: datasets.Value("float64" if args.features == "texture" else "float32") for name in measured}
+    table = datasets.Dataset.from_dict(columns, features=datasets.Features(types))
     output_dir = Path(args.output_dir)
     output_dir.mkdir(parents=True, exist_ok=True)
     path = output_dir / "features.parquet"
     partial = path.with_suffix(".partial")
     table.to_parquet(partial)
     partial.replace(path)
+    if args.plot == "pca":
+        label = kept.get("label")
+        names = label.names if label is not None else []
+        labels = None if label is None else np.array(images["label"])
+        draw_pca(
+            np.stack([np.asarray(column) for column in measured.values()], axis=1),
+            labels,
+            names,
+            output_dir / "features.png",
+        )
     settings = asdict(args) | {"num_images": len(table), "skipped": [name for name, _ in skipped]}
     (output_dir / "config.yaml").write_text(yaml.safe_dump(settings, sort_keys=False))
     return path

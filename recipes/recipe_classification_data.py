@@ -63,17 +63,51 @@ class _seeded:
         self.fork.__exit__(*error)
 
 
-class ClassificationDataset(torch.utils.data.Dataset):
-    """`pixel_values` float32 `(3, H, W)`, `labels` int, `index` int (of the item, epoch * length + position).
+class ImagesAsEvaluated(torch.utils.data.Dataset):
+    """`pixel_values` float32 `(3, H, W)` and `index` of each image, without anything random.
 
-    In training an item's randomness is a function of (seed, epoch, index) alone. For evaluation 8-bit images go through
-    the image processor as `pipeline("image-classification")` would take them, so that its answers are the ones judged;
+    8-bit images go through the image processor as `pipeline` would take them, so that its answers are the ones judged;
     deeper images, which the processor refuses, go through the same transform in float.
 
     Args:
-        dataset: columns image (undecoded), file_name, label.
+        dataset: columns image (undecoded), file_name.
         transform: of the model, for three channels.
         white_level: grey value of white.
+    """
+
+    def __init__(self, dataset: datasets.Dataset, transform: ImageTransform, *, white_level: float = 255):
+        self.dataset, self.transform, self.white_level = dataset, transform, white_level
+        self._processor = transform.processor(white_level) if white_level == 255 else None
+
+    def __len__(self) -> int:
+        return len(self.dataset)
+
+    def __getitem__(self, index: int) -> dict[str, Any]:
+        row = self.dataset[index]
+        return {"pixel_values": self.evaluated(row), "index": index}
+
+    def evaluated(self, row: dict[str, Any]) -> torch.Tensor:
+        """`(3, H, W)` of a row of the data set."""
+        source, name = row["image"], row["file_name"]
+        if self._processor is None:
+            return self.transform(
+                decode_image(source, name=name, num_channels=3, white_level=self.white_level), name=name
+            )
+        try:
+            image = Image.open(io.BytesIO(source["bytes"]) if source.get("bytes") is not None else source["path"])
+            return self._processor(images=load_image(image), return_tensors="pt")["pixel_values"][0]
+        except (OSError, SyntaxError) as error:
+            raise BadImageError(f"Image '{name}' cannot be decoded: {error}.") from error
+
+
+class ClassificationDataset(ImagesAsEvaluated):
+    """`pixel_values` float32 `(3, H, W)`, `labels` int, `index` int (of the item, epoch * length + position).
+
+    In training an item's randomness is a function of (seed, epoch, index) alone.
+
+    Args:
+        dataset: columns image (undecoded), file_name, label.
+        transform, white_level: as for `ImagesAsEvaluated`.
         seed: of the augmentation.
         augment: for training; `None` for evaluation.
     """
@@ -87,20 +121,16 @@ class ClassificationDataset(torch.utils.data.Dataset):
         seed: int = 0,
         augment: Augmentation | None = None,
     ):
-        self.dataset, self.transform, self.white_level = dataset, transform, white_level
+        super().__init__(dataset, transform, white_level=white_level)
         self.seed, self.augment = seed, augment
         self.labels = np.array(dataset["label"])
-        self._processor = transform.processor(white_level) if white_level == 255 else None
-
-    def __len__(self) -> int:
-        return len(self.dataset)
 
     def __getitem__(self, key: int) -> dict[str, Any]:
         epoch, index = divmod(int(key), len(self.dataset))
         row = self.dataset[index]
         name = row["file_name"]
         if self.augment is None:
-            pixels = self._as_pipeline(row, name)
+            pixels = self.evaluated(row)
         else:
             generator = _generator(_CLASSIFIER_SAMPLE, self.seed, epoch, index)
             image = decode_image(row["image"], name=name, num_channels=3, white_level=self.white_level)
@@ -108,17 +138,6 @@ class ClassificationDataset(torch.utils.data.Dataset):
             fitted = self.augment.before_normalisation(fitted, generator)
             pixels = self.augment.after_normalisation(self.transform.finish(fitted.numpy(), generator), generator)
         return {"pixel_values": pixels, "labels": int(row["label"]), "index": int(key)}
-
-    def _as_pipeline(self, row: dict[str, Any], name: str) -> torch.Tensor:
-        if self._processor is None:
-            image = decode_image(row["image"], name=name, num_channels=3, white_level=self.white_level)
-            return self.transform(image, name=name)
-        source = row["image"]
-        try:
-            image = Image.open(io.BytesIO(source["bytes"]) if source.get("bytes") is not None else source["path"])
-            return self._processor(images=load_image(image), return_tensors="pt")["pixel_values"][0]
-        except (OSError, SyntaxError) as error:
-            raise BadImageError(f"Image '{name}' cannot be decoded: {error}.") from error
 
 
 @dataclass(frozen=True)

@@ -4,12 +4,18 @@ import math
 
 import datasets
 import numpy as np
+import pandas as pd
 import pytest
+import torch
 import yaml
-from helpers import encode, grey, truncated_png
+from helpers import encode, grey, truncated_png, write_folder
+from PIL import Image
 from skimage.feature import graycomatrix, graycoprops
+from transformers import AutoImageProcessor, AutoModel
 
 import embed
+from recipe_data import ImageTransform
+from recipe_export import write_export
 
 
 @pytest.fixture
@@ -78,3 +84,38 @@ def test_bad_images_are_named_or_skipped(folder, tmp_path, capsys):
 def test_mistakes_are_named(folder, tmp_path, option, message):
     with pytest.raises(SystemExit, match=f"error: .*{message}"):
         run(folder, tmp_path / "out", option)
+
+
+@pytest.fixture
+def encoder_folder(tmp_path, tiny_model):
+    transform = ImageTransform(32, resize="squash", image_mean=(0.4,) * 3, image_std=(0.3,) * 3)
+    write_export(tmp_path / "export", tiny_model(), transform.processor(), {}, [], {"title": "t", "repo_id": "r"})
+    return tmp_path / "export"
+
+
+@pytest.mark.parametrize("kind", ["cls", "mean"])
+def test_encoder_features_are_those_of_plain_transformers_for_any_batch_size(tmp_path, encoder_folder, kind):
+    names = [f"{label}/{index}.png" for label in ("a", "b") for index in range(4)]
+    root = write_folder(tmp_path / "images", names)
+    tables = []
+    for size in (1, 3, 8):
+        options = ["--features", kind, "--model_name_or_path", str(encoder_folder), "--batch_size", str(size)]
+        out = tmp_path / f"out{size}"
+        embed.main(["--corpus", str(root), "--output_dir", str(out), "--plot", "pca", *options])
+        table = pd.read_parquet(out / "features.parquet")
+        tables.append(table.drop(columns=["file_name", "label"]).to_numpy())
+        assert (out / "features.png").stat().st_size > 0
+    np.testing.assert_allclose(tables[1], tables[0], atol=1e-5)
+    np.testing.assert_allclose(tables[2], tables[0], atol=1e-5)
+    processor, encoder = AutoImageProcessor.from_pretrained(encoder_folder), AutoModel.from_pretrained(encoder_folder)
+    images = [Image.open(root / name).convert("RGB") for name in table["file_name"]]
+    with torch.no_grad():
+        tokens = encoder.eval()(**processor(images=images, return_tensors="pt")).last_hidden_state
+    expected = tokens[:, 0] if kind == "cls" else tokens[:, 1:].mean(1)
+    np.testing.assert_allclose(tables[0], expected, atol=1e-5)
+
+
+def test_features_need_the_encoder_that_they_are_of(tmp_path):
+    root = write_folder(tmp_path / "images", ["a.png"])
+    with pytest.raises(SystemExit, match="model_name_or_path is needed for the features cls and mean"):
+        embed.main(["--corpus", str(root), "--features", "cls"])

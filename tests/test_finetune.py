@@ -21,10 +21,10 @@ import cross_validate
 import finetune
 from modeling_glcm_mae import GLCMMAEForPreTraining
 from prepare_corpus import PrepareArguments, prepare
-from recipe_args import UsageError
+from recipe_args import UsageError, parse_args
 from recipe_classification_data import Augmentation, ClassificationDataset, Mixing
 from recipe_classifier import StochasticDepth, load_classifier, parameter_groups
-from recipe_data import ImageTransform, transform_of_processor
+from recipe_data import CORPORA, ImageTransform, transform_of_processor
 from recipe_export import write_export
 from recipe_summary import compare
 
@@ -327,6 +327,16 @@ def test_mistakes_are_one_clear_line(corpus, tmp_path, options, message, monkeyp
         run(corpus, tmp_path / "out", *options)
     assert str(stopped.value).startswith("error: ") and message in str(stopped.value)
     assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize(
+    "config", sorted((RECIPES / "configs").glob("*/finetune.yaml")), ids=lambda path: path.parent.name
+)
+def test_every_shipped_config_is_understood(config):
+    kinds = (finetune.ClassifierArguments, finetune.LabelledDataArguments, finetune.FinetuningArguments)
+    _, data_args, args = parse_args(kinds, ["--config", str(config), "--use_cpu", "true"])
+    assert args.output_dir == f"runs/{config.parent.name}/finetune"
+    assert set(data_args.positive_classes) <= set(CORPORA[config.parent.name].CLASS_NAMES)
 
 
 TINY_PRETRAINING = """

@@ -1,0 +1,133 @@
+"""Where does a fine-tuned classifier look? Heat maps over images, by occlusion or attention roll-out.
+
+    python recipes/explain.py --model_name_or_path path/to/export --corpus path/to/images --output_dir overlays
+
+A map shows where the model's answer is sensitive. It does not show why, is no outline of a lesion, and is convincing
+for a wrong answer too. Use it to find models that look at calipers and labels, not to trust one. CPU is enough.
+"""
+
+import logging
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+from matplotlib.figure import Figure
+from tqdm.auto import tqdm
+from transformers import AutoImageProcessor, AutoModelForImageClassification, ViTForImageClassification
+
+from recipe_args import UsageError, option, parse_args
+from recipe_classification_data import ImagesAsEvaluated
+from recipe_data import BadImageError, load_corpus, transform_of_processor
+from recipe_overlay import attention_rollout, occlusion_map
+
+logger = logging.getLogger(__name__)
+METHODS = ("occlusion", "rollout")
+
+
+@dataclass
+class ExplainArguments:
+    """Which model, which images."""
+
+    model_name_or_path: str | None = option(None, "Export of finetune.py, or any ViTForImageClassification.")
+    model_revision: str = option("main", "Branch, tag or commit of the model on the Hub.")
+    corpus: str = option("folder", "A folder of images or Parquet, a known corpus (with data_dir), or a Hub id.")
+    data_dir: str | None = option(None, "Folder of the download, for a corpus that is given by name.")
+    split: str | None = option(None, "Split to read; train where there is one.")
+    output_dir: str = option("runs/overlays", "Receives a picture an image.")
+    method: str = option("occlusion", "occlusion (of one class; slower) or rollout (of attention; the same for all).")
+    target: str | None = option(None, "Class to explain, for occlusion; the answer if left out.")
+    window: int | None = option(None, "Side of the occluding window in pixels; two patches if left out.")
+    stride: int | None = option(None, "Step of the window in pixels; one patch if left out.")
+    max_images: int = option(16, "Images to draw, from the first.")
+
+    def __post_init__(self):
+        if self.model_name_or_path is None:
+            raise UsageError("model_name_or_path is needed: an export of finetune.py")
+        if self.method not in METHODS:
+            raise UsageError(f"method must be one of {', '.join(METHODS)}, got {self.method!r}")
+        if self.max_images < 1:
+            raise UsageError(f"max_images must be at least 1, got {self.max_images}")
+
+
+def explain(args: ExplainArguments) -> list[Path]:
+    """Draw the overlays; returns their files."""
+    source = {"revision": args.model_revision}
+    try:
+        # eager: no other implementation returns attention
+        model, report = AutoModelForImageClassification.from_pretrained(
+            args.model_name_or_path, attn_implementation="eager", output_loading_info=True, **source
+        )
+        processor = AutoImageProcessor.from_pretrained(args.model_name_or_path, **source)
+    except (OSError, ValueError) as error:
+        raise UsageError(f"model_name_or_path {args.model_name_or_path!r} cannot be opened: {error}") from error
+    if not isinstance(model, ViTForImageClassification) or report["missing_keys"]:
+        raise UsageError(
+            f"model_name_or_path {args.model_name_or_path!r} is not a fine-tuned ViTForImageClassification"
+        )
+    names = list(model.config.id2label.values())
+    if args.target is not None and args.target not in names:
+        raise UsageError(f"target must be one of {', '.join(names)}, got {args.target!r}")
+    transform, white = transform_of_processor(processor, model.config.image_size)
+    images = load_corpus(args.corpus, data_dir=args.data_dir, split=args.split)
+    items = ImagesAsEvaluated(images, transform, white_level=white)
+    patch = model.config.patch_size
+    model.eval()
+    output = Path(args.output_dir)
+    output.mkdir(parents=True, exist_ok=True)
+    files = []
+    for index in tqdm(range(min(args.max_images, len(items))), unit=" images"):
+        pixel_values, name = items[index]["pixel_values"], images[index]["file_name"]
+        with torch.no_grad():
+            probabilities = model(pixel_values=pixel_values[None]).logits.softmax(dim=1)[0]
+        target = int(probabilities.argmax()) if args.target is None else names.index(args.target)
+        if args.method == "occlusion":
+            window = args.window or min(2 * patch, *pixel_values.shape[1:])
+            heat = occlusion_map(model, pixel_values, target, window=window, stride=args.stride or patch).numpy()
+        else:
+            heat = attention_rollout(model, pixel_values).numpy().repeat(patch, 0).repeat(patch, 1)
+        mean, std = (np.array(values)[:, None, None] for values in (transform.image_mean, transform.image_std))
+        shown = (pixel_values.numpy() * std + mean).clip(0, 1).transpose(1, 2, 0)
+        files.append(output / f"{index:04d}_{Path(name).stem}.png")
+        _draw(files[-1], name, shown, heat, args.method, target, names, probabilities.numpy())
+    return files
+
+
+def _draw(file: Path, name: str, image, heat, method: str, target: int, names: list[str], probabilities) -> None:
+    figure = Figure(figsize=(12, 4.4), layout="constrained")
+    plain, overlay, bars = figure.subplots(1, 3)
+    plain.imshow(image)
+    plain.set_title(f"{name}, as the model sees it", fontsize=9)
+    overlay.imshow(image)
+    if method == "occlusion":
+        limit = max(float(np.abs(heat).max()), 1e-6)
+        shades = overlay.imshow(heat, cmap="coolwarm", alpha=0.5, vmin=-limit, vmax=limit)
+        overlay.set_title(f"fall of p({names[target]}) where hidden", fontsize=9)
+    else:
+        shades = overlay.imshow(heat, cmap="viridis", alpha=0.5)
+        overlay.set_title("attention roll-out, all classes", fontsize=9)
+    figure.colorbar(shades, ax=overlay, shrink=0.8)
+    for axis in (plain, overlay):
+        axis.axis("off")
+    bars.barh(names, probabilities, color="#0072b2")
+    bars.set(xlim=(0, 1), xlabel="probability")
+    bars.invert_yaxis()
+    figure.supxlabel("Where the model is sensitive: not why, and no outline of a lesion. Research only.", fontsize=8)
+    figure.savefig(file, dpi=100)
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    logging.basicConfig(level=logging.INFO, format="%(levelname)s %(name)s: %(message)s", stream=sys.stderr)
+    try:
+        (args,) = parse_args((ExplainArguments,), argv, description=__doc__)
+        files = explain(args)
+    except (ValueError, OSError, BadImageError) as error:
+        logger.debug("where it was found", exc_info=True)
+        sys.exit(f"error: {error}")
+    print(f"{len(files)} overlays in {args.output_dir}")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,75 @@
+"""Heat maps where the right answer is known, and the script."""
+
+import numpy as np
+import pytest
+import torch
+from helpers import encode, grey, write
+from PIL import Image
+from transformers import ViTConfig, ViTForImageClassification
+
+import explain
+from recipe_data import ImageTransform
+from recipe_overlay import attention_rollout, occlusion_map
+
+SIZES = {"hidden_size": 16, "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 32}
+
+
+@pytest.fixture
+def model() -> ViTForImageClassification:
+    config = ViTConfig(image_size=32, patch_size=8, id2label={0: "a", 1: "b"}, attn_implementation="eager", **SIZES)
+    return ViTForImageClassification(config).eval()
+
+
+class OnePatch(torch.nn.Module):
+    """Answers class 1 by the mean of the pixels 8..16 x 16..24 alone."""
+
+    def forward(self, pixel_values):
+        score = pixel_values[:, :, 8:16, 16:24].mean(dim=(1, 2, 3))
+        return type("Output", (), {"logits": torch.stack([torch.zeros_like(score), score], dim=1)})
+
+
+def test_occlusion_finds_the_patch_that_decides():
+    image = torch.full((3, 32, 32), 2.0)
+    heat = occlusion_map(OnePatch(), image, 1, window=8, stride=8, batch_size=5)
+    fall = torch.tensor(2.0).sigmoid() - 0.5
+    expected = torch.zeros(32, 32)
+    expected[8:16, 16:24] = fall
+    torch.testing.assert_close(heat, expected)
+    torch.testing.assert_close(occlusion_map(OnePatch(), image, 0, window=8, stride=8), -expected)
+
+
+def test_occlusion_with_overlap_covers_every_pixel():
+    heat = occlusion_map(OnePatch(), torch.ones(3, 32, 32), 1, window=12, stride=5)
+    assert heat.shape == (32, 32) and torch.isfinite(heat).all()
+    assert heat[8:16, 16:24].mean() > 2 * heat.mean()
+    with pytest.raises(ValueError, match="window must be 1 to 32"):
+        occlusion_map(OnePatch(), torch.ones(3, 32, 32), 1, window=40, stride=5)
+
+
+def test_rollout_against_a_plain_calculation(model):
+    image = torch.randn(3, 32, 32)
+    with torch.no_grad():
+        attentions = model(pixel_values=image[None], output_attentions=True).attentions
+    rolled = np.eye(17)
+    for attention in attentions:
+        mixed = 0.5 * attention[0].mean(0).double().numpy() + 0.5 * np.eye(17)
+        rolled = mixed / mixed.sum(1, keepdims=True) @ rolled
+    expected = rolled[0, 1:].reshape(4, 4)
+    heat = attention_rollout(model, image)
+    np.testing.assert_allclose(heat, expected / expected.sum(), rtol=1e-5)
+
+
+def test_the_script_draws_an_overlay_an_image(model, tmp_path):
+    model.save_pretrained(tmp_path / "model")
+    ImageTransform(32, resize="squash").processor().save_pretrained(tmp_path / "model")
+    for index in range(3):
+        write(tmp_path / "images" / f"{index}.png", encode(grey(seed=index)))
+    for method in ("occlusion", "rollout"):
+        options = {"model_name_or_path": "model", "corpus": "images", "output_dir": method}
+        given = [text for name, value in options.items() for text in (f"--{name}", str(tmp_path / value))]
+        explain.main([*given, "--method", method, "--max_images", "2"])
+        pictures = sorted((tmp_path / method).glob("*.png"))
+        assert [path.name for path in pictures] == ["0000_0.png", "0001_1.png"]
+        assert np.asarray(Image.open(pictures[0])).std() > 0
+    with pytest.raises(SystemExit, match="target must be one of a, b"):
+        explain.main([*given, "--target", "c"])
