@@ -74,7 +74,7 @@ def test_bad_images_are_named_or_skipped(folder, tmp_path, capsys):
 @pytest.mark.parametrize(
     ("option", "message"),
     [
-        ("--features=shape", "features must be one of texture, got 'shape'"),
+        ("--features=shape", "features must be one of texture, cls, mean, got 'shape'"),
         ("--levels=1", "levels must be at least 2, got 1"),
         ("--distances=0", r"distances .* at least 1, got \[0\]"),
         ("--distances=35", r"benign/0.png.*30 x 40 pixels"),
