@@ -47,7 +47,7 @@ from recipe_data import (
     verify_images,
     white_level,
 )
-from recipe_export import write_classifier
+from recipe_export import TRAINING_IMAGES, write_classifier
 from recipe_frozen import MODES, fit_frozen, frozen_features
 from recipe_setup import normalization
 from recipe_splits import fingerprint_of, load_prepared
@@ -305,6 +305,7 @@ class Run:
 
     def _refuse_leaks(self) -> None:
         seen = images_seen_in_pretraining(self.model_args.model_name_or_path, self.model_args.model_revision)
+        self.seen = seen
         if seen is None:
             logger.warning(
                 "%s does not tell which images it was pretrained on, so it may have seen some of the test part",
@@ -503,6 +504,13 @@ class Run:
         if self.model_args.mode != "knn":
             print(f"export      {self.output_dir / 'export'}")
 
+    def _training_images(self) -> dict[str, str]:
+        """SHA-256 of every image that had a part in the weights; none if those of the encoder are unknown."""
+        if self.seen is None:
+            return {}
+        used = self.seen.union(*(self.datasets[part].dataset["sha256"] for part in ("train", "validation")))
+        return {TRAINING_IMAGES: "\n".join(sorted(used)) + "\n"}
+
     def _export(self, model: ViTForImageClassification, results: dict) -> None:
         published = json.loads(json.dumps(self.resolved))
         published["derived"]["skipped_images"] = len(self.skipped)
@@ -521,7 +529,7 @@ class Run:
             self.output_dir / "export",
             model,
             self.transform.processor(self.white if self.white != 255 else None),
-            {"config.yaml": yaml.safe_dump(published, sort_keys=False)},
+            {"config.yaml": yaml.safe_dump(published, sort_keys=False)} | self._training_images(),
             [],
             {
                 "title": f"GLCM-MAE, fine-tuned on {Path(self.data_args.corpus).name}",

@@ -217,6 +217,27 @@ def test_a_run_learns_and_leaves_what_it_promises(finished, corpus):
     assert any("eval_auroc" in row for row in losses)
 
 
+def test_a_classifier_cannot_be_tuned_further_on_a_fold_that_tests_its_images(finished, corpus, tmp_path, exported):
+    seen = shutil.copytree(exported, tmp_path / "seen")
+    (seen / "training_images.txt").write_text("")  # an encoder that says it saw none
+    first = run(corpus, tmp_path / "first", "--model_name_or_path", str(seen), "--max_steps", "1")
+    with pytest.raises(SystemExit, match="images of the test part of fold 1"):
+        run(corpus, tmp_path / "second", "--model_name_or_path", str(first / "export"), "--fold", "1")
+    assert not (finished / "export" / "training_images.txt").exists()  # its encoder did not tell
+
+
+@pytest.mark.slow
+def test_two_processes_end_with_one_export(corpus, exported, tmp_path):
+    options = FAST | {"corpus": str(corpus), "output_dir": str(tmp_path / "out"), "model_name_or_path": str(exported)}
+    given = [text for name, value in options.items() for text in (f"--{name}", value)]
+    command = [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node=2", "--master_port=29533"]
+    done = subprocess.run([*command, str(RECIPES / "finetune.py"), *given], capture_output=True, text=True, timeout=240)
+    assert done.returncode == 0, done.stderr[-2000:]
+    assert len(pd.read_parquet(tmp_path / "out" / "predictions.parquet")) == 32
+    config = yaml.safe_load((tmp_path / "out" / "config.yaml").read_text())
+    assert config["derived"]["effective_batch_size"] == 32
+
+
 def test_pipeline_gives_the_probabilities_of_the_evaluation(finished, corpus):
     config = json.loads((finished / "export" / "config.json").read_text())
     assert config["architectures"] == ["ViTForImageClassification"] and config["model_type"] == "vit"
