@@ -364,6 +364,13 @@ class Run:
         args, data = self.args, self.data_args
         if args.device.type == "cpu":
             args.dataloader_pin_memory = False  # asked for without an accelerator, it only warns
+        validation = self.datasets["validation"]
+        uniform = np.full((len(validation), len(self.class_names)), 1 / len(self.class_names))
+        names = ["loss", *self._figures_of(uniform, validation)]
+        if args.metric_for_best_model.removeprefix("eval_") not in names:
+            raise UsageError(
+                f"metric_for_best_model must be one of {', '.join(names)}, got {args.metric_for_best_model!r}"
+            )
         effective = args.train_batch_size * args.gradient_accumulation_steps * args.world_size
         if args.learning_rate is None:
             args.learning_rate = args.base_learning_rate * effective / 256

@@ -337,6 +337,7 @@ def test_an_encoder_that_saw_test_images_is_refused(corpus, exported, tmp_path):
     [
         (["--fold", "9"], "fold must be 0 to 2"),
         (["--mode", "best"], "mode must be one of"),
+        (["--metric_for_best_model", "eval_binary_auroc"], "metric_for_best_model must be one of loss, accuracy"),
         (["--positive_classes", "mars"], "allowed are coarse, fine"),
         (["--model_name_or_path", "nowhere/at-all-x"], "cannot be opened"),
         (["--corpus", "speckle"], "prepare_corpus.py"),
