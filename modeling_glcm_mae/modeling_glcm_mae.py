@@ -9,6 +9,7 @@ from typing import Any
 
 import torch
 from torch import nn
+from torch.utils.checkpoint import checkpoint
 from transformers import PreTrainedConfig, ViTMAEForPreTraining, ViTMAEModel, ViTMAEPreTrainedModel
 from transformers import initialization as init
 from transformers.conversion_mapping import get_checkpoint_conversion_mapping, register_checkpoint_conversion_mapping
@@ -23,6 +24,8 @@ from transformers.utils.generic import can_return_tuple
 
 from .configuration_glcm_mae import GLCMMAEConfig
 from .glcm import glcm_loss, ssim_loss
+
+_SSIM_PATCHES = 2**14  # at once; 48 MiB in float32 for patches of 16 x 16 x 3
 
 
 @dataclass
@@ -392,10 +395,22 @@ class GLCMMAEForPreTraining(GLCMMAEPreTrainedModel, ViTMAEForPreTraining):
                 low, high = map(float, config.glcm_value_range)
                 # The extremes of clamped pixels are the clamped extremes.
                 extremes = [x.clamp(low, high) for x in _extremes(pred)]
-                ssim = ssim_loss(
-                    _min_max_scaled(pred_masked.clamp(low, high), *extremes, image),  # M C p p
-                    _min_max_scaled(target_masked, *_extremes(target), image),  # M C p p
-                )
+                target_extremes = _extremes(target)
+
+                def patch_ssim(pred: torch.Tensor, target: torch.Tensor, image: torch.Tensor) -> torch.Tensor:
+                    return ssim_loss(
+                        _min_max_scaled(pred.clamp(low, high), *extremes, image),  # M C p p
+                        _min_max_scaled(target, *target_extremes, image),  # M C p p
+                        reduction="none",
+                    )
+
+                parts = list(zip(*(x.split(_SSIM_PATCHES) for x in (pred_masked, target_masked, image)), strict=True))
+                if len(parts) == 1:
+                    per_patch = patch_ssim(*parts[0])
+                else:
+                    # A dozen tensors of the size of the images are kept for the gradient: computed twice, not all kept.
+                    per_patch = torch.cat([checkpoint(patch_ssim, *part, use_reentrant=False) for part in parts])
+                ssim = per_patch.sum() / max(num_masked, 1)
             if not texture:
                 return {"loss": mse, "glcm": None, "ssim": None, "mse": mse}
             loss = config.mse_weight * mse

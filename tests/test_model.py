@@ -803,7 +803,7 @@ def kib(field):
     lines = Path("/proc/self/status").read_text().splitlines()
     return next(int(line.split()[1]) for line in lines if line.startswith(field + ":"))
 
-model = GLCMMAEForPreTraining(GLCMMAEConfig.from_preset("texture", {fields}, image_size=224, patch_size=16))
+model = GLCMMAEForPreTraining(GLCMMAEConfig.from_preset("{preset}", {fields}, image_size=224, patch_size=16))
 pixel_values, logits = torch.randn(512, 3, 224, 224), torch.randn(512, 196, 768).requires_grad_()
 mask = (torch.arange(196) < 147).expand(512, -1)
 model.reconstruction_loss(pixel_values[:1], logits[:1], mask[:1])["loss"].backward()
@@ -815,12 +815,30 @@ print((kib("VmHWM") - before) / 2**20)
 """
 
 
+def test_ssim_of_a_large_batch_in_parts_is_that_of_the_whole(tiny_model, monkeypatch):
+    model = tiny_model("paper")
+    pixel_values, mask = torch.randn(3, 3, 32, 32), (torch.arange(16) < 12).expand(3, -1)
+    found = []
+    for patches in (2**14, 7):
+        monkeypatch.setattr("modeling_glcm_mae.modeling_glcm_mae._SSIM_PATCHES", patches)
+        logits = torch.linspace(-1, 1, 3 * 16 * 192, dtype=torch.float64).sin().view(3, 16, 192).requires_grad_()
+        terms = model.reconstruction_loss(pixel_values, logits, mask)
+        terms["ssim"].backward()
+        found.append((terms["ssim"].item(), logits.grad))
+    assert found[0][0] == pytest.approx(found[1][0], rel=1e-12)
+    torch.testing.assert_close(found[0][1], found[1][1])
+    assert found[0][1].abs().max() > 0
+
+
 @pytest.mark.slow
 @pytest.mark.skipif(not sys.platform.startswith("linux"), reason="reads the peak of resident memory from /proc")
-def test_objective_of_512_images_takes_less_than_2_gib(tiny_fields):
+@pytest.mark.parametrize("preset", ["texture", "paper"])
+def test_objective_of_512_images_takes_less_than_2_gib(tiny_fields, preset):
     fields = ", ".join(
         f"{name}={value}" for name, value in tiny_fields.items() if name not in ("image_size", "patch_size")
     )
-    done = subprocess.run([sys.executable, "-c", PEAK.format(fields=fields)], capture_output=True, text=True)
+    done = subprocess.run(
+        [sys.executable, "-c", PEAK.format(fields=fields, preset=preset)], capture_output=True, text=True
+    )
     assert done.returncode == 0, done.stderr
     assert 0.3 < float(done.stdout) < 2  # the gradient of the logits alone takes 0.3
