@@ -136,7 +136,10 @@ def _encoded(args: EmbedArguments, images: datasets.Dataset) -> dict[str, np.nda
         transform, white = transform_of_processor(processor, encoder.config.image_size)
     except ValueError as error:
         raise UsageError(f"model_name_or_path {name!r}: {error}") from error
-    items = ImagesAsEvaluated(images, transform, white_level=args.white_level or white)
+    white = args.white_level or white
+    # Again, now that the grey value of white is known: a deeper image must not go through an 8-bit processor.
+    images, _ = verify_images(images, num_channels=3, white_level=white, transform=transform)
+    items = ImagesAsEvaluated(images, transform, white_level=white)
     features = []
     for start in tqdm(range(0, len(items), args.batch_size), unit=" batches"):
         batch = [items[i]["pixel_values"] for i in range(start, min(start + args.batch_size, len(items)))]

@@ -16,10 +16,11 @@ import numpy as np
 import torch
 from matplotlib.figure import Figure
 from tqdm.auto import tqdm
-from transformers import AutoImageProcessor, AutoModelForImageClassification, ViTForImageClassification
+from transformers import AutoConfig, AutoImageProcessor
 
 from recipe_args import UsageError, option, parse_args
 from recipe_classification_data import ImagesAsEvaluated
+from recipe_classifier import CLASSIFIERS
 from recipe_data import BadImageError, load_corpus, transform_of_processor
 from recipe_overlay import attention_rollout, occlusion_map
 
@@ -57,16 +58,22 @@ def explain(args: ExplainArguments) -> list[Path]:
     source = {"revision": args.model_revision}
     try:
         # eager: no other implementation returns attention
-        model, report = AutoModelForImageClassification.from_pretrained(
+        config = AutoConfig.from_pretrained(args.model_name_or_path, **source)
+        known = {classifier.__name__: classifier for classifier in CLASSIFIERS.values()}
+        name = (config.architectures or ["unknown"])[0]
+        if name not in known:
+            raise UsageError(f"{args.model_name_or_path!r} is a {name}; allowed are {', '.join(known)}")
+        # Not by AutoModel, which would open a classifier of the mean token as one of the CLS token.
+        model, report = known[name].from_pretrained(
             args.model_name_or_path, attn_implementation="eager", output_loading_info=True, **source
         )
         processor = AutoImageProcessor.from_pretrained(args.model_name_or_path, **source)
+    except UsageError:
+        raise
     except (OSError, ValueError) as error:
         raise UsageError(f"model_name_or_path {args.model_name_or_path!r} cannot be opened: {error}") from error
-    if not isinstance(model, ViTForImageClassification) or report["missing_keys"]:
-        raise UsageError(
-            f"model_name_or_path {args.model_name_or_path!r} is not a fine-tuned ViTForImageClassification"
-        )
+    if report["missing_keys"]:
+        raise UsageError(f"model_name_or_path {args.model_name_or_path!r} lacks {', '.join(report['missing_keys'])}")
     names = list(model.config.id2label.values())
     if args.target is not None and args.target not in names:
         raise UsageError(f"target must be one of {', '.join(names)}, got {args.target!r}")

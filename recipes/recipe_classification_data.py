@@ -95,6 +95,10 @@ class ImagesAsEvaluated(torch.utils.data.Dataset):
             )
         try:
             image = Image.open(io.BytesIO(source["bytes"]) if source.get("bytes") is not None else source["path"])
+            if image.mode.startswith(("I", "F")):  # conversion to RGB would cut it to white
+                raise BadImageError(
+                    f"Image '{name}' has more than 8 bits; the model's image processor is for 8 (rescale_factor 1/255)."
+                )
             return self._processor(images=load_image(image), return_tensors="pt")["pixel_values"][0]
         except (OSError, SyntaxError) as error:
             raise BadImageError(f"Image '{name}' cannot be decoded: {error}.") from error

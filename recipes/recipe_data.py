@@ -212,6 +212,7 @@ class ImageTransform:
             of `image_size` times 3/4 to 4/3 as in MAE, but exact for "letterbox", which promises no distortion.
         horizontal_flip, vertical_flip: in training, mirror every second image.
         image_mean, image_std: per channel, in units of [0, 1]: result = (grey value - mean) / std.
+        resample: Pillow's number of the filter that resizes.
     """
 
     image_size: int | tuple[int, int]
@@ -223,6 +224,7 @@ class ImageTransform:
     vertical_flip: bool = False
     image_mean: tuple[float, ...] = (0.5, 0.5, 0.5)
     image_std: tuple[float, ...] = (0.5, 0.5, 0.5)
+    resample: int = Image.Resampling.BILINEAR
 
     def __post_init__(self) -> None:
         size = (self.image_size,) * 2 if isinstance(self.image_size, int) else tuple(self.image_size)
@@ -282,7 +284,7 @@ class ImageTransform:
             return self.fit(image, name=name)
         self.check(image, name)
         pixels = np.ascontiguousarray(image.transpose(2, 0, 1))
-        return _resize(self._random_crop(pixels, generator), self.image_size)
+        return _resize(self._random_crop(pixels, generator), self.image_size, self.resample)
 
     def finish(self, pixels: np.ndarray, generator: torch.Generator | None = None) -> torch.Tensor:
         """Flip and normalise `(C, *image_size)` in [0, 1]."""
@@ -300,13 +302,13 @@ class ImageTransform:
         if self.resize == "none":
             return pixels
         if self.resize == "squash":
-            return _resize(pixels, self.image_size)
+            return _resize(pixels, self.image_size, self.resample)
         if self.resize == "letterbox":
             size = get_image_size_for_max_height_width(pixels.shape[1:], *self.image_size)
         else:
             shortest = self.resize_to or max(self.image_size)
             size = get_resize_output_image_size(pixels, shortest, False, input_data_format=ChannelDimension.FIRST)
-        pixels = _resize(pixels, (max(1, size[0]), max(1, size[1])))
+        pixels = _resize(pixels, (max(1, size[0]), max(1, size[1])), self.resample)
         return center_crop(pixels, self.image_size, input_data_format=ChannelDimension.FIRST)
 
     def _random_crop(self, pixels: np.ndarray, generator: torch.Generator) -> np.ndarray:
@@ -348,7 +350,7 @@ class ImageTransform:
         return ViTImageProcessorPil(
             do_resize=self.resize != "none",
             size=size,
-            resample=Image.Resampling.BILINEAR,
+            resample=self.resample,
             do_center_crop=self.resize in ("shortest", "letterbox"),
             crop_size={"height": height, "width": width},
             do_rescale=True,
@@ -364,7 +366,7 @@ class ImageTransform:
 def transform_of_processor(processor: Any, image_size: int | tuple[int, int]) -> tuple[ImageTransform, float]:
     """The transform that a saved image processor describes, for three channels; the inverse of `processor()`.
 
-    The resampling is always bilinear, whatever the processor says. What it does not do (normalise, say) has no effect.
+    What it does not do (normalise, say) has no effect.
 
     Args:
         processor: with the fields of `ViTImageProcessor`, as `AutoImageProcessor` opens it.
@@ -379,16 +381,18 @@ def transform_of_processor(processor: Any, image_size: int | tuple[int, int]) ->
     height, width = (image_size,) * 2 if isinstance(image_size, int) else image_size
     size, crop = (dict(getattr(processor, name, None) or {}) for name in ("size", "crop_size"))
     size, crop = ({key: value for key, value in sizes.items() if value} for sizes in (size, crop))
-    cropped = bool(getattr(processor, "do_center_crop", False)) and crop == {"height": height, "width": width}
     exact = {"height": height, "width": width}
+    cropped = bool(getattr(processor, "do_center_crop", False))
+    if getattr(processor, "do_pad", False) or (cropped and (crop != exact or not processor.do_resize)):
+        raise ValueError(f"the image processor pads, or crops to {crop}; the model takes {height} x {width}")
     resize_to = None
     if not processor.do_resize:
         resize = "none"
-    elif set(size) == {"shortest_edge"} and (cropped or size["shortest_edge"] == height == width):
+    elif set(size) == {"shortest_edge"} and cropped:
         resize, resize_to = "shortest", size["shortest_edge"]
     elif size == {"max_height": height, "max_width": width} and cropped:
         resize = "letterbox"
-    elif size == exact:
+    elif size == exact and not cropped:
         resize = "squash"
     else:
         raise ValueError(f"the image processor resizes to {size} (crop {crop}); the model takes {height} x {width}")
@@ -398,18 +402,17 @@ def transform_of_processor(processor: Any, image_size: int | tuple[int, int]) ->
     )
     mean, std = (tuple(values * 3) if len(values) == 1 else tuple(values) for values in (mean, std))
     white = round(1 / processor.rescale_factor, 6) if processor.do_rescale else 1.0
-    return ImageTransform(image_size, resize=resize, resize_to=resize_to, image_mean=mean, image_std=std), white
+    resample = int(processor.resample) if processor.do_resize else Image.Resampling.BILINEAR
+    geometry = {"resize": resize, "resize_to": resize_to, "resample": resample}
+    return ImageTransform(image_size, image_mean=mean, image_std=std, **geometry), white
 
 
-def _resize(pixels: np.ndarray, size: tuple[int, int]) -> np.ndarray:
-    """Antialiased bilinear resize of `(C, H, W)`, in float, channel by channel: Pillow has no deep colour."""
+def _resize(pixels: np.ndarray, size: tuple[int, int], resample: int) -> np.ndarray:
+    """Antialiased resize of `(C, H, W)`, in float, channel by channel: Pillow has no deep colour."""
     if pixels.shape[1:] == tuple(size):
         return pixels
     height, width = size
-    channels = [
-        Image.fromarray(np.ascontiguousarray(channel)).resize((width, height), Image.Resampling.BILINEAR)
-        for channel in pixels
-    ]
+    channels = [Image.fromarray(np.ascontiguousarray(channel)).resize((width, height), resample) for channel in pixels]
     return np.stack([np.asarray(channel) for channel in channels]).clip(0, 1)
 
 

@@ -115,6 +115,29 @@ def test_encoder_features_are_those_of_plain_transformers_for_any_batch_size(tmp
     np.testing.assert_allclose(tables[0], expected, atol=1e-5)
 
 
+def test_a_deep_image_does_not_go_through_an_8_bit_processor(tmp_path, encoder_folder):
+    (tmp_path / "deep").mkdir()
+    (tmp_path / "deep" / "a.png").write_bytes(encode(grey(bits=16)))
+    options = ["--features", "cls", "--model_name_or_path", str(encoder_folder), "--output_dir", str(tmp_path / "o")]
+    with pytest.raises(SystemExit, match="a.png.*white_level=255"):
+        embed.main(["--corpus", str(tmp_path / "deep"), *options])
+
+
+@pytest.mark.parametrize("resample", [0, 3])
+def test_the_processor_decides_the_resampling(tmp_path, encoder_folder, resample):
+    processor = AutoImageProcessor.from_pretrained(encoder_folder)
+    processor.resample = resample
+    processor.save_pretrained(encoder_folder)
+    root = write_folder(tmp_path / "images", ["a.png"])
+    options = ["--features", "cls", "--model_name_or_path", str(encoder_folder), "--output_dir", str(tmp_path / "o")]
+    embed.main(["--corpus", str(root), *options])
+    found = pd.read_parquet(tmp_path / "o" / "features.parquet").drop(columns=["file_name"]).to_numpy()
+    encoder, image = AutoModel.from_pretrained(encoder_folder).eval(), Image.open(root / "a.png").convert("RGB")
+    with torch.no_grad():
+        expected = encoder(**processor(images=image, return_tensors="pt")).last_hidden_state[:, 0]
+    np.testing.assert_allclose(found, expected, atol=1e-5)
+
+
 def test_features_need_the_encoder_that_they_are_of(tmp_path):
     root = write_folder(tmp_path / "images", ["a.png"])
     with pytest.raises(SystemExit, match="model_name_or_path is needed for the features cls and mean"):

@@ -5,11 +5,12 @@ import pytest
 import torch
 from helpers import encode, grey, write
 from PIL import Image
-from transformers import ViTConfig, ViTForImageClassification
+from transformers import AutoImageProcessor, ViTConfig, ViTForImageClassification
 
 import explain
 from recipe_data import ImageTransform
 from recipe_overlay import attention_rollout, occlusion_map
+from vit_mean_pooling import ViTMeanPoolingForImageClassification
 
 SIZES = {"hidden_size": 16, "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 32}
 
@@ -57,6 +58,26 @@ def test_rollout_against_a_plain_calculation(model):
     expected = rolled[0, 1:].reshape(4, 4)
     heat = attention_rollout(model, image)
     np.testing.assert_allclose(heat, expected / expected.sum(), rtol=1e-5)
+
+
+def test_a_classifier_of_the_mean_token_is_opened_as_such(model, tmp_path, monkeypatch):
+    mean = ViTMeanPoolingForImageClassification(model.config).eval()
+    mean.save_pretrained(tmp_path / "model")
+    ImageTransform(32, resize="squash").processor().save_pretrained(tmp_path / "model")
+    write(tmp_path / "images" / "0.png", encode(grey()))
+    seen = []
+    monkeypatch.setattr(explain, "_draw", lambda *given: seen.append(given[-1]))
+    explain.main(
+        [
+            f"--{name}={tmp_path / value}"
+            for name, value in (("model_name_or_path", "model"), ("corpus", "images"), ("output_dir", "o"))
+        ]
+    )
+    processor = AutoImageProcessor.from_pretrained(tmp_path / "model")
+    image = Image.open(tmp_path / "images" / "0.png").convert("RGB")
+    with torch.no_grad():
+        expected = mean(**processor(images=image, return_tensors="pt")).logits.softmax(1)[0]
+    np.testing.assert_allclose(seen[0], expected, atol=1e-5)
 
 
 def test_the_script_draws_an_overlay_an_image(model, tmp_path):

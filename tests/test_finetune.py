@@ -192,6 +192,7 @@ def test_mixed_targets_tell_what_is_in_the_image(options):
         ImageTransform((32, 48), resize="squash"),
         ImageTransform((32, 48), resize="letterbox"),
         ImageTransform(32, resize="none"),
+        ImageTransform(32, resize="squash", resample=3),
     ],
 )
 def test_a_transform_comes_back_from_its_processor(transform, tmp_path):
