@@ -176,9 +176,9 @@ def test_official_split_loses_training_images_of_test_patients(tmp_path):
 
 
 def test_busi_masks_are_joined_and_gbcu_boxes_kept(tmp_path):
-    for label in ("normal", "benign", "malignant"):
+    for first, label in enumerate(("normal", "benign", "malignant")):
         for index in range(8):
-            write(tmp_path / "busi" / label / f"{label} ({index}).png", encode(picture(hash(label) % 997 + index)))
+            write(tmp_path / "busi" / label / f"{label} ({index}).png", encode(picture(100 * first + index)))
     mask = encode(np.eye(64, dtype=np.uint8) * 255)
     for name in ("benign (1)_mask.png", "benign (1)_mask_1.png"):
         write(tmp_path / "busi" / "benign" / name, mask)
