@@ -47,11 +47,11 @@ from recipe_data import (
     verify_images,
     white_level,
 )
-from recipe_export import TRAINING_IMAGES, write_classifier
+from recipe_export import ADDRESS, TRAINING_IMAGES, write_classifier
 from recipe_frozen import MODES, fit_frozen, frozen_features
 from recipe_setup import normalization
 from recipe_splits import fingerprint_of, load_prepared
-from recipe_summary import figures_of, load_metric, positive_indices, predictions_table
+from recipe_summary import FIGURES, figures_of, load_metric, positive_indices, predictions_table
 from recipe_trainer import ImagesProgressCallback, MetricsFileCallback, checkpoint_to_resume, earlier_run
 
 logger = logging.getLogger("finetune")
@@ -532,6 +532,7 @@ class Run:
                     published[section][name] = Path(value).name
         base = published["model"]["model_name_or_path"]
         counts = {part: self.resolved["derived"][f"num_{part}_images"] for part in ("train", "validation", "test")}
+        values = {name: results[f"test_{name}"] for name in FIGURES}
         write_classifier(
             self.output_dir / "export",
             model,
@@ -540,7 +541,7 @@ class Run:
             [],
             {
                 "title": f"GLCM-MAE, fine-tuned on {Path(self.data_args.corpus).name}",
-                "repo_id": self.args.hub_model_id or "path/to/export",
+                "repo_id": self.args.hub_model_id or ADDRESS,
                 "corpus": Path(self.data_args.corpus).name,
                 "fold": self.data_args.fold,
                 "base_model": base if base == self.model_args.model_name_or_path else None,
@@ -548,10 +549,8 @@ class Run:
                 "mode": self.model_args.mode,
                 "pooling": self.model_args.pooling,
                 "deep": self.white > 255,
-                "figures": {
-                    name: f"{results[f'test_{name}']:.3f}"
-                    for name in ("accuracy", "balanced_accuracy", "sensitivity", "specificity", "auroc", "f1")
-                },
+                "figures": {name: f"{value:.3f}" for name, value in values.items()},
+                "values": values,
             },
         )
 

@@ -27,7 +27,7 @@ from transformers import ProgressCallback, set_seed
 from modeling_glcm_mae import GLCMMAEForPreTraining
 from recipe_args import DataArguments, ModelArguments, PretrainingArguments, UsageError, parse_args
 from recipe_data import BadImageError, PretrainIterableDataset, collate, grey_statistics
-from recipe_export import TRAINING_IMAGES, stock_encoder, write_export
+from recipe_export import ADDRESS, TRAINING_IMAGES, stock_encoder, write_export
 from recipe_probe import encoder_features, probe_accuracy
 from recipe_setup import build_model, load_data
 from recipe_splits import fingerprint_of, image_sha256
@@ -317,7 +317,7 @@ class Run:
         suffixes = ("", *(f"_{name}" for name in PREDICTORS))
         return {
             "title": f"GLCM-MAE, pretrained on {Path(corpus).name}",
-            "repo_id": self.args.hub_model_id or "path/to/export",
+            "repo_id": self.args.hub_model_id or ADDRESS,
             "corpus": corpus if on_hub else Path(corpus).name,
             "datasets": [corpus] if on_hub else None,
             "base_model": self.model_args.model_name_or_path,

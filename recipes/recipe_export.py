@@ -1,17 +1,19 @@
 """Write what others load: the encoder as a stock ViT, the whole model with its code, and a card."""
 
+import math
 import shutil
 from pathlib import Path
 from typing import Any
 
 import torch
-from huggingface_hub import ModelCard, ModelCardData
+from huggingface_hub import EvalResult, ModelCard, ModelCardData
 from transformers import ViTConfig, ViTForImageClassification, ViTImageProcessorPil, ViTModel
 
 from modeling_glcm_mae import GLCMMAEForPreTraining
 
 CARDS = Path(__file__).resolve().parent.parent / "hub_cards"
 TRAINING_IMAGES = "training_images.txt"  # in an export: SHA-256 of what it was trained on
+ADDRESS = "path/to/export"  # stands for the repository in a card until it is published
 CARD_TEMPLATE = CARDS / "pretrained.md"
 CLASSIFIER_TEMPLATE = CARDS / "classifier.md"
 
@@ -99,10 +101,28 @@ def write_classifier(
         pipeline_tag="image-classification",
         base_model=card_facts.get("base_model"),
         tags=["medical", "vit"],
+        model_name=card_facts["title"],
+        eval_results=eval_results(card_facts["corpus"], card_facts["corpus"], card_facts.get("values") or {}),
     )
     card = ModelCard.from_template(metadata, template_path=str(CLASSIFIER_TEMPLATE), config=model.config, **card_facts)
     card.save(partial / "README.md")
     _put_in_place(partial, folder)
+
+
+def eval_results(dataset_name: str, dataset_type: str, figures: dict[str, float]) -> list[EvalResult] | None:
+    """Figures of a classifier as the model-index of its card; `None` if there are none."""
+    return [
+        EvalResult(
+            task_type="image-classification",
+            dataset_type=dataset_type,
+            dataset_name=dataset_name,
+            metric_type={"auroc": "roc_auc"}.get(name, name),
+            metric_value=round(value, 4),
+            metric_name=name,
+        )
+        for name, value in figures.items()
+        if not math.isnan(value)
+    ] or None
 
 
 def _begin(folder: Path) -> Path:

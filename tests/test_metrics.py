@@ -139,3 +139,24 @@ def test_bootstrap_draws_whole_groups():
     grouped = bootstrap(lambda at: {"mean": copied[at].mean()}, [str(i // 4) for i in range(400)])["mean"]
     assert grouped["high"] - grouped["low"] == pytest.approx(2 * 1.96 * values[:100].std() / 10, rel=0.12)
     assert bootstrap(lambda at: {"x": np.nan}, ["a", "b"])["x"]["undefined"] == 1
+
+
+def test_delong_on_the_example_of_its_authors():
+    # DeLong, DeLong and Clarke-Pearson 1988, as in SAS/STAT's LOGISTIC, "Comparing Receiver Operating Characteristic
+    # Curves": albumin, total protein, K-G score (which falls), and 1 for patients who did well after the operation.
+    data = """
+   3.0 5.8 10 0  3.2 6.3  5 1  3.9 6.8  3 1  2.8 4.8  6 0  3.2 5.8  3 1  0.9 4.0  5 0  2.5 5.7  8 0  1.6 5.6  5 1
+   3.8 5.7  5 1  3.7 6.7  6 1  3.2 5.4  4 1  3.8 6.6  6 1  4.1 6.6  5 1  3.6 5.7  5 1  4.3 7.0  4 1  3.6 6.7  4 0
+   2.3 4.4  6 1  4.2 7.6  4 0  4.0 6.6  6 0  3.5 5.8  6 1  3.8 6.8  7 1  3.0 4.7  8 0  4.5 7.4  5 1  3.7 7.4  5 1
+   3.1 6.6  6 1  4.1 8.2  6 1  4.3 7.0  5 1  4.3 6.5  4 1  3.2 5.1  5 1  2.6 4.7  6 1  3.3 6.8  6 0  1.7 4.0  7 0
+   3.7 6.1  5 1  3.3 6.3  7 1  4.2 7.7  6 1  3.5 6.2  5 1  2.9 5.7  9 0  2.1 4.8  7 1  2.8 6.2  8 0  4.0 7.0  7 1
+   3.3 5.7  6 1  3.7 6.9  5 1  3.6 6.6  5 1
+    """
+    albumin, protein, score, truth = np.array(data.split(), dtype=float).reshape(-1, 4).T
+    first = delong_test(albumin, -score, truth == 1)
+    second = delong_test(protein, -score, truth == 1)
+    expected = {"auroc_a": 0.7366, "auroc_b": 0.7258, "difference": 0.0108, "low": -0.1761, "high": 0.1976}
+    assert {name: round(first[name], 4) for name in expected} == expected
+    assert round(first["p_value"], 4) == 0.9102
+    expected = {"auroc_a": 0.6478, "difference": -0.0780, "low": -0.2830, "high": 0.1271, "p_value": 0.4561}
+    assert {name: round(second[name], 4) for name in expected} == expected

@@ -1,0 +1,425 @@
+"""Onto the Hub: which files are sent, in one commit, with a tag, and whether they load from there as they do here."""
+
+import fnmatch
+import json
+import logging
+import os
+import re
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, TypeVar
+
+from huggingface_hub import CommitOperationAdd, CommitOperationDelete, HfApi, RepoCard, get_token
+from huggingface_hub.errors import (
+    GatedRepoError,
+    HfHubHTTPError,
+    HFValidationError,
+    HTTPError,
+    LocalTokenNotFoundError,
+    RepositoryNotFoundError,
+    RevisionNotFoundError,
+)
+from huggingface_hub.utils import validate_repo_id
+
+from recipe_args import UsageError
+from recipe_export import ADDRESS
+
+logger = logging.getLogger("publish")
+RECIPES = Path(__file__).resolve().parent
+SUFFIXES = {".safetensors", ".json", ".md", ".yaml", ".txt", ".py", ".png", ".jpg", ".parquet", ".css", ".html"}
+PLAIN_NAMES = {"LICENSE", "NOTICE", ".gitattributes"}
+SECRET_NAMES = (".env*", ".netrc", ".git-credentials", "*.pem", "*.key", "id_rsa*", "id_ed25519*", "token", "*.p12")
+SECRET_TEXT = re.compile(
+    r"\bhf_[A-Za-z0-9]{20,}|\bgh[pousr]_[A-Za-z0-9]{30,}|\bAKIA[0-9A-Z]{16}\b|-----BEGIN [A-Z ]*PRIVATE KEY-----"
+)
+NOT_OURS = {"__pycache__", ".git", ".cache", "runs"}
+# Of an earlier version, and wrong or unused beside this one. Other files on the Hub (a licence, say) stay.
+REPLACED = ("*.safetensors", "*.safetensors.index.json", "*.py", "*.parquet")
+WAITS = (1, 2, 4, 8, 16)  # seconds before each new try
+RESULTS = re.compile(r"<!-- results -->.*<!-- end of results -->", re.DOTALL)
+_T = TypeVar("_T")
+
+
+@dataclass
+class Publication:
+    """What goes to the Hub, and how.
+
+    Attributes:
+        folder: holds what is published; named in messages.
+        repo_id: OWNER/NAME.
+        repo_type: model, dataset or space.
+        files: path in the repository -> a file, or its content.
+        left_out: path in the folder -> why it is not sent.
+        private: create a private repository; an existing one must be private.
+        gated: "auto" or "manual" to have people ask for access.
+        revision: the branch.
+        tag: its name; the next of v1, v2, ... if `None`.
+        create_pr: propose the commit as a pull request.
+        collection: title of a collection of the same owner to list the repository in.
+    """
+
+    folder: Path
+    repo_id: str
+    repo_type: str = "model"
+    files: dict[str, Path | bytes] = field(default_factory=dict)
+    left_out: dict[str, str] = field(default_factory=dict)
+    private: bool = False
+    gated: str | None = None
+    revision: str = "main"
+    tag: str | None = None
+    create_pr: bool = False
+    collection: str | None = None
+
+    @property
+    def address(self) -> str:
+        kind = {"model": "", "dataset": "datasets/", "space": "spaces/"}[self.repo_type]
+        return f"{HfApi().endpoint}/{kind}{self.repo_id}"
+
+
+def check_repo_id(repo_id: str | None, name: str = "repo_id") -> str:
+    """The id, if it is OWNER/NAME as the Hub allows it.
+
+    Raises:
+        UsageError: it is not.
+    """
+    try:
+        validate_repo_id(repo_id)
+    except HFValidationError as error:
+        raise UsageError(f"{name}: {error}") from error
+    if "/" not in repo_id:
+        raise UsageError(f"{name} must be OWNER/NAME, got {repo_id!r}")
+    return repo_id
+
+
+def files_of(folder: Path) -> tuple[dict[str, Path], dict[str, str]]:
+    """The files of a folder that may be published, and why each other one is left out.
+
+    Returns:
+        Path in the folder -> file, and path in the folder -> reason.
+
+    Raises:
+        UsageError: a link leads out of the folder, or a file is or holds a secret.
+    """
+    files, left_out = {}, {}
+    root = folder.resolve()
+    for file in sorted(folder.rglob("*")):
+        name = file.relative_to(folder).as_posix()
+        if file.is_symlink() and not file.resolve().is_relative_to(root):
+            raise UsageError(
+                f"{file} is a link to {file.resolve()}, outside {folder}: put the file itself in its place"
+            )
+        if any(fnmatch.fnmatch(file.name.lower(), pattern) for pattern in SECRET_NAMES):
+            raise UsageError(f"{file} looks like a secret by its name: move it out of {folder}")
+        if file.is_dir():
+            continue
+        if NOT_OURS.intersection(Path(name).parts) or any(part.startswith("checkpoint-") for part in Path(name).parts):
+            left_out[name] = "not part of an export"
+        elif file.suffix not in SUFFIXES and file.name not in PLAIN_NAMES:
+            left_out[name] = f"files {file.suffix or 'without a suffix'} are not published (a pickle can run code)"
+        else:
+            _refuse_secrets(file)
+            files[name] = file
+    return files, left_out
+
+
+def _refuse_secrets(file: Path) -> None:
+    if file.suffix in (".safetensors", ".png", ".jpg", ".parquet"):
+        return
+    for number, line in enumerate(file.read_text(encoding="utf-8", errors="replace").splitlines(), start=1):
+        if SECRET_TEXT.search(line):
+            raise UsageError(
+                f"{file}, line {number}, holds what looks like an access token or a private key: remove it"
+            )
+
+
+def check_model(folder: Path, files: dict[str, Path]) -> str:
+    """Whether others can open what is in the files; returns the architecture at the root.
+
+    Raises:
+        UsageError: no model, no weights, or a config.json that promises code which is not there.
+    """
+    for name in ("config.json", "README.md", "preprocessor_config.json"):
+        if name not in files:
+            raise UsageError(f"{folder} holds no {name}: export_dir is the export/ folder of a run, or a run of folds")
+    for name in [name for name in files if Path(name).name == "config.json"]:
+        parent = Path(name).parent
+        try:
+            config = json.loads(files[name].read_text())
+        except json.JSONDecodeError as error:
+            raise UsageError(f"{files[name]} is no JSON: {error}") from error
+        if not any(Path(other).parent == parent and other.endswith(".safetensors") for other in files):
+            raise UsageError(f"{files[name]} has no .safetensors file beside it")
+        architecture = (config.get("architectures") or ["none"])[0]
+        auto_map = config.get("auto_map") or {}
+        if architecture in ("ViTModel", "ViTForImageClassification"):
+            stale = [key for key in config if key == "auto_map" or key.startswith(("glcm_", "decoder_"))]
+            if stale:
+                raise UsageError(
+                    f"{files[name]}: a {architecture} has no use for {', '.join(stale)}, left over from pretraining: "
+                    "delete them, or export anew with recipes/finetune.py"
+                )
+        for reference in auto_map.values():
+            code = (parent / f"{reference.split('--')[-1].split('.')[0]}.py").as_posix()
+            if code not in files:
+                raise UsageError(f"{files[name]}: auto_map names {reference}, but {folder / code} is not there")
+    return (json.loads(files["config.json"].read_text()).get("architectures") or ["none"])[0]
+
+
+def render_card(text: str, repo_id: str, results: str | None = None, **metadata: Any) -> str:
+    """The card with the repository's address in its snippets, and more metadata.
+
+    Args:
+        text: of README.md.
+        repo_id: OWNER/NAME.
+        results: replaces the part between the marks of the results.
+        metadata: fields of the YAML header; those that are `None` stay as they are.
+    """
+    card = RepoCard(text, ignore_metadata_errors=False)
+    for name, value in metadata.items():
+        if value is not None:
+            setattr(card.data, name, value)
+    if results is not None:
+        card.text = RESULTS.sub(lambda _: f"<!-- results -->\n{results}\n<!-- end of results -->", card.text)
+    return card.content.replace(ADDRESS, repo_id)
+
+
+def open_repository(publication: Publication) -> None:
+    """Create the repository, or see that the existing one is as asked for, before anything is sent.
+
+    Raises:
+        UsageError: what is wrong, and how to go on.
+    """
+    with _explained(publication):
+        api, where = HfApi(), {"repo_id": publication.repo_id, "repo_type": publication.repo_type}
+        if not publication.create_pr:
+            sdk = None
+            if publication.repo_type == "space":
+                sdk = RepoCard(publication.files["README.md"].read_text(encoding="utf-8")).data.get("sdk")
+            _persist(
+                "create the repository",
+                lambda: api.create_repo(**where, private=publication.private, exist_ok=True, space_sdk=sdk),
+            )
+        info = _persist("look at the repository", lambda: api.repo_info(**where))
+        if publication.private and not info.private:
+            raise UsageError(
+                f"{publication.address} exists and is public, and private was asked for: make it private in its "
+                "settings, or take another repo_id"
+            )
+        if publication.gated:
+            _persist("set the gate", lambda: api.update_repo_settings(**where, gated=publication.gated))
+        if publication.revision != "main" and not publication.create_pr:
+            _persist(
+                "create the branch", lambda: api.create_branch(**where, branch=publication.revision, exist_ok=True)
+            )
+
+
+def publish(publication: Publication, message: str) -> dict[str, str]:
+    """Send the files in one commit, and tag it. Again after an interruption, it goes on, without a second commit.
+
+    Args:
+        publication: what and how.
+        message: of the commit.
+
+    Returns:
+        `address`, `commit` (SHA), and `tag` or `pull_request`.
+
+    Raises:
+        UsageError: what is wrong, and how to go on. Nothing on this machine is changed.
+    """
+    open_repository(publication)
+    with _explained(publication):
+        api, where = HfApi(), {"repo_id": publication.repo_id, "repo_type": publication.repo_type}
+        _refuse_other_kind(api, publication)
+
+        def commit():
+            there = api.list_repo_files(**where, revision=None if publication.create_pr else publication.revision)
+            gone = [name for name in there if name not in publication.files]
+            gone = [name for name in gone if any(fnmatch.fnmatch(name, pattern) for pattern in REPLACED)]
+            # Made anew for every try: the client marks those that it has sent.
+            operations = [CommitOperationDelete(name) for name in gone]
+            operations += [CommitOperationAdd(name, content) for name, content in publication.files.items()]
+            return api.create_commit(
+                **where,
+                operations=operations,
+                commit_message=message,
+                revision=None if publication.create_pr else publication.revision,
+                create_pr=publication.create_pr,
+            )
+
+        # A pull request whose answer was lost would be opened twice.
+        done = commit() if publication.create_pr else _persist("upload", commit)
+        found = {"address": publication.address, "commit": done.oid}
+        if publication.create_pr:
+            return found | {"pull_request": done.pr_url}
+        found["tag"] = _tag(api, publication, done.oid)
+        if publication.collection:
+            _persist("list it in the collection", lambda: _collect(api, publication))
+        return found
+
+
+def _refuse_other_kind(api: HfApi, publication: Publication) -> None:
+    """A classifier in the place of an encoder would break whoever uses that one."""
+    ours = publication.files.get("config.json")
+    if publication.repo_type != "model" or ours is None:
+        return
+    where = {"repo_id": publication.repo_id, "revision": None if publication.create_pr else publication.revision}
+    if not _persist("look at the repository", lambda: api.file_exists(filename="config.json", **where)):
+        return
+    file = _persist("read its config.json", lambda: api.hf_hub_download(filename="config.json", **where))
+    there, here = (json.loads(Path(config).read_text()).get("architectures") for config in (file, ours))
+    if there != here:
+        raise UsageError(f"{publication.address} holds a {there}, and this is a {here}: take another repo_id")
+
+
+def _tag(api: HfApi, publication: Publication, commit: str) -> str:
+    where = {"repo_id": publication.repo_id, "repo_type": publication.repo_type}
+    refs = _persist("list the tags", lambda: api.list_repo_refs(**where))
+    tags = {tag.name: tag.target_commit for tag in refs.tags}
+    numbers = {int(name[1:]): name for name in tags if re.fullmatch(r"v\d+", name)}
+    name = publication.tag
+    if name is None:
+        # Published before and nothing has changed since: the same tag.
+        name = next((name for _, name in sorted(numbers.items()) if tags[name] == commit), None)
+        name = name or f"v{max(numbers, default=0) + 1}"
+    if tags.get(name, commit) != commit:
+        raise UsageError(
+            f"the files are published (commit {commit}), but the tag {name} is already at {tags[name]}: take another "
+            "tag"
+        )
+    _persist("set the tag", lambda: api.create_tag(**where, tag=name, revision=commit, exist_ok=True))
+    return name
+
+
+def _collect(api: HfApi, publication: Publication) -> None:
+    owner = publication.repo_id.split("/")[0]
+    collection = api.create_collection(publication.collection, namespace=owner, exists_ok=True)
+    api.add_collection_item(
+        collection.slug, item_id=publication.repo_id, item_type=publication.repo_type, exists_ok=True
+    )
+
+
+def verify(publication: Publication, revision: str, local: Path) -> list[str]:
+    """Load the model from the Hub in a fresh process with an empty cache, and compare its answers with the folder's.
+
+    Args:
+        publication: what was sent.
+        revision: the commit.
+        local: the folder that was sent.
+
+    Returns:
+        What was loaded, a line each.
+
+    Raises:
+        UsageError: it does not load, or answers otherwise.
+    """
+    with tempfile.TemporaryDirectory(prefix="glcm-mae-verify-") as home:
+        # Without the settings of this process that could stand in for what is on the Hub.
+        environment = {name: value for name, value in os.environ.items() if name not in ("PYTHONPATH", "HF_HUB_CACHE")}
+        environment |= {"HF_HOME": home, "HF_ENDPOINT": HfApi().endpoint, "TQDM_DISABLE": "1"}
+        token = get_token()
+        if token:
+            environment["HF_TOKEN"] = token
+        command = [
+            sys.executable,
+            str(RECIPES / "recipe_verify.py"),
+            publication.repo_id,
+            revision,
+            str(local.resolve()),
+        ]
+        done = subprocess.run(command, capture_output=True, text=True, env=environment, cwd=home)
+    if done.returncode:
+        last = [line for line in done.stderr.splitlines() if line.strip()] or ["no message"]
+        raise UsageError(
+            f"{publication.address} is published (commit {revision}), but does not load back: {last[-1]}. The folder "
+            f"{publication.folder} is untouched; run the same command again to check again"
+        )
+    return done.stdout.splitlines()
+
+
+def _persist(what: str, call: Callable[[], _T]) -> _T:
+    """Call again, after a while, where the server or the connection failed; the client does not do so for commits."""
+    for wait in WAITS:
+        try:
+            return call()
+        except (HTTPError, RuntimeError) as error:
+            cause = error if isinstance(error, HTTPError) else error.__cause__  # of the upload of a large file
+            if not isinstance(cause, HTTPError):
+                raise
+            status = getattr(getattr(cause, "response", None), "status_code", None)
+            if status is not None and status != 429 and status < 500:
+                raise
+            logger.warning("%s: %s; trying again in %d s", what, status or type(cause).__name__, wait)
+            time.sleep(wait)
+    return call()
+
+
+class _explained:  # noqa: N801 - reads as a statement
+    """Turn what the client raises into one message that tells what to do."""
+
+    def __init__(self, publication: Publication):
+        self.publication = publication
+
+    def __enter__(self) -> None:
+        return None
+
+    def __exit__(self, kind, error, trace) -> None:
+        if error is None or isinstance(error, UsageError):
+            return
+        cause = error.__cause__ if isinstance(error, RuntimeError) and error.__cause__ else error
+        reason = _reason(cause, self.publication)
+        if reason is None:
+            return
+        raise UsageError(
+            f"{self.publication.repo_id}: {reason}. {self.publication.folder} is untouched; the same command goes on "
+            "where this one stopped"
+        ) from error
+
+
+def _reason(error: BaseException, publication: Publication) -> str | None:
+    endpoint = HfApi().endpoint
+    status = getattr(getattr(error, "response", None), "status_code", None)
+    if isinstance(error, LocalTokenNotFoundError):
+        return "there is no access token: run `hf auth login`, or set HF_TOKEN"
+    if status == 401 and get_token() is None:
+        return "there is no access token: run `hf auth login`, or set HF_TOKEN"
+    if status == 401 and not isinstance(error, RepositoryNotFoundError):
+        return "the access token is not valid (any more): run `hf auth login`, or set HF_TOKEN"
+    if status == 403 or isinstance(error, GatedRepoError):
+        return f"your access token may not write to {publication.address}: it needs the role write, for this owner"
+    if isinstance(error, RevisionNotFoundError):
+        return f"there is no revision {publication.revision!r}"
+    if isinstance(error, RepositoryNotFoundError) or status == 404:
+        return f"there is no {publication.address}, or your access token may not see it"
+    if status == 409:
+        return f"the name is taken or the repository is busy ({_said(error)})"
+    if status is not None and (status == 429 or status >= 500):
+        return f"{endpoint} answers {status} again and again: try later"
+    if isinstance(error, HfHubHTTPError):
+        return f"{endpoint} refuses it: {_said(error)}"
+    if isinstance(error, HTTPError | ConnectionError):
+        return f"{endpoint} cannot be reached ({type(error).__name__}): is there a network?"
+    if isinstance(error, ValueError):  # of the card
+        return str(error)
+    return None
+
+
+def _said(error: BaseException) -> str:
+    return (getattr(error, "server_message", None) or str(error).splitlines()[-1]).strip()
+
+
+def shown(publication: Publication) -> Iterator[str]:
+    """What `--dry_run` prints: every file with its size, what is left out, and the card."""
+    yield f"would publish to {publication.address} ({'private' if publication.private else 'public'}):"
+    for name, content in sorted(publication.files.items()):
+        size = len(content) if isinstance(content, bytes) else content.stat().st_size
+        yield f"  {size:>12,}  {name}"
+    for name, reason in sorted(publication.left_out.items()):
+        yield f"  left out      {name}: {reason}"
+    card = publication.files["README.md"]
+    yield ""
+    yield card.decode() if isinstance(card, bytes) else card.read_text(encoding="utf-8")
