@@ -30,11 +30,14 @@ import torch
 import yaml
 from tqdm.auto import tqdm
 
+from publish import PublishArguments, publication_of
 from recipe_args import UsageError, option, parse_args
+from recipe_hub import check_repo_id, publish
 from recipe_splits import load_prepared
 from recipe_summary import compare, comparison_markdown, draw_curves, positive_indices, summarise, summary_markdown
 
 logger = logging.getLogger("cross_validate")
+NOT_OF_THE_FOLDS = ("jobs", "output_dir", "seed", "push_to_hub", "hub_model_id", "hub_private_repo")
 RECIPES = Path(__file__).resolve().parent
 
 
@@ -64,6 +67,9 @@ class CrossValidationArguments:
     )
     jobs: int = option(1, "Folds at once; with several GPUs each takes one.")
     seed: int = option(0, "Of the bootstrap.")
+    push_to_hub: bool = option(False, "Publish the first fold's classifier with the figures of all.")
+    hub_model_id: str | None = option(None, "OWNER/NAME, for push_to_hub.")
+    hub_private_repo: bool = option(False, "To a private repository.")
 
     def __post_init__(self):
         if self.corpus is None or self.output_dir is None:
@@ -72,6 +78,8 @@ class CrossValidationArguments:
             raise UsageError("give pretrain_config or checkpoint, not both")
         if self.pretrain_options and self.pretrain_config is None:
             raise UsageError("pretrain_options needs pretrain_config")
+        if self.push_to_hub:
+            check_repo_id(self.hub_model_id, "hub_model_id")
         if self.jobs < 1:
             raise UsageError(f"jobs must be at least 1, got {self.jobs}")
         for name in ("pretrain_options", "finetune_options"):
@@ -131,6 +139,7 @@ def _run(recipe: str, folder: Path, options: list[str], environment: dict[str, s
     whole = any((checkpoint / "trainer_state.json").exists() for checkpoint in folder.glob("checkpoint-*"))
     going_on = ["--resume_from_checkpoint", "last"] if whole else ["--overwrite_output_dir", "true"]
     command = [sys.executable, str(RECIPES / f"{recipe}.py"), *options, "--output_dir", str(folder), *going_on]
+    command += ["--push_to_hub", "false"]  # every fold would take the place of the one before
     log = folder / "log.txt"
     with log.open("a") as lines:
         lines.write(f"$ {' '.join(command)}\n")
@@ -184,7 +193,7 @@ def cross_validate(args: CrossValidationArguments) -> Path:
 
 def _keep_settings(args: CrossValidationArguments, output: Path) -> None:
     """Write config.yaml; refuse to mix folds of different settings in one folder."""
-    settings = {name: value for name, value in asdict(args).items() if name not in ("jobs", "output_dir", "seed")}
+    settings = {name: value for name, value in asdict(args).items() if name not in NOT_OF_THE_FOLDS}
     for name in ("pretrain_config", "finetune_config"):
         file = getattr(args, name)
         if file is not None:
@@ -233,6 +242,10 @@ def main(argv: Sequence[str] | None = None) -> None:
             return
         (args,) = parse_args((CrossValidationArguments,), given, description=__doc__)
         output = cross_validate(args)
+        if args.push_to_hub:
+            asked = PublishArguments(str(output), args.hub_model_id, private=args.hub_private_repo)
+            publication, _ = publication_of(asked)
+            print(f"address {publish(publication, 'Cross-validated')['address']}")
     except (ValueError, OSError) as error:
         logger.debug("where it was found", exc_info=True)
         sys.exit(f"error: {error}")

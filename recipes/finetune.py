@@ -35,6 +35,7 @@ from transformers import (
     ViTForImageClassification,
     set_seed,
 )
+from transformers.trainer_utils import HubStrategy
 
 from recipe_args import ImageArguments, UsageError, option, parse_args
 from recipe_classification_data import Augmentation, ClassificationDataset, Mixing, OneHot
@@ -49,6 +50,7 @@ from recipe_data import (
 )
 from recipe_export import ADDRESS, TRAINING_IMAGES, write_classifier
 from recipe_frozen import MODES, fit_frozen, frozen_features
+from recipe_hub import PublishEverySave, open_repository, publish_export, push_asked_for
 from recipe_setup import normalization
 from recipe_splits import fingerprint_of, load_prepared
 from recipe_summary import FIGURES, figures_of, load_metric, positive_indices, predictions_table
@@ -280,6 +282,7 @@ class Run:
             raise UsageError("start several GPUs with `accelerate launch`, or choose one with CUDA_VISIBLE_DEVICES=0")
         self.model_args, self.data_args, self.args = model_args, data_args, args
         self.output_dir = Path(args.output_dir)
+        self.publication = push_asked_for(args, self.output_dir / "export")
         set_seed(args.seed)
         with PartialState().main_process_first():
             self.parts, self.class_names = load_prepared(data_args.corpus, data_args.splits_file, data_args.fold)
@@ -395,6 +398,8 @@ class Run:
             trainer.remove_callback(ProgressCallback)
             trainer.add_callback(ImagesProgressCallback(effective))
         trainer.add_callback(MetricsFileCallback(self.output_dir / "metrics.jsonl"))
+        if self.publication is not None and args.hub_strategy == HubStrategy.EVERY_SAVE:
+            trainer.add_callback(PublishEverySave(self.publication, self._export_as_it_is))
         return trainer
 
     def _saved_transform(self, image_size: int) -> ImageTransform | None:
@@ -444,6 +449,7 @@ class Run:
                 **counts,
             },
         }
+        resolved["training"]["push_to_hub"] = self.publication is not None
         resolved = json.loads(json.dumps(resolved, default=str))
         if self.checkpoint is not None:
             stored = yaml.safe_load((self.checkpoint.parent / "config.yaml").read_text())
@@ -462,6 +468,8 @@ class Run:
         """Train or fit, judge, export; prints where the results are."""
         main = self.trainer.is_world_process_zero()
         if main:
+            if self.publication is not None:
+                open_repository(self.publication)
             if self.checkpoint is None:
                 # Only now, when nothing can be wrong any more with what was asked for.
                 for path in earlier_run(self.output_dir, WRITTEN):
@@ -510,6 +518,9 @@ class Run:
         print(f"predictions {self.output_dir / 'predictions.parquet'}")
         if self.model_args.mode != "knn":
             print(f"export      {self.output_dir / 'export'}")
+            if self.publication is not None:
+                done = publish_export(self.publication, f"Fold {self.data_args.fold}, {self.model_args.mode}")
+                print(f"address     {done['address']} ({done['tag']})")
 
     def _training_images(self) -> dict[str, str]:
         """SHA-256 of every image that had a part in the weights; none if those of the encoder are unknown."""
@@ -517,6 +528,10 @@ class Run:
             return {}
         used = self.seen.union(*(self.datasets[part].dataset["sha256"] for part in ("train", "validation")))
         return {TRAINING_IMAGES: "\n".join(sorted(used)) + "\n"}
+
+    def _export_as_it_is(self) -> None:
+        if self.trainer.is_world_process_zero():
+            self._export(self.trainer.accelerator.unwrap_model(self.trainer.model), {})
 
     def _export(self, model: ViTForImageClassification, results: dict) -> None:
         published = json.loads(json.dumps(self.resolved))
@@ -532,7 +547,7 @@ class Run:
                     published[section][name] = Path(value).name
         base = published["model"]["model_name_or_path"]
         counts = {part: self.resolved["derived"][f"num_{part}_images"] for part in ("train", "validation", "test")}
-        values = {name: results[f"test_{name}"] for name in FIGURES}
+        values = {name: results[f"test_{name}"] for name in FIGURES if f"test_{name}" in results}
         write_classifier(
             self.output_dir / "export",
             model,
@@ -582,7 +597,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         sys.exit(f"error: {error}")
     try:
         run.train()
-    except (FloatingPointError, BadImageError) as error:
+    except (FloatingPointError, BadImageError, UsageError) as error:
         sys.exit(f"error: {error}")
     run.trainer.accelerator.end_training()
 

@@ -23,11 +23,13 @@ import yaml
 from accelerate import PartialState
 from huggingface_hub.errors import StrictDataclassError
 from transformers import ProgressCallback, set_seed
+from transformers.trainer_utils import HubStrategy
 
 from modeling_glcm_mae import GLCMMAEForPreTraining
 from recipe_args import DataArguments, ModelArguments, PretrainingArguments, UsageError, parse_args
 from recipe_data import BadImageError, PretrainIterableDataset, collate, grey_statistics
 from recipe_export import ADDRESS, TRAINING_IMAGES, stock_encoder, write_export
+from recipe_hub import PublishEverySave, open_repository, publish_export, push_asked_for
 from recipe_probe import encoder_features, probe_accuracy
 from recipe_setup import build_model, load_data
 from recipe_splits import fingerprint_of, image_sha256
@@ -82,6 +84,7 @@ class Run:
         self.model_args, self.data_args, self.args = model_args, data_args, args
         self.output_dir = Path(args.output_dir)
         set_seed(args.seed)
+        self.publication = push_asked_for(args, self.output_dir / "export")
         self.model = build_model(model_args, data_args)
         self.checkpoint = checkpoint_to_resume(args, WRITTEN)
         self.data = load_data(data_args, self.model.config, args.seed)
@@ -172,6 +175,8 @@ class Run:
                     *(self.output_dir / "reconstructions", args.picture_every_epochs),
                 )
             )
+        if self.publication is not None and args.hub_strategy == HubStrategy.EVERY_SAVE:
+            trainer.add_callback(PublishEverySave(self.publication, self._export_as_it_is))
         return trainer
 
     def _resolve(self) -> dict:
@@ -204,6 +209,7 @@ class Run:
             "model_config": self.model.config.to_dict(),
             "derived": derived,
         }
+        resolved["training"]["push_to_hub"] = self.publication is not None
         resolved = json.loads(json.dumps(resolved, default=str))
         if self.checkpoint is not None:
             stored = yaml.safe_load((self.checkpoint.parent / "config.yaml").read_text())
@@ -223,6 +229,8 @@ class Run:
         args, trainer = self.args, self.trainer
         main = trainer.is_world_process_zero()
         if main:
+            if self.publication is not None:
+                open_repository(self.publication)
             if self.checkpoint is None:
                 # Only now, when nothing can be wrong any more with what was asked for.
                 for path in earlier_run(self.output_dir, WRITTEN):
@@ -251,26 +259,39 @@ class Run:
         if not main:
             return
         (self.output_dir / "all_results.json").write_text(json.dumps(results, indent=2) + "\n")
-        picture = self.output_dir / "reconstructions" / "last.png"
-        export = self.output_dir / "export"
-        pictures = [picture] if picture.exists() else []
-        write_export(
-            export,
-            model,
-            self.data.transform.processor(self.data.white_level if self.data.white_level != 255 else None),
-            {"config.yaml": yaml.safe_dump(self._published(), sort_keys=False)} | self._training_images(),
-            pictures,
-            self._card_facts(results, picture),
-        )
+        self._write_export(model, results)
         if args.probe_labels:
             print(
                 f"linear probe, {args.probe_labels} labels: accuracy {results['probe_before']:.3f} before pretraining, "
                 f"{results['probe_after']:.3f} after"
             )
-        for path in pictures:
-            print(f"picture  {path}")
+        if self.picture.exists():
+            print(f"picture  {self.picture}")
         print(f"metrics  {self.output_dir / 'metrics.jsonl'}")
-        print(f"export   {export}")
+        print(f"export   {self.output_dir / 'export'}")
+        if self.publication is not None:
+            done = publish_export(self.publication, f"Pretrained for {trainer.state.global_step} steps")
+            print(f"address  {done['address']} ({done['tag']})")
+
+    @property
+    def picture(self) -> Path:
+        return self.output_dir / "reconstructions" / "last.png"
+
+    def _write_export(self, model: GLCMMAEForPreTraining, results: dict) -> None:
+        write_export(
+            self.output_dir / "export",
+            model,
+            self.data.transform.processor(self.data.white_level if self.data.white_level != 255 else None),
+            {"config.yaml": yaml.safe_dump(self._published(), sort_keys=False)} | self._training_images(),
+            [self.picture] if self.picture.exists() else [],
+            self._card_facts(results, self.picture),
+        )
+
+    def _export_as_it_is(self) -> None:
+        model = self._whole_model()
+        if self.trainer.is_world_process_zero():
+            judged = (row for row in reversed(self.trainer.state.log_history) if "eval_loss" in row)
+            self._write_export(model, next(judged, {}))
 
     def _published(self) -> dict:
         """The resolved recipe without the paths of this machine and the names of files, which may name patients."""
@@ -326,7 +347,7 @@ class Run:
             "metrics": {
                 term: [f"{results[f'eval_{term}{suffix}']:.4g}" for suffix in suffixes]
                 for term in EVALUATED
-                if f"eval_{term}" in results
+                if all(f"eval_{term}{suffix}" in results for suffix in suffixes)
             },
             **{name: derived[name] for name in ("num_train_images", "num_held_out_images", "effective_batch_size")},
         }
@@ -344,7 +365,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         sys.exit(f"error: {error}")
     try:
         run.train()
-    except (FloatingPointError, BadImageError) as error:
+    except (FloatingPointError, BadImageError, UsageError) as error:
         sys.exit(f"error: {error}")
     run.trainer.end()
 

@@ -25,6 +25,8 @@ from huggingface_hub.errors import (
     RevisionNotFoundError,
 )
 from huggingface_hub.utils import validate_repo_id
+from transformers import TrainerCallback, TrainingArguments
+from transformers.trainer_utils import HubStrategy
 
 from recipe_args import UsageError
 from recipe_export import ADDRESS
@@ -218,12 +220,13 @@ def open_repository(publication: Publication) -> None:
             )
 
 
-def publish(publication: Publication, message: str) -> dict[str, str]:
+def publish(publication: Publication, message: str, *, tagged: bool = True) -> dict[str, str]:
     """Send the files in one commit, and tag it. Again after an interruption, it goes on, without a second commit.
 
     Args:
         publication: what and how.
         message: of the commit.
+        tagged: set a tag, too.
 
     Returns:
         `address`, `commit` (SHA), and `tag` or `pull_request`.
@@ -256,7 +259,8 @@ def publish(publication: Publication, message: str) -> dict[str, str]:
         found = {"address": publication.address, "commit": done.oid}
         if publication.create_pr:
             return found | {"pull_request": done.pr_url}
-        found["tag"] = _tag(api, publication, done.oid)
+        if tagged:
+            found["tag"] = _tag(api, publication, done.oid)
         if publication.collection:
             _persist("list it in the collection", lambda: _collect(api, publication))
         return found
@@ -339,6 +343,60 @@ def verify(publication: Publication, revision: str, local: Path) -> list[str]:
             f"{publication.folder} is untouched; run the same command again to check again"
         )
     return done.stdout.splitlines()
+
+
+def push_asked_for(args: TrainingArguments, folder: Path) -> Publication | None:
+    """What `push_to_hub` of a recipe asks for; `None` if it is not set.
+
+    Trainer's own way is switched off: it sends pickles, checkpoints, and a card over ours.
+
+    Args:
+        args: `push_to_hub` is set to false.
+        folder: the export of the run.
+
+    Raises:
+        UsageError: `hub_model_id` or `hub_strategy` is not allowed, or a token is among the arguments.
+    """
+    if not args.push_to_hub:
+        return None
+    if args.hub_token is not None:
+        raise UsageError("hub_token: a token has no place in a recipe; run `hf auth login`, or set HF_TOKEN")
+    check_repo_id(args.hub_model_id, "hub_model_id")
+    allowed = (HubStrategy.END, HubStrategy.EVERY_SAVE)
+    if args.hub_strategy not in allowed:
+        names = ", ".join(strategy.value for strategy in allowed)
+        raise UsageError(f"hub_strategy must be one of {names}, got {args.hub_strategy.value!r}")
+    args.push_to_hub = False
+    return Publication(folder, args.hub_model_id, private=bool(args.hub_private_repo))
+
+
+def publish_export(publication: Publication, message: str, *, tagged: bool = True) -> dict[str, str]:
+    """Publish what a run has written to its export; see `publish`."""
+    files, publication.left_out = files_of(publication.folder)
+    check_model(publication.folder, files)
+    card = files["README.md"].read_text(encoding="utf-8")
+    publication.files = files | {"README.md": render_card(card, publication.repo_id).encode()}
+    return publish(publication, message, tagged=tagged)
+
+
+class PublishEverySave(TrainerCallback):
+    """Publish at every checkpoint, for `hub_strategy: every_save`. A failure is told and does not stop the training.
+
+    Args:
+        publication: where.
+        write_export: writes the export of the model as it is; called in every process.
+    """
+
+    def __init__(self, publication: Publication, write_export: Callable[[], None]):
+        self.publication, self.write_export = publication, write_export
+
+    def on_save(self, args, state, control, **kwargs) -> None:
+        self.write_export()
+        if state.is_world_process_zero:
+            try:
+                publish_export(self.publication, f"Step {state.global_step}", tagged=False)
+            except UsageError as error:
+                logger.warning("step %d is not published: %s", state.global_step, error)
 
 
 def _persist(what: str, call: Callable[[], _T]) -> _T:

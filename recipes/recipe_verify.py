@@ -31,9 +31,8 @@ def answers(source: str, architecture: str, subfolder: str, **options) -> list[t
     model.eval()
     with torch.no_grad():
         if subfolder:
-            return [
-                model.reconstruct(pixels, noise=torch.rand(1, model.vit.embeddings.num_patches, generator=generator))
-            ]
+            patches = size[0] * size[1] // config.patch_size**2
+            return [model.reconstruct(pixels, noise=torch.rand(1, patches, generator=generator))]
         output = model(pixels)
     return [value for value in output.values() if isinstance(value, torch.Tensor)]
 

@@ -55,7 +55,7 @@ class HubServer:
     """Use as a context manager. `tokens`: token -> (user, role), role read or write; a user owns OWNER = user.
 
     Faults: `fail_every` (n: every n-th write is answered 503), `cut_uploads` (so many large uploads are cut in the
-    middle), `lose_commits` (so many commits are done and not answered), `revoke_after` (writes until no token is valid).
+    middle), `lose_commits` (so many are done, not answered), `revoke_after` (writes until no token is valid).
     """
 
     def __init__(self):
