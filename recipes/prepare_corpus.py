@@ -32,6 +32,7 @@ from corpora.speckle import load_speckle
 from recipe_args import UsageError, option, parse_args
 from recipe_data import CORPORA, BadImageError, decode_image
 from recipe_dicom import read_dicom
+from recipe_hub import Publication, check_repo_id, files_of, publish
 from recipe_quality import (
     FLAT_STD,
     Fingerprint,
@@ -94,6 +95,8 @@ class PrepareArguments:
             raise UsageError(f"num_folds must be at least 2, got {self.num_folds}")
         if self.window is not None and (len(self.window) != 2 or self.window[1] < 1):
             raise UsageError(f"window must be a centre and a width of at least 1, got {self.window}")
+        if self.push_to_hub:
+            check_repo_id(self.push_to_hub, "push_to_hub")
         facts = FACTS.get(self.corpus)
         if self.push_to_hub and facts and facts.no_copies and not self.private:
             raise UsageError(
@@ -350,13 +353,13 @@ def _write_card(file: Path, args: PrepareArguments, report: dict, counts: dict, 
 
 
 def push(output: Path, repo_id: str, private: bool) -> str:
-    """Publish the folder in one commit; returns the address."""
-    from huggingface_hub import HfApi
+    """Publish the folder in one commit; returns the address.
 
-    api = HfApi()
-    api.create_repo(repo_id, repo_type="dataset", private=private, exist_ok=True)
-    api.upload_folder(repo_id=repo_id, repo_type="dataset", folder_path=output, commit_message="Prepared data set")
-    return f"{api.endpoint}/datasets/{repo_id}"
+    Raises:
+        UsageError: what is wrong, and how to go on.
+    """
+    files, left_out = files_of(output)
+    return publish(Publication(output, repo_id, "dataset", files, left_out, private), "Prepared data set")["address"]
 
 
 def main(argv: Sequence[str] | None = None) -> None:
@@ -370,13 +373,11 @@ def main(argv: Sequence[str] | None = None) -> None:
     print(f"data set {output}")
     print(f"report   {output / 'report.md'}")
     if args.push_to_hub:
-        from huggingface_hub.errors import HfHubHTTPError
-
         try:
             print(f"address  {push(output, args.push_to_hub, args.private)}")
-        except (HfHubHTTPError, ValueError, OSError) as error:
+        except UsageError as error:
             sys.exit(
-                f"error: push_to_hub {args.push_to_hub}: {error}. The data set in {output} is whole; push again with "
+                f"error: push_to_hub: {error}. The data set is whole; to push it later: "
                 f"`hf upload {args.push_to_hub} {output} --repo-type dataset`"
             )
 

@@ -146,7 +146,8 @@ class HubServer:
             try:
                 answer = await handler(request)
             except web.HTTPException as error:
-                answer = error
+                self.requests.append((request.method, request.path, error.status))
+                raise
         self.requests.append((request.method, request.path, answer.status))
         return answer
 
@@ -297,16 +298,20 @@ class HubServer:
         if what in ("tree", "paths-info"):
             if what == "tree":
                 under = rest[2].rstrip("/") + "/" if len(rest) > 2 else ""
-                names = [name for name in files if name.startswith(under)]
+                names = {name for name in files if name.startswith(under)}
                 if under and not names:
                     return refuse(404, "EntryNotFound", f"{under} does not exist")
+                if request.query.get("recursive", "false").lower() != "true":
+                    names = {under + name.removeprefix(under).split("/")[0] for name in names}
             else:
-                asked = await request.post()
-                paths = asked.getall("paths", []) or (await request.json())["paths"] if asked else []
-                names = [name for name in files if name in paths]
+                names = set((await request.post()).getall("paths", []))
             rows = []
-            for name in names:
-                content = files[name]
+            for name in sorted(names):
+                content = files.get(name)
+                if content is None:
+                    if any(other.startswith(f"{name}/") for other in files):
+                        rows.append({"type": "directory", "path": name, "oid": sha, "size": 0})
+                    continue
                 row = {"type": "file", "path": name, "size": len(content), "oid": git_oid(content)}
                 if name.endswith(LARGE):
                     row["lfs"] = {"oid": hashlib.sha256(content).hexdigest(), "size": len(content), "pointerSize": 130}
