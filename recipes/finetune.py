@@ -37,6 +37,7 @@ from transformers import (
 )
 from transformers.trainer_utils import HubStrategy
 
+from corpora.facts import facts_of
 from recipe_args import ImageArguments, UsageError, option, parse_args
 from recipe_classification_data import Augmentation, ClassificationDataset, Mixing, OneHot
 from recipe_classifier import CLASSIFIERS, images_seen_in_pretraining, load_classifier, parameter_groups
@@ -54,7 +55,7 @@ from recipe_hub import PublishEverySave, open_repository, publish_export, push_a
 from recipe_setup import normalization
 from recipe_splits import fingerprint_of, load_prepared
 from recipe_summary import FIGURES, figures_of, load_metric, positive_indices, predictions_table
-from recipe_trainer import ImagesProgressCallback, MetricsFileCallback, checkpoint_to_resume, earlier_run
+from recipe_trainer import ImagesProgressCallback, MetricsFileCallback, checkpoint_to_resume, earlier_run, took
 
 logger = logging.getLogger("finetune")
 # A resume that changed one of these would not continue the same training.
@@ -560,6 +561,8 @@ class Run:
                 "corpus": Path(self.data_args.corpus).name,
                 "fold": self.data_args.fold,
                 "base_model": base if base == self.model_args.model_name_or_path else None,
+                "environment": took(results, self.args, self.checkpoint is not None),
+                "data_facts": facts_of(self.data_args.corpus),
                 "counts": counts,
                 "mode": self.model_args.mode,
                 "pooling": self.model_args.pooling,

@@ -25,6 +25,7 @@ from huggingface_hub.errors import StrictDataclassError
 from transformers import ProgressCallback, set_seed
 from transformers.trainer_utils import HubStrategy
 
+from corpora.facts import facts_of
 from modeling_glcm_mae import GLCMMAEForPreTraining
 from recipe_args import DataArguments, ModelArguments, PretrainingArguments, UsageError, parse_args
 from recipe_data import BadImageError, PretrainIterableDataset, collate, grey_statistics
@@ -42,6 +43,7 @@ from recipe_trainer import (
     PretrainTrainer,
     checkpoint_to_resume,
     earlier_run,
+    took,
 )
 
 logger = logging.getLogger("pretrain")
@@ -278,13 +280,18 @@ class Run:
         return self.output_dir / "reconstructions" / "last.png"
 
     def _write_export(self, model: GLCMMAEForPreTraining, results: dict) -> None:
+        picture = self.picture if self.picture.exists() else None
+        facts = facts_of(self.data_args.corpus)
+        if picture and facts and facts.no_copies:
+            logger.info("no picture in the export: %s", facts.no_copies)
+            picture = None
         write_export(
             self.output_dir / "export",
             model,
             self.data.transform.processor(self.data.white_level if self.data.white_level != 255 else None),
             {"config.yaml": yaml.safe_dump(self._published(), sort_keys=False)} | self._training_images(),
-            [self.picture] if self.picture.exists() else [],
-            self._card_facts(results, self.picture),
+            [picture] if picture else [],
+            self._card_facts(results, picture),
         )
 
     def _export_as_it_is(self) -> None:
@@ -332,7 +339,7 @@ class Run:
             model.load_state_dict(weights)
         return model
 
-    def _card_facts(self, results: dict, picture: Path) -> dict:
+    def _card_facts(self, results: dict, picture: Path | None) -> dict:
         corpus, derived = self.data_args.corpus, self.resolved["derived"]
         on_hub = bool(re.fullmatch(r"[\w.-]+/[\w.-]+", corpus)) and not Path(corpus).exists()
         suffixes = ("", *(f"_{name}" for name in PREDICTORS))
@@ -340,10 +347,12 @@ class Run:
             "title": f"GLCM-MAE, pretrained on {Path(corpus).name}",
             "repo_id": self.args.hub_model_id or ADDRESS,
             "corpus": corpus if on_hub else Path(corpus).name,
+            "environment": took(results, self.args, self.checkpoint is not None),
+            "data_facts": facts_of(corpus),
             "datasets": [corpus] if on_hub else None,
             "base_model": self.model_args.model_name_or_path,
             "num_train_epochs": None if self.is_stream else self.args.num_train_epochs,
-            "picture": picture.name if picture.exists() else None,
+            "picture": picture and picture.name,
             "metrics": {
                 term: [f"{results[f'eval_{term}{suffix}']:.4g}" for suffix in suffixes]
                 for term in EVALUATED

@@ -7,8 +7,17 @@ from typing import Any
 
 import torch
 from huggingface_hub import EvalResult, ModelCard, ModelCardData
-from transformers import ViTConfig, ViTForImageClassification, ViTImageProcessorPil, ViTModel
+from PIL import Image
+from transformers import (
+    AutoImageProcessor,
+    ViTConfig,
+    ViTForImageClassification,
+    ViTImageProcessorPil,
+    ViTModel,
+    pipeline,
+)
 
+from corpora.speckle import CLASS_SETS, speckle_image
 from modeling_glcm_mae import GLCMMAEForPreTraining
 
 CARDS = Path(__file__).resolve().parent.parent / "hub_cards"
@@ -76,7 +85,7 @@ def write_export(
         (partial / name).write_text(text)
     for file in files:
         shutil.copy2(file, partial / file.name)
-    write_card(partial / "README.md", model, card_facts)
+    write_card(partial / "README.md", model, card_facts | {"preprocessing": _preprocessing(processor)})
     _put_in_place(partial, folder)
 
 
@@ -96,15 +105,20 @@ def write_classifier(
         (partial / name).write_text(text)
     for file in files:
         shutil.copy2(file, partial / file.name)
+    card_facts = card_facts | {"preprocessing": _preprocessing(processor)}
+    widget = [] if card_facts.get("deep") else widget_examples(partial, model)
     metadata = ModelCardData(
         library_name="transformers",
         pipeline_tag="image-classification",
+        widget=widget or None,
         base_model=card_facts.get("base_model"),
         tags=["medical", "vit"],
         model_name=card_facts["title"],
         eval_results=eval_results(card_facts["corpus"], card_facts["corpus"], card_facts.get("values") or {}),
     )
-    card = ModelCard.from_template(metadata, template_path=str(CLASSIFIER_TEMPLATE), config=model.config, **card_facts)
+    card = ModelCard.from_template(
+        metadata, template_path=str(CLASSIFIER_TEMPLATE), config=model.config, widget=widget, **card_facts
+    )
     card.save(partial / "README.md")
     _put_in_place(partial, folder)
 
@@ -123,6 +137,40 @@ def eval_results(dataset_name: str, dataset_type: str, figures: dict[str, float]
         for name, value in figures.items()
         if not math.isnan(value)
     ] or None
+
+
+def _preprocessing(processor: ViTImageProcessorPil) -> str:
+    """What the processor does, in words for a card."""
+    steps = []
+    if processor.do_resize:
+        steps.append("resized to " + " x ".join(f"{value}" for value in dict(processor.size).values() if value))
+    if getattr(processor, "do_center_crop", None):
+        steps.append(
+            "centre crop to " + " x ".join(f"{value}" for value in dict(processor.crop_size).values() if value)
+        )
+    steps.append(f"values times {processor.rescale_factor:.6g}, mean {processor.image_mean}, std {processor.image_std}")
+    return ", ".join(steps)
+
+
+def widget_examples(folder: Path, model: ViTForImageClassification) -> list[dict[str, Any]]:
+    """Two generated images for the widget, saved in `folder`/examples, with the answers of the saved model to them.
+
+    Args:
+        folder: holds the model and its processor.
+        model: the same model; gives the size of the images.
+    """
+    classify = pipeline("image-classification", model=model, image_processor=AutoImageProcessor.from_pretrained(folder))
+    (folder / "examples").mkdir()
+    found = []
+    sides = model.config.image_size
+    side = sides if isinstance(sides, int) else min(sides)
+    for index, speckle_class in enumerate(CLASS_SETS["easy"][:2]):
+        name = f"examples/speckle_{index}.png"
+        Image.fromarray(speckle_image(speckle_class, side, seed=index)).save(folder / name)
+        answers = classify(str(folder / name), top_k=model.config.num_labels)
+        output = [{"label": answer["label"], "score": round(answer["score"], 4)} for answer in answers]
+        found.append({"src": name, "example_title": f"Generated speckle {index + 1}", "output": output})
+    return found
 
 
 def _begin(folder: Path) -> Path:

@@ -370,3 +370,11 @@ class PictureCallback(TrainerCallback):
             draw_reconstructions(
                 self.folder / name, model.config, pixel_values, noise, raw, pasted, self.image_mean, self.image_std
             )
+
+
+def took(results: dict[str, float], args: TrainingArguments, resumed: bool) -> str | None:
+    """How long the training took on what, for the card; `None` where only a part of it was measured."""
+    if resumed or "train_runtime" not in results:
+        return None
+    device = torch.cuda.get_device_name(args.device) if args.device.type == "cuda" else args.device.type.upper()
+    return f"{results['train_runtime'] / 3600:.2f} h on {args.world_size} x {device}; energy was not measured"

@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -12,7 +13,8 @@ import pytest
 import torch
 from helpers import encode, grey, write
 from hub_server import HubServer
-from transformers import ViTConfig, ViTForImageClassification
+from huggingface_hub import ModelCard
+from transformers import ViTConfig, ViTForImageClassification, pipeline
 
 from modeling_glcm_mae import GLCMMAEForPreTraining
 from recipe_data import ImageTransform
@@ -100,6 +102,20 @@ def test_both_kinds_are_published_and_open_in_plain_transformers(hub, exported, 
         assert len(hub.titles(repo_id)) == 2 and set(hub.repo(repo_id).tags) == {"v1"}
     (collection,) = hub.collections.values()
     assert [item["id"] for item in collection["items"]] == [REPO, f"{REPO}-finetuned"]
+
+    # Every block of code of both cards, as a stranger runs it.
+    write(tmp_path / "image.png", encode(np.random.default_rng(0).integers(0, 255, (32, 32, 3), dtype=np.uint8)))
+    for repo_id, count in ((REPO, 3), (f"{REPO}-finetuned", 1)):
+        blocks = re.findall(r"```python\n(.*?)```", hub.files(repo_id)["README.md"].decode(), re.DOTALL)
+        assert len(blocks) == count
+        opened = f"from PIL import Image\nimage = Image.open({str(tmp_path / 'image.png')!r})\n"
+        python(hub, tmp_path / "c", opened + "\n".join(blocks))
+    widget = ModelCard(hub.files(f"{REPO}-finetuned")["README.md"].decode()).data.widget
+    assert len(widget) == 2
+    classify = pipeline("image-classification", str(classifier))
+    for example in widget:
+        answers = {row["label"]: row["score"] for row in classify(str(classifier / example["src"]))}
+        assert {row["label"]: row["score"] for row in example["output"]} == pytest.approx(answers, abs=1e-4)
 
     pixels = np.random.default_rng(0).integers(0, 255, (32, 32, 3), dtype=np.uint8)
     write(tmp_path / "image.png", encode(pixels))

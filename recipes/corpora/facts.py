@@ -1,6 +1,9 @@
 """What the cards say of the known corpora: source, licence, citation, and whether copies may be given out."""
 
 from dataclasses import dataclass
+from pathlib import Path
+
+import yaml
 
 
 @dataclass(frozen=True)
@@ -65,3 +68,11 @@ FACTS = {
         licence_id="apache-2.0",
     ),
 }
+
+
+def facts_of(corpus: str) -> CorpusFacts | None:
+    """Facts of a corpus by its name, or of a folder that prepare_corpus.py made of one; `None` if it is neither."""
+    settings = Path(corpus) / "config.yaml"
+    if corpus not in FACTS and settings.is_file():
+        corpus = (yaml.safe_load(settings.read_text()) or {}).get("corpus")
+    return FACTS.get(corpus)
