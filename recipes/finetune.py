@@ -19,6 +19,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pandas as pd
 import torch
 import yaml
 from accelerate import PartialState
@@ -54,7 +55,7 @@ from recipe_frozen import MODES, fit_frozen, frozen_features
 from recipe_hub import PublishEverySave, open_repository, publish_export, push_asked_for
 from recipe_setup import normalization
 from recipe_splits import fingerprint_of, load_prepared
-from recipe_summary import FIGURES, figures_of, load_metric, positive_indices, predictions_table
+from recipe_summary import FIGURES, figures_of, load_metric, positive_indices, predictions_table, summarise
 from recipe_trainer import ImagesProgressCallback, MetricsFileCallback, checkpoint_to_resume, earlier_run, took
 
 logger = logging.getLogger("finetune")
@@ -507,7 +508,7 @@ class Run:
             partial.replace(self.output_dir / file)
             results |= {f"{part}_{name}": value for name, value in self._figures_of(probabilities, dataset).items()}
         if self.model_args.mode != "knn":
-            self._export(model, results)
+            self._export(model, results, table)
         # Last: a run with this file is finished.
         partial = self.output_dir / "all_results.json.partial"
         partial.write_text(json.dumps(results, indent=2) + "\n")
@@ -532,9 +533,18 @@ class Run:
 
     def _export_as_it_is(self) -> None:
         if self.trainer.is_world_process_zero():
-            self._export(self.trainer.accelerator.unwrap_model(self.trainer.model), {})
+            self._export(self.trainer.accelerator.unwrap_model(self.trainer.model), {}, None)
 
-    def _export(self, model: ViTForImageClassification, results: dict) -> None:
+    def _intervals(self, table: pd.DataFrame) -> list[tuple[str, str, str]]:
+        """Rows of the card: figure, value, 95 % interval."""
+        found = summarise(table, self.data_args.positive_classes, self.args.seed)["figures"]
+        pooled = {name: figure["pooled"] for name, figure in found.items()}
+        return [
+            (name, f"{figure['value']:.3f}", f"{figure['low']:.3f} to {figure['high']:.3f}")
+            for name, figure in pooled.items()
+        ]
+
+    def _export(self, model: ViTForImageClassification, results: dict, table: pd.DataFrame | None) -> None:
         published = json.loads(json.dumps(self.resolved))
         published["derived"]["skipped_images"] = len(self.skipped)
         for section in ("model", "data", "training"):
@@ -567,7 +577,7 @@ class Run:
                 "mode": self.model_args.mode,
                 "pooling": self.model_args.pooling,
                 "deep": self.white > 255,
-                "figures": {name: f"{value:.3f}" for name, value in values.items()},
+                "figures": self._intervals(table) if values else [],
                 "values": values,
             },
         )

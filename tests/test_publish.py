@@ -53,7 +53,7 @@ def classifier(tmp_path_factory) -> Path:
     folder = tmp_path_factory.mktemp("publish") / "classifier"
     facts = {"title": "Tiny classifier", "repo_id": ADDRESS, "corpus": "speckle", "fold": "0", "mode": "finetune"}
     facts |= {"counts": {"train": 8, "validation": 2, "test": 2}, "pooling": "cls", "values": {"accuracy": 0.5}}
-    facts |= {"figures": {"accuracy": "0.500"}, "base_model": None, "deep": False}
+    facts |= {"figures": [("accuracy", "0.500", "0.250 to 0.750")], "base_model": None, "deep": False}
     write_classifier(
         folder, model, ImageTransform(32, resize="squash").processor(), {"config.yaml": "a: 1\n"}, [], facts
     )
