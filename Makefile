@@ -13,8 +13,10 @@ PIP_FLAGS ?=
 BIN := $(VENV)/bin
 # Made last, so an interrupted installation is done again; older than its prerequisites when they change.
 STAMP := $(VENV)/.installed
+SPACE_VENV ?= .venv-space
+SPACE_STAMP := $(SPACE_VENV)/.installed
 
-.PHONY: help quickstart test test-slow lint format clean
+.PHONY: help quickstart test test-slow test-space demo serve lint format clean
 
 help: ## Show this list
 	@echo "usage: make TARGET [ARGS=\"...\"] [PYTHON=python3.12]"
@@ -39,6 +41,22 @@ test: $(STAMP) ## Run the fast tests (ARGS="-k texture -x" and the like are pass
 
 test-slow: $(STAMP) ## Run the slow tests (minutes)
 	"$(BIN)/python" -m pytest -m "slow and not gpu" $(ARGS)
+
+# The demo has its own environment: gradio and the recipes want different releases of pillow.
+$(SPACE_STAMP): hub_cards/space/requirements.txt hub_cards/space/constraints.txt
+	"$(PYTHON)" -m venv "$(SPACE_VENV)"
+	"$(SPACE_VENV)/bin/python" -m pip install $(PIP_FLAGS) -c hub_cards/space/constraints.txt \
+	  -r hub_cards/space/requirements.txt
+	@touch "$@"
+
+demo: $(SPACE_STAMP) ## Start the demo on the quickstart's model (ARGS="--model ORG/NAME or folder")
+	PYTHONPATH=.:recipes "$(SPACE_VENV)/bin/python" hub_cards/space/app.py $(ARGS)
+
+serve: $(SPACE_STAMP) ## Answer as the Hub's image-classification task does (ARGS="--model path/to/classifier")
+	PYTHONPATH=.:recipes "$(SPACE_VENV)/bin/python" hub_cards/space/app.py --serve true $(ARGS)
+
+test-space: $(STAMP) $(SPACE_STAMP) ## Test the demo and the server in their own environment
+	"$(BIN)/python" -m pytest -m "slow" tests/test_space.py $(ARGS)
 
 lint: $(STAMP) ## Check code and formatting with ruff, change nothing
 	"$(BIN)/ruff" check .

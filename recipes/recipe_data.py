@@ -31,7 +31,7 @@ from transformers.image_transforms import center_crop, get_resize_output_image_s
 from transformers.image_utils import ChannelDimension, get_image_size_for_max_height_width
 
 from corpora import busi, covid_ct, folder, gbcu, pneumonia
-from corpora.folder import CorpusError, ImageRecord
+from corpora.folder import BadImageError, CorpusError, ImageRecord
 from corpora.speckle import load_speckle
 
 logger = logging.getLogger(__name__)
@@ -47,10 +47,6 @@ _TIFF_BITS_PER_SAMPLE, _TIFF_PHOTOMETRIC, _TIFF_SAMPLE_FORMAT = 258, 262, 339
 
 # First number of every random key, so that streams for different purposes never coincide.
 _IMAGE_ORDER, _TRAINING_SAMPLE, _EVALUATION_SAMPLE, _HELD_OUT = 1, 2, 3, 4
-
-
-class BadImageError(ValueError):
-    """An image file cannot be used: unreadable, truncated, empty, or of a kind that would lose grey depth."""
 
 
 # ---------------------------------------------------------------------------------------------------------- decoding

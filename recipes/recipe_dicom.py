@@ -12,7 +12,7 @@ from PIL import Image
 from pydicom.errors import InvalidDicomError
 from pydicom.pixels import apply_modality_lut, iter_pixels
 
-from recipe_data import BadImageError
+from corpora.folder import BadImageError
 
 _GREY = ("MONOCHROME1", "MONOCHROME2")
 

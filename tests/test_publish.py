@@ -324,3 +324,24 @@ found["names"] = sorted(row["file_name"] for row in load_dataset("org/images", s
 """,
     )
     assert found["rows"] == 24 and found["names"][0] == "a/00.png"
+
+
+def test_the_demo_and_the_metric_are_published_as_spaces(hub, tmp_path):
+    root = RECIPES.parent
+    done = publish(hub, tmp_path / "a", root / "hub_cards" / "space", "--repo_type", "space", repo_id="org/demo")
+    assert done.returncode == 0, done.stderr
+    sent = set(hub.files("org/demo", kind="space"))
+    assert sent >= {"app.py", "requirements.txt", "modeling_glcm_mae/glcm.py", "corpora/folder.py", "recipe_overlay.py"}
+    metric = RECIPES / "metrics" / "medical_classification"
+    done = publish(hub, tmp_path / "a", metric, "--repo_type", "space", repo_id="org/medical_classification")
+    assert done.returncode == 0, done.stderr
+    found = python(
+        hub,
+        tmp_path / "b",
+        """
+import evaluate
+metric = evaluate.load("org/medical_classification")
+found["accuracy"] = metric.compute(predictions=[[0.8, 0.2], [0.1, 0.9]], references=[0, 1])["accuracy"]
+""",
+    )
+    assert found == {"accuracy": 1.0}

@@ -19,6 +19,10 @@ IGNORED_FOLDERS = ("__MACOSX",)
 SPLIT_FOLDERS = {"train": "train", "test": "test", "val": "validation", "validation": "validation"}
 
 
+class BadImageError(ValueError):
+    """An image file cannot be used: unreadable, truncated, empty, or of a kind that would lose grey depth."""
+
+
 class CorpusError(ValueError):
     """A corpus is missing, or its folder is not laid out as it must be."""
 
