@@ -198,8 +198,8 @@ def overlay(model: Model, image: Image.Image) -> tuple[np.ndarray, str]:
     mixed = 0.5 * _picture(model, pixels[0]) + 0.5 * 255 * colormaps["coolwarm"](scaled)[..., :3]
     name = model.classifier.config.id2label[target]
     return mixed.astype(np.uint8), (
-        f"Red: hiding this lowers the probability of **{name}** (at most {max(100 * float(heat.max()), 0):.1f} points), "
-        f"blue: it raises it. "
+        f"Red: hiding this lowers the probability of **{name}**, by {max(100 * float(heat.max()), 0):.1f} points at "
+        "most; blue: it raises it. "
         "It shows where the model is sensitive: not why, and no outline of a lesion."
     )
 
