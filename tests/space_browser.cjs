@@ -44,6 +44,7 @@ const [executablePath, address, model, image, width, colorScheme, folder] = proc
     before,
     { timeout: 60000 },
   );
+  await page.waitForFunction(() => !/processing|queue/.test(document.body.innerText), null, { timeout: 60000 });
   await narrow();
   // By keyboard alone: every control is a stop of the tab key.
   const stops = new Set();

@@ -104,14 +104,14 @@ def test_every_panel_answers_and_ten_at_once(server, exported, classifier, image
         f"""
 def ask(model, seed=0):
     return client.submit(model, handle_file({str(image)!r}), 0.75, seed, 1, 2, api_name="/answer")
-label, words, gallery, matrices, table, note = ask({str(classifier)!r}).result()
+label, words, rebuilt, matrices, table, note = ask({str(classifier)!r}).result()
 assert {{row["label"] for row in label["confidences"]}} == {{"benign", "malignant"}}, label
-assert "0.250 to 0.750" in words and "no reconstruction" in note and not gallery
+assert "0.250 to 0.750" in words and "no reconstruction" in note and not rebuilt and not matrices
 results = [job.result() for job in [ask({str(exported)!r}, seed) for seed in range(10)]]
-for label, words, gallery, matrices, table, note in results:
+for label, words, rebuilt, matrices, table, note in results:
     assert "no classifier" in words
-    assert [part["caption"] for part in gallery] == ["original", "masked", "reconstruction", "pasted"]
-    assert len(matrices) == 2 and len(table["data"]) == 25
+    assert rebuilt and matrices and len(table["data"]) == 25
+assert len({{rebuilt for _, _, rebuilt, _, _, _ in results}}) > 1, "the seed changes the mask"
 picture, meaning = client.predict({str(classifier)!r}, handle_file({str(image)!r}), api_name="/overlay")
 assert "no outline of a lesion" in meaning and picture
 """,

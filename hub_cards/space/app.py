@@ -27,6 +27,7 @@ from fastapi import FastAPI, Request
 from fastapi.responses import JSONResponse, RedirectResponse
 from huggingface_hub import file_exists
 from matplotlib import colormaps
+from matplotlib.figure import Figure
 from PIL import Image, UnidentifiedImageError
 from transformers import AutoConfig, AutoImageProcessor, ViTForImageClassification, pipeline
 
@@ -133,6 +134,25 @@ def _picture(model: Model, pixels: torch.Tensor) -> np.ndarray:
     return (shown.expand(3, -1, -1).permute(1, 2, 0).numpy() * 255).round().astype(np.uint8)
 
 
+def _panels(pictures: dict[str, np.ndarray], columns: int) -> Image.Image:
+    """Pictures with their names above them."""
+    rows = -(-len(pictures) // columns)
+    figure = Figure(figsize=(3.4 * columns, 3.6 * rows), layout="constrained")
+    for axis, (name, picture) in zip(figure.subplots(rows, columns).flat, pictures.items(), strict=True):
+        axis.imshow(picture, interpolation="nearest")
+        axis.set_title(name, fontsize=14)
+        axis.axis("off")
+    drawn = io.BytesIO()
+    figure.savefig(drawn, dpi=100)
+    return Image.open(drawn).convert("RGB")
+
+
+def _enlarged(picture: np.ndarray) -> Image.Image:
+    """In whole pixels to about the width of a phone: small models see small images."""
+    factor = max(1, 320 // picture.shape[1])
+    return Image.fromarray(picture.repeat(factor, axis=0).repeat(factor, axis=1))
+
+
 @torch.no_grad()
 def classify(model: Model, image: Image.Image) -> tuple[dict[str, float] | None, str]:
     """Probabilities, and how sure the answer is, in words."""
@@ -164,28 +184,27 @@ def rebuild(model: Model, image: Image.Image, mask_ratio: float, seed: int) -> d
     return {name: part[0] for name, part in (parts | {"pasted": torch.where(hidden, rebuilt, pixels)}).items()}
 
 
-def texture_of_patch(model: Model, parts: dict[str, torch.Tensor], row: int, column: int) -> tuple[list, list[list]]:
-    """GLCM pictures of a patch, original and reconstruction, and the table of their features."""
+def texture_of_patch(
+    model: Model, parts: dict[str, torch.Tensor], row: int, column: int
+) -> tuple[dict[str, np.ndarray], list]:
+    """Logarithm of the counts of a patch, original and reconstruction, and the table of their features."""
     config = model.autoencoder.config
     patch = config.patch_size
     top, left = row * patch, column * patch
     if top + patch > parts["original"].shape[1] or left + patch > parts["original"].shape[2]:
         raise ValueError(f"there is no patch in row {row}, column {column}")
     settings = {"levels": config.glcm_levels, "value_range": config.glcm_value_range, "kernel": "hard"}
-    pictures, features = [], []
+    pictures, features = {}, []
     for name in ("original", "reconstruction"):
         square = parts[name][:, top : top + patch, left : left + patch].mean(dim=0)
         counts = cooccurrence_matrix(square, offsets=config.glcm_offsets, symmetric=True, **settings).sum(dim=0)
         features.append(texture_features(counts / counts.sum()))
-        shades = torch.log1p(counts)
-        shades = (shades / shades.max()).numpy()
-        shown = Image.fromarray((colormaps["viridis"](shades)[..., :3] * 255).astype(np.uint8))
-        pictures.append((shown.resize((256, 256), Image.Resampling.NEAREST), f"GLCM, {name}"))
+        pictures[f"GLCM, {name}"] = torch.log1p(counts).numpy()
     first, second = features
     return pictures, [[name, round(float(first[name]), 4), round(float(second[name]), 4)] for name in first]
 
 
-def overlay(model: Model, image: Image.Image) -> tuple[np.ndarray, str]:
+def overlay(model: Model, image: Image.Image) -> tuple[Image.Image, str]:
     """Where hiding the image lowers the probability of the answer (red) or raises it (blue)."""
     if model.classifier is None:
         raise ValueError(f"{model.name} has no classifier to explain")
@@ -197,7 +216,7 @@ def overlay(model: Model, image: Image.Image) -> tuple[np.ndarray, str]:
     scaled = heat / max(float(np.abs(heat).max()), 1e-6) / 2 + 0.5
     mixed = 0.5 * _picture(model, pixels[0]) + 0.5 * 255 * colormaps["coolwarm"](scaled)[..., :3]
     name = model.classifier.config.id2label[target]
-    return mixed.astype(np.uint8), (
+    return _enlarged(mixed.astype(np.uint8)), (
         f"Red: hiding this lowers the probability of **{name}**, by {max(100 * float(heat.max()), 0):.1f} points at "
         "most; blue: it raises it. "
         "It shows where the model is sensitive: not why, and no outline of a lesion."
@@ -221,11 +240,11 @@ def build(first: str) -> gr.Blocks:
         model, image = load(name), read(path)
         probabilities, words = classify(model, image)
         if model.autoencoder is None:
-            return probabilities, words, [], [], [], f"{model.name} has no pretraining/ folder: no reconstruction."
+            return probabilities, words, None, None, [], f"{model.name} has no pretraining/ folder: no reconstruction."
         parts = rebuild(model, image, mask_ratio, int(seed))
         pictures, table = texture_of_patch(model, parts, int(row), int(column))
-        gallery = [(_picture(model, part), part_name) for part_name, part in parts.items()]
-        return probabilities, words, gallery, pictures, table, ""
+        rebuilt = _panels({name: _picture(model, part) for name, part in parts.items()}, columns=2)
+        return probabilities, words, rebuilt, _panels(pictures, columns=2), table, ""
 
     with gr.Blocks(title="GLCM-MAE") as page:
         gr.Markdown(f"# GLCM-MAE\n{CAVEAT}")
@@ -242,13 +261,13 @@ def build(first: str) -> gr.Blocks:
                 label = gr.Label(label="Class probabilities")
                 words = gr.Markdown()
         note = gr.Markdown()
-        gallery = gr.Gallery(label="Masked reconstruction", columns=[2, 4], height="auto")
-        matrices = gr.Gallery(label="Co-occurrence matrices of the patch", columns=2, height="auto")
+        rebuilt = gr.Image(label="Masked reconstruction", type="pil")
+        matrices = gr.Image(label="Co-occurrence matrices of the patch", type="pil")
         table = gr.Dataframe(headers=["feature", "original", "reconstruction"], label="Texture features of the patch")
         explain = gr.Button("Where is the model sensitive? (slower)")
         heat, meaning = gr.Image(label="Occlusion overlay"), gr.Markdown()
         inputs = [name, path, mask_ratio, seed, row, column]
-        outputs = [label, words, gallery, matrices, table, note]
+        outputs = [label, words, rebuilt, matrices, table, note]
         go.click(_shown_errors(answer), inputs, outputs, api_name="answer", concurrency_limit=2)
         path.upload(_shown_errors(answer), inputs, outputs, api_name=False, concurrency_limit=2)
         for slider in (mask_ratio, seed, row, column):
