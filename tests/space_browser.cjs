@@ -44,7 +44,6 @@ const [executablePath, address, model, image, width, colorScheme, folder] = proc
     before,
     { timeout: 60000 },
   );
-  await page.waitForFunction(() => !/processing|queue/.test(document.body.innerText), null, { timeout: 60000 });
   await narrow();
   // By keyboard alone: every control is a stop of the tab key.
   const stops = new Set();
@@ -54,6 +53,8 @@ const [executablePath, address, model, image, width, colorScheme, folder] = proc
     stops.add(await page.evaluate(() => (document.activeElement.innerText || document.activeElement.ariaLabel || "").trim()));
   }
   for (const name of ["Show", "Where is the model sensitive? (slower)"]) check(stops.has(name), `no tab stop: ${name}`);
+  await page.waitForTimeout(1000); // leaving a slider asks anew
+  await page.waitForFunction(() => !/processing|queue/.test(document.body.innerText), null, { timeout: 60000 });
   await page.screenshot({ path: `${folder}/autoencoder.png`, fullPage: true });
   check(errors.length === 0, `console: ${errors.join("; ")}`);
   await browser.close();

@@ -345,3 +345,40 @@ found["accuracy"] = metric.compute(predictions=[[0.8, 0.2], [0.1, 0.9]], referen
 """,
     )
     assert found == {"accuracy": 1.0}
+
+
+def test_a_pickle_beside_our_weights_is_never_opened(hub, classifier, tmp_path):
+    assert publish(hub, tmp_path / "a", classifier).returncode == 0
+    trap = tmp_path / "opened"
+    code = f"import os\nos.mkdir({str(trap)!r})"
+    pickle = b"cbuiltins\nexec\n(V" + code.replace("\n", "\\u000a").encode() + b"\ntR."
+    repo = hub.repo(REPO)
+    repo.commit("by someone else", hub.files(REPO) | {"pytorch_model.bin": pickle, "training_args.bin": pickle})
+    python(
+        hub,
+        tmp_path / "b",
+        f"""
+from transformers import AutoModel, AutoModelForImageClassification, pipeline
+pipeline("image-classification", {REPO!r}), AutoModel.from_pretrained({REPO!r})
+""",
+    )
+    assert not trap.exists()
+    subprocess.run([sys.executable, "-c", f"import pickle; pickle.loads({pickle!r})"], check=True)
+    assert trap.is_dir(), "the trap itself works"
+
+
+def test_a_full_disk_while_checking_is_one_message_and_the_commit_stays(hub, classifier, tmp_path):
+    # A limit on the size of a file stands in for the full disk: the write fails in the same place.
+    limited = "import resource, runpy, sys\nresource.setrlimit(resource.RLIMIT_FSIZE, (40000, 40000))\nimport signal\n"
+    limited += "signal.signal(signal.SIGXFSZ, signal.SIG_IGN)\nsys.path.insert(0, sys.argv[1])\n"
+    limited += "sys.argv = sys.argv[2:]\nrunpy.run_path(sys.argv[0], run_name='__main__')"
+    given = {name: value for name, value in os.environ.items() if not name.startswith("HF_")}
+    command = [sys.executable, "-c", limited, str(RECIPES), str(RECIPES / "publish.py")]
+    command += ["--export_dir", str(classifier), "--repo_id", REPO]
+    given |= hub.environment(tmp_path / "a")
+    done = subprocess.run(command, capture_output=True, text=True, env=given, timeout=240)
+    assert done.returncode == 1
+    assert "is published" in done.stderr.splitlines()[-1] and "does not load back" in done.stderr.splitlines()[-1]
+    done = publish(hub, tmp_path / "a", classifier)
+    assert done.returncode == 0 and "verified" in done.stdout, done.stderr
+    assert len(hub.titles(REPO)) == 2

@@ -140,7 +140,7 @@ def _panels(pictures: dict[str, np.ndarray], columns: int) -> Image.Image:
     figure = Figure(figsize=(3.4 * columns, 3.6 * rows), layout="constrained")
     for axis, (name, picture) in zip(figure.subplots(rows, columns).flat, pictures.items(), strict=True):
         axis.imshow(picture, interpolation="nearest")
-        axis.set_title(name, fontsize=14)
+        axis.set_title(name, fontsize=14, y=-0.12)  # the label of the page lies over the top
         axis.axis("off")
     drawn = io.BytesIO()
     figure.savefig(drawn, dpi=100)
