@@ -14,7 +14,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, TypeVar
 
-from huggingface_hub import CommitOperationAdd, CommitOperationDelete, HfApi, RepoCard, get_token
+from huggingface_hub import CommitOperationAdd, CommitOperationDelete, HfApi, ModelCard, RepoCard, get_token
 from huggingface_hub.errors import (
     GatedRepoError,
     HfHubHTTPError,
@@ -181,7 +181,7 @@ def render_card(text: str, repo_id: str, results: str | None = None, **metadata:
         results: replaces the part between the marks of the results.
         metadata: fields of the YAML header; those that are `None` stay as they are.
     """
-    card = RepoCard(text, ignore_metadata_errors=False)
+    card = ModelCard(text, ignore_metadata_errors=False)
     for name, value in metadata.items():
         if value is not None:
             setattr(card.data, name, value)

@@ -9,6 +9,7 @@ import sys
 from pathlib import Path
 
 import numpy as np
+import pandas as pd
 import pytest
 import torch
 from helpers import encode, grey, write
@@ -19,6 +20,7 @@ from transformers import ViTConfig, ViTForImageClassification, pipeline
 from modeling_glcm_mae import GLCMMAEForPreTraining
 from recipe_data import ImageTransform
 from recipe_export import ADDRESS, write_classifier, write_export
+from recipe_summary import summarise
 
 RECIPES = Path(__file__).resolve().parent.parent / "recipes"
 REPO = "org/glcm-mae-tiny"
@@ -382,3 +384,32 @@ def test_a_full_disk_while_checking_is_one_message_and_the_commit_stays(hub, cla
     done = publish(hub, tmp_path / "a", classifier)
     assert done.returncode == 0 and "verified" in done.stdout, done.stderr
     assert len(hub.titles(REPO)) == 2
+
+
+def test_a_cross_validation_is_published_with_the_figures_of_all_folds(classifier, tmp_path, capsys):
+    import publish as recipe
+
+    rng = np.random.default_rng(0)
+    count = 40
+    scores = rng.random(count)
+    table = pd.DataFrame({"fold": np.arange(count) % 2, "file_name": [f"{i}.png" for i in range(count)]})
+    table["group"], table["label"] = table["file_name"], rng.integers(0, 2, count)
+    table["prediction"] = (scores > 0.5).astype(int)
+    table["probability_benign"], table["probability_malignant"] = 1 - scores, scores
+    summary = summarise(table)
+    write(tmp_path / "run" / "summary.json", json.dumps(summary).encode())
+    write(tmp_path / "run" / "curves.png", encode(grey()))
+    for fold in (0, 1):
+        shutil.copytree(classifier, tmp_path / "run" / f"fold_{fold}" / "finetune" / "export")
+    given = ["--export_dir", str(tmp_path / "run"), "--repo_id", REPO, "--dry_run", "true"]
+    recipe.main([*given, "--fold", "1"])
+    shown = capsys.readouterr().out
+    assert "classifier of fold 1 of 2" in shown and "curves.png" in shown and "fold_" not in shown
+    pooled = summary["figures"]["auroc"]["pooled"]
+    assert f"| {pooled['value']:.3f} | {pooled['low']:.3f} to {pooled['high']:.3f} |" in shown
+    assert "## Result on the test part" not in shown
+    card = ModelCard(shown[shown.index("\n---\n") + 1 :])
+    values = {result.metric_name: result.metric_value for result in card.data.eval_results}
+    assert values["auroc"] == pytest.approx(pooled["value"], abs=1e-4) and values["accuracy"] != 0.5
+    with pytest.raises(SystemExit, match=r"fold '7' has no export .* allowed are 0, 1"):
+        recipe.main([*given, "--fold", "7"])
