@@ -210,6 +210,9 @@ class ClassifierTrainer(Trainer):
     def __init__(self, *, class_weights: torch.Tensor | None, layer_decay: float, mixing: Mixing, **kwargs: Any):
         super().__init__(**kwargs)
         self._class_weights, self._layer_decay, self._mixing = class_weights, layer_decay, mixing
+        # Because ViT's forward takes any keyword, Trainer believes that the loss is a sum over the accumulated batches
+        # and leaves out the division by their number; ours is a mean.
+        self.model_accepts_loss_kwargs = False
 
     @property
     def effective_batch_size(self) -> int:

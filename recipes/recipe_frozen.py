@@ -47,7 +47,7 @@ def fit_frozen(
     validation part; scaling and regression are written into `model.classifier`, so that the model is the probe.
 
     Args:
-        mode: "linear_probe" or "knn" (votes weighted by cosine similarity).
+        mode: "linear_probe" or "knn" (votes weighted by (1 + cosine similarity) / 2).
         model: its head is replaced by the probe.
         features, labels: of the parts train, validation, test.
         neighbours: that vote, at most as many as there are training images.
@@ -61,7 +61,7 @@ def fit_frozen(
         unit = {part: values / np.linalg.norm(values, axis=1, keepdims=True) for part, values in features.items()}
         votes = KNeighborsClassifier(
             min(neighbours, len(unit["train"])),
-            weights=lambda distance: 1 - distance**2 / 2,  # cosine, of unit vectors
+            weights=lambda distance: 1 - distance**2 / 4,  # of unit vectors; 0 at the opposite, never negative
         )
         votes.fit(unit["train"], labels["train"])
         columns = votes.classes_

@@ -16,18 +16,21 @@ def delong_test(scores_a: np.ndarray, scores_b: np.ndarray, truth: np.ndarray) -
 
     Args:
         scores_a, scores_b: `(n,)`, larger for positive.
-        truth: `(n,)` bool, both values present.
+        truth: `(n,)` bool, each value at least twice: of one image no variance can be estimated.
 
     Returns:
-        `auroc_a`, `auroc_b`, `difference` (a - b), `low` and `high` (its 95 % interval), `p_value` (two-sided).
+        `auroc_a`, `auroc_b`, `difference` (a - b), `low` and `high` (its 95 % interval), `p_value` (two-sided; NaN
+        where the AUROCs differ without any estimated variance, as one of 1 and one of 0 do).
 
     Raises:
-        ValueError: if there are no positive or no negative images.
+        ValueError: if there are fewer than two positive or negative images.
     """
     truth = np.asarray(truth, dtype=bool)
     positives, negatives = int(truth.sum()), int((~truth).sum())
-    if not positives or not negatives:
-        raise ValueError(f"the test needs positive and negative images, got {positives} and {negatives}")
+    if min(positives, negatives) < 2:
+        raise ValueError(
+            f"the test needs at least two positive and negative images each, got {positives} and {negatives}"
+        )
     aurocs, of_positives, of_negatives = [], [], []
     for scores in (np.asarray(scores_a), np.asarray(scores_b)):
         among_all = rankdata(scores)
@@ -35,14 +38,12 @@ def delong_test(scores_a: np.ndarray, scores_b: np.ndarray, truth: np.ndarray) -
         of_positives.append((among_all[truth] - rankdata(scores[truth])) / negatives)
         of_negatives.append(1 - (among_all[~truth] - rankdata(scores[~truth])) / positives)
         aurocs.append(of_positives[-1].mean())
-    covariance = sum(
-        np.cov(parts) / count if count > 1 else np.zeros((2, 2))
-        for parts, count in ((of_positives, positives), (of_negatives, negatives))
-    )
+    covariance = sum(np.cov(parts) / count for parts, count in ((of_positives, positives), (of_negatives, negatives)))
     difference = aurocs[0] - aurocs[1]
     error = float(np.sqrt(max(covariance[0, 0] + covariance[1, 1] - 2 * covariance[0, 1], 0)))
     half = norm.ppf((1 + LEVEL) / 2) * error
-    p_value = 2 * norm.sf(abs(difference) / error) if error > 0 else float(difference == 0)
+    without_variance = 1.0 if difference == 0 else np.nan
+    p_value = 2 * norm.sf(abs(difference) / error) if error > 0 else without_variance
     return {
         "auroc_a": float(aurocs[0]),
         "auroc_b": float(aurocs[1]),

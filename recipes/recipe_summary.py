@@ -132,7 +132,9 @@ def draw_curves(table: pd.DataFrame, file: Path, positive: Sequence[str] | None 
     probabilities = table[[f"probability_{name}" for name in classes]].to_numpy()
     if positive:
         indices = positive_indices(classes, positive)
-        curves = {" + ".join(positive): (np.isin(labels, indices), probabilities[:, indices].sum(axis=1))}
+        # Rounded probabilities can sum to a little more than 1, which calibration_curve refuses.
+        score = probabilities[:, indices].sum(axis=1).clip(0, 1)
+        curves = {" + ".join(positive): (np.isin(labels, indices), score)}
     else:
         shown = range(1, 2) if len(classes) == 2 else range(len(classes))
         curves = {classes[i]: (labels == i, probabilities[:, i]) for i in shown}
@@ -204,7 +206,7 @@ def compare(
     delong = {}
     for name, chosen in questions.items():
         truth = np.isin(labels, chosen)
-        if truth.any() and not truth.all():
+        if min(truth.sum(), (~truth).sum()) > 1:
             columns = [f"probability_{classes[index]}" for index in chosen]
             delong[name] = delong_test(*(table[columns].to_numpy().sum(axis=1) for table in (first, second)), truth)
     return {

@@ -437,3 +437,16 @@ def test_stock_checkpoints_of_others_can_be_tuned(tmp_path):
     ViTForImageClassification(ViTConfig(image_size=32, patch_size=8, num_labels=7, **sizes)).save_pretrained(tmp_path)
     model = load_classifier(str(tmp_path), ["a", "b", "c"])
     assert model.classifier.out_features == 3 and model.config.id2label == {0: "a", 1: "b", 2: "c"}
+
+
+def test_accumulated_gradients_are_those_of_the_larger_batch(corpus, exported, tmp_path):
+    still = ["--randaugment", "0", "--random_erasing", "0", "--random_resized_crop", "false", "--drop_path", "0"]
+    still += ["--horizontal_flip", "false", "--logging_steps", "1", "--max_steps", "1"]
+    norms = []
+    for batch, accumulation in (("16", "1"), ("4", "4")):
+        changed = {"per_device_train_batch_size": batch, "gradient_accumulation_steps": accumulation}
+        folder = tmp_path / batch
+        run(corpus, folder, "--model_name_or_path", str(exported), *still, **changed)
+        rows = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+        norms.append(next(row["grad_norm"] for row in rows if "grad_norm" in row))
+    assert norms[0] == pytest.approx(norms[1], rel=1e-4)
