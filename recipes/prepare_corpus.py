@@ -30,7 +30,7 @@ from corpora.facts import FACTS, CorpusFacts
 from corpora.folder import CorpusError, ImageRecord, is_dicom, read_table
 from corpora.speckle import load_speckle
 from recipe_args import UsageError, option, parse_args
-from recipe_data import CORPORA, BadImageError, decode_image
+from recipe_data import CORPORA, BadImageError, decode_image, luma
 from recipe_dicom import read_dicom
 from recipe_hub import Publication, check_repo_id, files_of, publish
 from recipe_quality import (
@@ -173,7 +173,7 @@ def _items_of(record: ImageRecord, args: PrepareArguments, salt: str) -> Iterato
 
 def _item(record: ImageRecord, data: bytes, group, white_level, window) -> Item:
     image = decode_image(data, name=record.file_name, num_channels=3, white_level=white_level)
-    grey = image.mean(axis=2)
+    grey = luma(image)[..., 0]
     return Item(
         *(record, data, fingerprint(data, grey), grey.shape, bool(grey.std() < FLAT_STD), looks_coloured(image)),
         *(group, window),

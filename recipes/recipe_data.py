@@ -179,11 +179,14 @@ def decode_image(
         pixels = pixels[..., None]
     if num_channels == 3:
         return np.ascontiguousarray(np.broadcast_to(pixels, (*pixels.shape[:2], 3)))
-    if pixels.shape[2] == 3:
-        if (pixels == pixels[..., :1]).all():
-            return np.ascontiguousarray(pixels[..., :1])
-        pixels = (pixels @ _LUMA)[..., None].clip(0, 1)
-    return pixels
+    return luma(pixels) if pixels.shape[2] == 3 else pixels
+
+
+def luma(pixels: np.ndarray) -> np.ndarray:
+    """ITU-R 601 luma `(H, W, 1)` of colour `(H, W, 3)` in [0, 1]; equal channels stay exact."""
+    if (pixels == pixels[..., :1]).all():
+        return np.ascontiguousarray(pixels[..., :1])
+    return (pixels @ _LUMA)[..., None].clip(0, 1)
 
 
 # -------------------------------------------------------------------------------------------------------- transforms

@@ -139,6 +139,19 @@ def test_a_copy_planted_in_the_training_part_is_caught(raw):
         check_overlap(train, test)
 
 
+def test_colour_images_are_compared_alike_when_preparing_and_when_loading(tmp_path):
+    # Pairs that differ in blue alone are alike in luma, and not in the mean of the channels.
+    for index in range(24):
+        base, blue = picture(index // 2), picture(1000 + index)
+        write(
+            tmp_path / "raw" / ("a", "b")[(index // 2) % 2] / f"{index:02d}.png",
+            encode(np.stack([base, base, blue], -1)),
+        )
+    folder = prepare(arguments(tmp_path / "raw"))
+    for fold in "012":
+        load_split(folder / "splits.json", datasets.load_dataset(str(folder)), fold)
+
+
 def test_a_patient_planted_on_both_sides_is_caught(raw):
     folder = prepare(arguments(raw))
     parts = load_split(folder / "splits.json", datasets.load_dataset(str(folder)), "0")
