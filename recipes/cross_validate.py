@@ -13,6 +13,8 @@ for all folds, or a path with `{fold}` in it. The same command again goes on whe
 and curves.png; `compare` writes comparison.json and comparison.md.
 """
 
+import fcntl
+import hashlib
 import json
 import logging
 import os
@@ -33,8 +35,9 @@ from tqdm.auto import tqdm
 from publish import PublishArguments, publication_of
 from recipe_args import UsageError, option, parse_args
 from recipe_hub import check_repo_id, publish
-from recipe_splits import load_prepared
+from recipe_splits import fingerprint_of, load_prepared
 from recipe_summary import compare, comparison_markdown, draw_curves, positive_indices, summarise, summary_markdown
+from recipe_trainer import whole_checkpoints
 
 logger = logging.getLogger("cross_validate")
 NOT_OF_THE_FOLDS = ("jobs", "output_dir", "seed", "push_to_hub", "hub_model_id", "hub_private_repo")
@@ -63,7 +66,7 @@ class CrossValidationArguments:
         default=None, metadata={"help": "More options of finetune.py, as NAME=VALUE."}
     )
     positive_classes: list[str] | None = field(
-        default=None, metadata={"help": "Classes that are collapsed against the others (GBCU: malignant)."}
+        default=None, metadata={"help": "Classes that are collapsed against the others; finetune_config's if left out."}
     )
     jobs: int = option(1, "Folds at once; with several GPUs each takes one.")
     seed: int = option(0, "Of the bootstrap.")
@@ -94,7 +97,7 @@ class CompareArguments:
 
     output_dir: str | None = option(None, "Receives comparison.json and comparison.md.")
     positive_classes: list[str] | None = field(
-        default=None, metadata={"help": "Classes that are collapsed against the others."}
+        default=None, metadata={"help": "Classes that are collapsed against the others; the runs' if left out."}
     )
     seed: int = option(0, "Of the bootstrap.")
 
@@ -135,13 +138,18 @@ def _run(recipe: str, folder: Path, options: list[str], environment: dict[str, s
         logger.info("%s is finished", folder)
         return
     folder.mkdir(parents=True, exist_ok=True)
-    # Its trainer_state.json is written last, so only a whole checkpoint has one.
-    whole = any((checkpoint / "trainer_state.json").exists() for checkpoint in folder.glob("checkpoint-*"))
-    going_on = ["--resume_from_checkpoint", "last"] if whole else ["--overwrite_output_dir", "true"]
+    going_on = ["--resume_from_checkpoint", "last"] if whole_checkpoints(folder) else ["--overwrite_output_dir", "true"]
     command = [sys.executable, str(RECIPES / f"{recipe}.py"), *options, "--output_dir", str(folder), *going_on]
     command += ["--push_to_hub", "false"]  # every fold would take the place of the one before
     log = folder / "log.txt"
     with log.open("a") as lines:
+        try:
+            # The recipe inherits the lock with its output, so that it lasts as long as a recipe that outlived this one.
+            fcntl.flock(lines, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise UsageError(
+                f"{recipe}.py is still running in {folder}, started by another call: wait for it, or end it"
+            ) from None
         lines.write(f"$ {' '.join(command)}\n")
         lines.flush()
         code = subprocess.run(command, stdout=lines, stderr=subprocess.STDOUT, env=environment).returncode
@@ -155,24 +163,38 @@ def cross_validate(args: CrossValidationArguments) -> Path:
     splits_file = Path(args.splits_file or Path(args.corpus) / "splits.json")
     # Checks the corpus and the names before hours of training.
     folds = args.folds
-    first = load_prepared(args.corpus, args.splits_file, folds[0] if folds else "0")
-    if first[1] is None:
+    parts, class_names = load_prepared(args.corpus, args.splits_file, folds[0] if folds else "0")
+    if class_names is None:
         raise UsageError(f"corpus {args.corpus!r} has no labels to learn")
-    positive_indices(first[1], args.positive_classes)
-    folds = folds or [str(fold) for fold in range(json.loads(splits_file.read_text())["num_folds"])]
-    if len(set(folds)) != len(folds) or ("official" in folds and len(folds) > 1):
-        raise UsageError(f"folds must be different numbers, or official alone, got {' '.join(folds)}")
+    numbered = [str(fold) for fold in range(json.loads(splits_file.read_text())["num_folds"])]
+    folds = folds or numbered
+    if folds != ["official"] and (len(set(folds)) != len(folds) or not set(folds) <= set(numbered)):
+        raise UsageError(
+            f"folds must be different numbers from 0 to {numbered[-1]}, or official alone, got {' '.join(folds)}"
+        )
+    settings = _settings(args)
+    if args.positive_classes is None:
+        named = (settings.get("finetune_config_content") or {}).get("positive_classes")
+        args.positive_classes = [named] if isinstance(named, str) else named
+    positive_indices(class_names, args.positive_classes)
+    settings["positive_classes"] = args.positive_classes
+    labelled = (zip(part["file_name"], part["label"], strict=True) for part in parts.values())
+    settings["labels_sha256"] = fingerprint_of(sorted(f"{name} {label}" for part in labelled for name, label in part))
+    settings["splits_sha256"] = hashlib.sha256(splits_file.read_bytes()).hexdigest()
     output = Path(args.output_dir)
-    _keep_settings(args, output)
-    devices: Queue[int] = Queue()
+    _keep_settings(settings, output)
+    devices: Queue[str] = Queue()
     num_gpus = torch.cuda.device_count()
+    # Those that this process may use, where it was given only some.
+    given = os.environ.get("CUDA_VISIBLE_DEVICES")
+    names = given.split(",") if given else [str(device) for device in range(num_gpus)]
     for job in range(args.jobs):
-        devices.put(job % max(num_gpus, 1))
+        devices.put(names[job % max(num_gpus, 1)] if num_gpus else "")
 
     def one(fold: str) -> Path:
         device = devices.get()
         try:
-            visible = {"CUDA_VISIBLE_DEVICES": str(device)} if num_gpus else {}
+            visible = {"CUDA_VISIBLE_DEVICES": device} if num_gpus else {}
             return run_fold(args, fold, {**os.environ, **visible})
         finally:
             devices.put(device)
@@ -191,8 +213,8 @@ def cross_validate(args: CrossValidationArguments) -> Path:
     return output
 
 
-def _keep_settings(args: CrossValidationArguments, output: Path) -> None:
-    """Write config.yaml; refuse to mix folds of different settings in one folder."""
+def _settings(args: CrossValidationArguments) -> dict[str, Any]:
+    """What must be the same in all folds; with the contents of the configurations."""
     settings = {name: value for name, value in asdict(args).items() if name not in NOT_OF_THE_FOLDS}
     for name in ("pretrain_config", "finetune_config"):
         file = getattr(args, name)
@@ -201,6 +223,11 @@ def _keep_settings(args: CrossValidationArguments, output: Path) -> None:
                 settings[f"{name}_content"] = yaml.safe_load(Path(file).read_text(encoding="utf-8"))
             except OSError as error:
                 raise UsageError(f"{name} {file}: {error.strerror}") from error
+    return settings
+
+
+def _keep_settings(settings: dict[str, Any], output: Path) -> None:
+    """Write config.yaml; refuse to mix folds of different settings in one folder."""
     stored_file = output / "config.yaml"
     if stored_file.exists():
         stored = yaml.safe_load(stored_file.read_text())
@@ -215,13 +242,17 @@ def _keep_settings(args: CrossValidationArguments, output: Path) -> None:
 
 def compare_runs(first: str, second: str, args: CompareArguments) -> Path:
     """Paired tests of two runs; returns the output folder."""
-    tables = []
+    tables, collapsed = [], []
     for run in (first, second):
         file = Path(run) / "predictions.parquet"
         if not file.is_file():
             raise UsageError(f"{run} holds no predictions.parquet: it is not a finished run")
         tables.append(pd.read_parquet(file))
-    comparison: dict[str, Any] = compare(*tables, args.positive_classes, args.seed)
+        settings = Path(run) / "config.yaml"
+        collapsed.append(yaml.safe_load(settings.read_text()).get("positive_classes") if settings.is_file() else None)
+    if args.positive_classes is None and collapsed[0] != collapsed[1]:
+        raise UsageError(f"the runs have the positive_classes {collapsed[0]} and {collapsed[1]}: give positive_classes")
+    comparison: dict[str, Any] = compare(*tables, args.positive_classes or collapsed[0], args.seed)
     output = Path(args.output_dir or ".")
     output.mkdir(parents=True, exist_ok=True)
     (output / "comparison.json").write_text(json.dumps(comparison, indent=1) + "\n")

@@ -34,8 +34,7 @@ def checkpoint_to_resume(args: TrainingArguments, written: Sequence[str]) -> Pat
         UsageError: there is no whole checkpoint to resume from, or an earlier run that would be overwritten.
     """
     folder = Path(args.output_dir)
-    # Its trainer_state.json is written last: without a whole one, the run was killed while saving.
-    whole = [c for c in folder.glob("checkpoint-*") if _step_of(c) is not None]
+    whole = whole_checkpoints(folder)
     if args.resume_from_checkpoint is not None:
         if args.resume_from_checkpoint != "last":
             checkpoint = Path(args.resume_from_checkpoint)
@@ -56,6 +55,12 @@ def checkpoint_to_resume(args: TrainingArguments, written: Sequence[str]) -> Pat
 def earlier_run(folder: Path, written: Sequence[str]) -> list[Path]:
     """What an earlier run left in its output_dir."""
     return [folder / name for name in written if (folder / name).exists()] + list(folder.glob("checkpoint-*"))
+
+
+def whole_checkpoints(folder: Path) -> list[Path]:
+    """Checkpoints that can be resumed from."""
+    # Its trainer_state.json is written last: without a whole one, the run was killed while saving.
+    return [checkpoint for checkpoint in folder.glob("checkpoint-*") if _step_of(checkpoint) is not None]
 
 
 def _step_of(checkpoint: Path) -> int | None:

@@ -1,5 +1,6 @@
 """From an encoder to a classifier: weights, rates, augmentation, leaks, resume, export, cross-validation."""
 
+import functools
 import json
 import shutil
 import subprocess
@@ -19,6 +20,7 @@ from transformers import AutoModelForImageClassification, ViTConfig, ViTForImage
 
 import cross_validate
 import finetune
+import recipe_summary
 from modeling_glcm_mae import GLCMMAEForPreTraining
 from prepare_corpus import PrepareArguments, prepare
 from recipe_args import UsageError, parse_args
@@ -26,7 +28,8 @@ from recipe_classification_data import Augmentation, ClassificationDataset, Mixi
 from recipe_classifier import StochasticDepth, load_classifier, parameter_groups
 from recipe_data import CORPORA, ImageTransform, transform_of_processor
 from recipe_export import write_export
-from recipe_summary import compare
+from recipe_splits import load_prepared
+from recipe_summary import compare, predictions_table
 
 RECIPES = Path(finetune.__file__).parent
 FAST = {
@@ -422,6 +425,88 @@ def test_cross_validation_resumes_to_the_same_table(corpus, tmp_path):
     compared = json.loads((tmp_path / "compared" / "comparison.json").read_text())
     assert compared["mcnemar"]["p_value"] == 1
     assert compared["differences"]["accuracy"]["value"] == 0
+
+
+@pytest.fixture
+def pretended(monkeypatch) -> list[dict]:
+    """Fine-tunings that are over at once, with answers by chance; what they were given."""
+    started = []
+
+    def answer(command, stdout, stderr, env):
+        given = {name: value for name, value in zip(command, command[1:], strict=False) if name.startswith("--")}
+        started.append(given | {"gpu": env.get("CUDA_VISIBLE_DEVICES")})
+        parts, names = load_prepared(given["--corpus"], None, given["--fold"])
+        random = np.random.default_rng(int(given["--fold"]))
+        probabilities = random.dirichlet([1] * len(names), len(parts["test"]))
+        out = Path(given["--output_dir"])
+        predictions_table(probabilities, parts["test"], names, given["--fold"]).to_parquet(out / "predictions.parquet")
+        (out / "all_results.json").write_text("{}")
+        return subprocess.CompletedProcess(command, 0)
+
+    monkeypatch.setattr(cross_validate.subprocess, "run", answer)
+    monkeypatch.setattr(recipe_summary, "bootstrap", functools.partial(recipe_summary.bootstrap, num_resamples=10))
+    return started
+
+
+def test_the_collapsed_classes_are_those_of_the_fine_tuning(corpus, tmp_path, pretended):
+    tuning = write(tmp_path / "finetune.yaml", b"positive_classes: [fine]")
+    given = ["--corpus", str(corpus), "--finetune_config", str(tuning)]
+    for name in "ab":
+        cross_validate.main([*given, "--output_dir", str(tmp_path / name)])
+    assert "| binary_auroc |" in (tmp_path / "a" / "summary.md").read_text()
+    cross_validate.main(["compare", str(tmp_path / "a"), str(tmp_path / "b"), "--output_dir", str(tmp_path)])
+    assert "| binary_auroc |" in (tmp_path / "comparison.md").read_text()
+    cross_validate.main([*given, "--output_dir", str(tmp_path / "c"), "--positive_classes", "coarse"])
+    with pytest.raises(SystemExit, match=r"\['fine'\] and \['coarse'\]: give positive_classes"):
+        cross_validate.main(["compare", str(tmp_path / "a"), str(tmp_path / "c"), "--output_dir", str(tmp_path)])
+
+
+def test_folds_are_checked_before_the_first_runs(corpus, tmp_path, pretended):
+    with pytest.raises(SystemExit, match="folds must be different numbers from 0 to 2, or official alone, got 0 7"):
+        cross_validate.main(["--corpus", str(corpus), "--output_dir", str(tmp_path), "--folds", "0", "7"])
+    assert not pretended
+
+
+def test_folds_of_a_corpus_that_was_prepared_anew_are_not_mixed(corpus, tmp_path, pretended):
+    given = ["--corpus", str(tmp_path / "data"), "--output_dir", str(tmp_path / "out")]
+    shutil.copytree(corpus, tmp_path / "data")
+    cross_validate.main([*given, "--folds", "0"])
+    raw = corpus.parent / "raw"
+    prepare(
+        PrepareArguments(
+            data_dir=str(raw), output_dir=str(tmp_path / "data"), num_folds=3, seed=1, overwrite_output_dir=True
+        )
+    )
+    with pytest.raises(SystemExit, match="another .*splits_sha256"):
+        cross_validate.main(given)
+
+
+def test_a_fold_that_still_runs_is_not_started_twice(corpus, tmp_path, pretended):
+    folder = tmp_path / "fold_0" / "finetune"
+    folder.mkdir(parents=True)
+    # as a fine-tuning that outlived the cross-validation that started it
+    script = f"import fcntl, time; file = open({str(folder / 'log.txt')!r}, 'a'); fcntl.flock(file, fcntl.LOCK_EX)"
+    script += "; print('locked', flush=True); time.sleep(600)"
+    with subprocess.Popen([sys.executable, "-c", script], stdout=subprocess.PIPE) as running:
+        try:
+            running.stdout.readline()
+            with pytest.raises(SystemExit, match="finetune.py is still running in .*fold_0"):
+                cross_validate.main(["--corpus", str(corpus), "--output_dir", str(tmp_path)])
+        finally:
+            running.kill()
+
+
+def test_a_checkpoint_that_was_cut_off_is_not_resumed_from(corpus, tmp_path, pretended):
+    write(tmp_path / "fold_0" / "finetune" / "checkpoint-3" / "trainer_state.json", b'{"global_st')
+    cross_validate.main(["--corpus", str(corpus), "--output_dir", str(tmp_path), "--folds", "0"])
+    assert "--overwrite_output_dir" in pretended[0] and "--resume_from_checkpoint" not in pretended[0]
+
+
+def test_folds_share_the_gpus_that_the_process_was_given(corpus, tmp_path, pretended, monkeypatch):
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "4,6")
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
+    cross_validate.main(["--corpus", str(corpus), "--output_dir", str(tmp_path), "--jobs", "2"])
+    assert {run["gpu"] for run in pretended} <= {"4", "6"}
 
 
 def test_comparing_other_images_is_refused(finished):
