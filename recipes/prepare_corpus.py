@@ -134,6 +134,12 @@ def read_items(args: PrepareArguments) -> tuple[list[Item], list[str], list[str]
     unlabelled = [record.file_name for record in records if record.label is None]
     if labels and unlabelled:
         raise CorpusError(f"{len(unlabelled)} of {len(records)} images have no label: {', '.join(unlabelled[:3])}")
+    unsplit = [record.file_name for record in records if record.split is None]
+    if 0 < len(unsplit) < len(records):
+        raise CorpusError(
+            f"{len(unsplit)} of {len(records)} images are in no official split, the others are: "
+            f"{', '.join(unsplit[:3])}. Say it of all images, or of none"
+        )
     salt = args.salt if args.salt is not None else os.urandom(16).hex()
 
     def read(record: ImageRecord) -> list[Item] | str:
@@ -260,6 +266,12 @@ def prepare(args: PrepareArguments) -> Path:
         raise UsageError(
             f"output_dir {output} is not empty: pass --overwrite_output_dir to replace it, or another folder"
         )
+    for name in ("data_dir", "table"):
+        source = getattr(args, name)
+        if source is not None and Path(source).expanduser().resolve().is_relative_to(output.resolve()):
+            raise UsageError(f"output_dir {output} holds {name} {source}, which would be deleted: give another folder")
+    if output.is_dir() and any(output.iterdir()) and not (output / "splits.json").is_file():
+        raise UsageError(f"output_dir {output} is not empty and no prepared corpus: give another folder")
     items, class_names, problems = read_items(args)
     pairs = similar_pairs([item.print for item in tqdm(items, desc="comparing", leave=False)])
     conflicts = find_conflicts(items, pairs)
@@ -274,9 +286,7 @@ def prepare(args: PrepareArguments) -> Path:
     partial.mkdir(parents=True)
     with tempfile.TemporaryDirectory(dir=partial) as cache:
         dataset = build_dataset([items[i] for i in kept], [groups[i] for i in kept], class_names, cache)
-        official = [items[i].record.split for i in kept]
-        if not all(official):
-            official = None
+        official = [items[i].record.split for i in kept] if items[0].record.split else None
         splits = make_splits(dataset, num_folds=args.num_folds, seed=args.seed, official=official)
         counts = {}
         (partial / "data").mkdir()

@@ -15,6 +15,11 @@ from pydicom.pixels import apply_modality_lut, iter_pixels
 from corpora.folder import BadImageError
 
 _GREY = ("MONOCHROME1", "MONOCHROME2")
+_FRAME_GROUPS = ("PixelValueTransformationSequence", "FrameVOILUTSequence")
+_OF_A_FRAME = (
+    *("BitsStored", "PixelRepresentation", "PhotometricInterpretation", "ModalityLUTSequence"),
+    *("RescaleSlope", "RescaleIntercept", "WindowCenter", "WindowWidth"),
+)
 
 
 @dataclass(frozen=True)
@@ -26,7 +31,7 @@ class DicomImage:
         frame: its number, from 0; `None` for a file of one frame.
         window: centre and width that were mapped to black and white, in units after the rescale (Hounsfield units for
             CT), and where they come from: "option", "file" or "stored range". `None` for colour.
-        patient: salted hash of the patient id; `None` where the file names none.
+        patient: salted hash of the patient id, of the examination's UID without one; `None` where there is neither.
     """
 
     png: bytes
@@ -59,7 +64,8 @@ def read_dicom(path: Path, *, name: str, salt: str, window: tuple[float, float] 
         raise BadImageError(f"DICOM file '{name}' holds no pixels ({header.get('Modality', 'no modality')}).")
     try:
         kind = header.get("PhotometricInterpretation", "")
-        patient = str(header.get("PatientID", "")).strip()
+        # Where the id was taken out, at least the images of one examination stay together.
+        patient = str(header.get("PatientID") or header.get("StudyInstanceUID") or "").strip()
         hashed = hashlib.sha256(f"{salt}\0{patient}".encode()).hexdigest()[:16] if patient else None
         several = int(header.get("NumberOfFrames") or 1) > 1
         frames = iter_pixels(header)
@@ -70,7 +76,7 @@ def read_dicom(path: Path, *, name: str, salt: str, window: tuple[float, float] 
                     raise BadImageError(f"DICOM file '{name}' has {pixels.dtype} colour; only 8 bits are read.")
                 yield DicomImage(_png(pixels), frame, None, hashed)
             elif kind in _GREY and pixels.ndim == 2:
-                grey, used = _windowed(pixels, header, window, name)
+                grey, used = _windowed(pixels, _of_frame(header, number), window, name)
                 yield DicomImage(_png(grey), frame, used, hashed)
             else:
                 raise BadImageError(
@@ -84,6 +90,21 @@ def read_dicom(path: Path, *, name: str, salt: str, window: tuple[float, float] 
         kind = getattr(syntax, "name", None) or "unknown"
         first = str(error).splitlines()[0] if str(error) else type(error).__name__
         raise BadImageError(f"DICOM file '{name}' (transfer syntax {kind}) cannot be decoded: {first}") from error
+
+
+def _of_frame(header: pydicom.Dataset, number: int) -> pydicom.Dataset:
+    """Rescale and window of a frame: enhanced multi-frame files keep them in functional groups (C.7.6.16)."""
+    own = header.get("PerFrameFunctionalGroupsSequence") or []
+    groups = [*(header.get("SharedFunctionalGroupsSequence") or [])[:1], *own[number : number + 1]]
+    found = [group[name][0] for group in groups for name in _FRAME_GROUPS if group.get(name)]
+    if not found:
+        return header
+    frame = pydicom.Dataset()
+    for source in (header, *found):
+        for name in _OF_A_FRAME:
+            if name in source:
+                setattr(frame, name, source.get(name))
+    return frame
 
 
 def _windowed(

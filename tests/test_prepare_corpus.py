@@ -14,7 +14,9 @@ from PIL import Image
 from pydicom.data import get_testdata_file
 
 import prepare_corpus
+from corpora.folder import CorpusError
 from prepare_corpus import PrepareArguments, prepare, read_items
+from recipe_args import UsageError
 from recipe_data import BadImageError, load_corpus
 from recipe_dicom import read_dicom
 from recipe_splits import SplitError, check_overlap, load_split
@@ -229,6 +231,22 @@ def test_covid_ct_with_its_split_lists(tmp_path):
     assert {name: len(part) for name, part in loaded.items()} == {"train": 40, "validation": 8, "test": 12}
 
 
+def test_raw_images_are_never_deleted(raw, tmp_path):
+    write(tmp_path / "notes" / "thesis.txt", b"years of work")
+    for output in (raw, raw.parent, tmp_path / "notes"):
+        with pytest.raises(UsageError, match="give another folder"):
+            prepare(arguments(raw, output_dir=str(output), overwrite_output_dir=True))
+    assert len(list(raw.rglob("*.png"))) == 48 and (tmp_path / "notes" / "thesis.txt").exists()
+
+
+def test_a_split_of_some_images_only_is_refused(raw):
+    rows = [f"{path.relative_to(raw)},{path.parent.name},train" for path in sorted(raw.rglob("*.png"))]
+    rows[3] = rows[3].removesuffix("train")
+    table = write(raw.parent / "table.csv", "\n".join(["file,label,split", *rows]).encode())
+    with pytest.raises(CorpusError, match="1 of 48 images are in no official split"):
+        prepare(arguments(raw, table=str(table)))
+
+
 def test_mistakes_are_one_clear_line(raw, capsys):
     write(raw / "a" / "cut.png", truncated_png())
     for options, message in (
@@ -281,6 +299,32 @@ def test_a_ct_without_a_window_keeps_every_stored_value_apart():
     assert frame.patient is not None and "1CT1" not in frame.patient
 
 
+def test_rescale_and_window_of_each_frame_of_an_enhanced_file(tmp_path):
+    header = pydicom.dcmread(get_testdata_file("MR_small.dcm", download=False))
+    stored = header.pixel_array.astype(float)
+    del header.WindowCenter, header.WindowWidth
+    header.NumberOfFrames = 2
+    header.PixelData = 2 * header.PixelData
+
+    def group(**values) -> pydicom.Dataset:
+        made = pydicom.Dataset()
+        for name, value in values.items():
+            setattr(made, name, value)
+        return made
+
+    header.SharedFunctionalGroupsSequence = [
+        group(FrameVOILUTSequence=[group(WindowCenter=600, WindowWidth=1600)]),
+    ]
+    header.PerFrameFunctionalGroupsSequence = [
+        group(PixelValueTransformationSequence=[group(RescaleSlope=slope, RescaleIntercept=-100)]) for slope in (1, 2)
+    ]
+    header.save_as(tmp_path / "enhanced.dcm")
+    for slope, frame in zip((1, 2), read_dicom(tmp_path / "enhanced.dcm", name="e", salt="s"), strict=True):
+        assert frame.window == (600, 1600, "file")
+        expected = np.clip((slope * stored - 100 - 599.5) / 1599 + 0.5, 0, 1) * 65535
+        np.testing.assert_allclose(pixels(frame), expected, atol=0.51)
+
+
 def test_monochrome1_is_inverted(tmp_path):
     header = pydicom.dcmread(get_testdata_file("MR_small.dcm", download=False))
     header.PhotometricInterpretation = "MONOCHROME1"
@@ -316,6 +360,25 @@ def test_patient_hash_needs_the_salt():
     path = Path(get_testdata_file("MR_small.dcm", download=False))
     hashes = [next(read_dicom(path, name="x", salt=salt)).patient for salt in ("s", "s", "t")]
     assert hashes[0] == hashes[1] != hashes[2]
+
+
+def test_without_a_patient_id_an_examination_stays_together(tmp_path):
+    header = pydicom.dcmread(get_testdata_file("MR_small.dcm", download=False))
+    header.PatientID = ""
+    hashes = []
+    for study in ("1.2.3", "1.2.3", "1.2.4"):
+        header.StudyInstanceUID = study
+        header.save_as(tmp_path / "anonymous.dcm")
+        hashes.append(next(read_dicom(tmp_path / "anonymous.dcm", name="x", salt="s")).patient)
+    assert hashes[0] == hashes[1] != hashes[2]
+    assert "1.2" not in hashes[0]
+
+
+def test_files_named_after_their_uid_are_found(tmp_path):
+    write(tmp_path / "raw" / "DICOMDIR", b"an index, without pixels")
+    shutil.copy(get_testdata_file("MR_small.dcm", download=False), tmp_path / "raw" / "1.2.840.10008.77")
+    items, _, _ = read_items(arguments(tmp_path / "raw"))
+    assert [item.record.file_name for item in items] == ["1.2.840.10008.77"]
 
 
 def test_a_folder_of_dicom_files(tmp_path):

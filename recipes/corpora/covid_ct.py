@@ -8,9 +8,12 @@ are beside them the split lists `Data-split/{COVID,NonCOVID}/{train,val,test}CT_
 Which patient a slice shows is not given in either.
 """
 
+import logging
 from pathlib import Path
 
 from corpora.folder import CorpusError, ImageRecord, existing_folder, list_images
+
+logger = logging.getLogger(__name__)
 
 CLASS_NAMES = ("non-COVID", "COVID")
 _LAYOUTS = ({"COVID": "COVID", "non-COVID": "non-COVID"}, {"CT_COVID": "COVID", "CT_NonCOVID": "non-COVID"})
@@ -42,6 +45,9 @@ def find_images(data_dir: str | Path, *, bad_images: str = "error") -> list[Imag
     for folder, label in sorted(layout.items(), key=lambda item: CLASS_NAMES.index(item[1])):
         paths = list_images(root / folder, bad_images=bad_images)
         splits = _split_lists(data_dir, folder, {path.name for path in paths})
+        unlisted = [path.name for path in paths if splits and path.name not in splits]
+        if unlisted:
+            logger.warning("%d image(s) in %s are in no split list and are left out.", len(unlisted), folder)
         for path in paths:
             if not splits or path.name in splits:
                 name = path.relative_to(root).as_posix()

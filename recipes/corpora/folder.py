@@ -14,7 +14,7 @@ logger = logging.getLogger(__name__)
 
 IMAGE_SUFFIXES = (".png", ".jpg", ".jpeg", ".tif", ".tiff", ".bmp")
 DICOM_SUFFIXES = (".dcm", ".dicom", ".ima")
-IGNORED_FILES = ("thumbs.db", "desktop.ini")
+IGNORED_FILES = ("thumbs.db", "desktop.ini", "dicomdir")
 IGNORED_FOLDERS = ("__MACOSX",)
 SPLIT_FOLDERS = {"train": "train", "test": "test", "val": "validation", "validation": "validation"}
 
@@ -51,8 +51,11 @@ class ImageRecord:
 
 
 def is_dicom(path: Path) -> bool:
-    """Whether a file is DICOM: by its extension, or, having none, by the mark after its preamble (PS3.10, 7.1)."""
-    if path.suffix:
+    """Whether a file is DICOM: by its extension, or by the mark after its preamble (PS3.10, 7.1).
+
+    Many are named after their UID, `1.2.840.10008.77`, so that an unknown extension tells nothing.
+    """
+    if path.suffix.lower() in (*DICOM_SUFFIXES, *IMAGE_SUFFIXES):
         return path.suffix.lower() in DICOM_SUFFIXES
     with path.open("rb") as file:
         return file.read(132)[128:] == b"DICM"
@@ -67,7 +70,7 @@ def list_images(
 ) -> list[Path]:
     """Every image below `root`, recursively, in the order of the relative path.
 
-    Hidden files and folders, `Thumbs.db`, `desktop.ini` and `__MACOSX` are passed over.
+    Hidden files and folders, `Thumbs.db`, `desktop.ini`, `DICOMDIR` and `__MACOSX` are passed over.
 
     Args:
         root: an existing folder.
