@@ -68,6 +68,8 @@ KEPT_ON_RESUME = (
         "max_steps",
         "layer_decay",
         "label_smoothing_factor",
+        "metric_for_best_model",
+        "early_stopping_patience",
         "seed",
         "bf16",
         "fp16",
@@ -182,6 +184,9 @@ class FinetuningArguments(TrainingArguments):
     save_total_limit: int | None = option(2, "Checkpoints to keep: the best and the last ones.")
     metric_for_best_model: str = option("eval_auroc", "Validation figure that chooses the model.")
     load_best_model_at_end: bool = option(True, "Export the best model on the validation part.")
+    restore_callback_states_from_checkpoint: bool = option(
+        True, "Whether a resume goes on counting towards early_stopping_patience."
+    )
     report_to: str = option("none", "tensorboard for its files in output_dir/runs; none for metrics.jsonl alone.")
     dataloader_num_workers: int = option(2, "Processes that decode images.")
     remove_unused_columns: bool = option(False, "Must stay false: the items are made as the model takes them.")
@@ -357,7 +362,13 @@ class Run:
                 transform=self.transform,
             )
             self.skipped += [name for name, _ in skipped]
-        self.white = max(white_level(images, args.white_level) for images in checked.values())
+        levels = {white_level([row], args.white_level) for images in checked.values() for row in images}
+        if len(levels) > 1:
+            raise UsageError(
+                "8-bit and 16-bit images are mixed, and the classifier's image processor has one white level: convert "
+                "them to one depth"
+            )
+        (self.white,) = levels
         reading = {"white_level": self.white, "seed": self.args.seed}
         made = {part: ClassificationDataset(images, self.transform, **reading) for part, images in checked.items()}
         for part in ("train", "validation"):
@@ -374,10 +385,16 @@ class Run:
             args.dataloader_pin_memory = False  # asked for without an accelerator, it only warns
         validation = self.datasets["validation"]
         uniform = np.full((len(validation), len(self.class_names)), 1 / len(self.class_names))
-        names = ["loss", *self._figures_of(uniform, validation)]
-        if args.metric_for_best_model.removeprefix("eval_") not in names:
+        figures = {"loss": 0.0, **self._figures_of(uniform, validation)}
+        chosen = args.metric_for_best_model.removeprefix("eval_")
+        if chosen not in figures:
             raise UsageError(
-                f"metric_for_best_model must be one of {', '.join(names)}, got {args.metric_for_best_model!r}"
+                f"metric_for_best_model must be one of {', '.join(figures)}, got {args.metric_for_best_model!r}"
+            )
+        if np.isnan(figures[chosen]):
+            raise UsageError(
+                f"metric_for_best_model {args.metric_for_best_model!r} is undefined: the validation part of fold "
+                f"{data.fold} lacks a class that it needs"
             )
         effective = args.train_batch_size * args.gradient_accumulation_steps * args.world_size
         if args.learning_rate is None:

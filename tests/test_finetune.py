@@ -326,6 +326,49 @@ def test_resume_continues_the_same_training(corpus, exported, tmp_path):
         run(corpus, half, *options, "--resume_from_checkpoint", "last", num_train_epochs="3", layer_decay="0.5")
 
 
+def test_a_resume_goes_on_counting_towards_early_stopping(corpus, exported, tmp_path):
+    # A rate at which nothing changes: the first epoch stays the best one, and the fourth is the third without a better.
+    options = ("--model_name_or_path", str(exported), "--early_stopping_patience", "3", "--save_total_limit", "9")
+    still = {"learning_rate": "1e-30", "num_train_epochs": "9"}
+    whole = run(corpus, tmp_path / "whole", *options, **still)
+    half = shutil.copytree(whole, tmp_path / "half")
+    checkpoints = sorted(half.glob("checkpoint-*"), key=lambda path: int(path.name.split("-")[1]))
+    assert len(checkpoints) == 4
+    for path in checkpoints[2:]:
+        shutil.rmtree(path)
+    run(corpus, half, *options, "--resume_from_checkpoint", "last", **still)
+    assert {path.name for path in half.glob("checkpoint-*")} == {path.name for path in checkpoints}
+
+
+def test_images_of_two_depths_are_refused_before_the_first_step(tmp_path):
+    for index in range(48):
+        values = texture(index, index % 2)
+        deep = index == 7
+        content = encode(values.astype(np.uint16) * 257 if deep else values)
+        write(tmp_path / "raw" / ("fine", "coarse")[index % 2] / f"{index:02d}.png", content)
+    folder = prepare(PrepareArguments(data_dir=str(tmp_path / "raw"), output_dir=str(tmp_path / "data"), num_folds=2))
+    sizes = ("--image_size", "32", "--patch_size", "8", "--hidden_size", "32", "--num_attention_heads", "2")
+    for fold in "01":
+        with pytest.raises(SystemExit, match="8-bit and 16-bit images are mixed"):
+            run(folder, tmp_path / "out", *sizes, fold=fold)
+
+
+def test_a_metric_that_the_validation_part_cannot_give_is_named(tmp_path):
+    for index in range(60):
+        values = encode(texture(index, index % 2))
+        write(tmp_path / "raw" / ("fine", "coarse", "rare")[index % 3] / f"{index:02d}.png", values)
+    folder = prepare(PrepareArguments(data_dir=str(tmp_path / "raw"), output_dir=str(tmp_path / "data"), num_folds=2))
+    splits = json.loads((folder / "splits.json").read_text())
+    part = splits["folds"][0]
+    rare = [name for name in part["validation"] if name.startswith("rare/")]
+    part["validation"] = [name for name in part["validation"] if name not in rare]
+    part["train"] += rare
+    (folder / "splits.json").write_text(json.dumps(splits))
+    sizes = ("--image_size", "32", "--patch_size", "8", "--hidden_size", "32", "--num_attention_heads", "2")
+    with pytest.raises(SystemExit, match="'eval_auroc_rare' is undefined: the validation part of fold 0 lacks a class"):
+        run(folder, tmp_path / "out", *sizes, metric_for_best_model="eval_auroc_rare")
+
+
 def test_an_encoder_that_saw_test_images_is_refused(corpus, exported, tmp_path):
     seen = shutil.copytree(exported, tmp_path / "seen")
     splits = json.loads((corpus / "splits.json").read_text())
