@@ -1,14 +1,17 @@
 """Fixtures for all tests: the smallest model that has every part, and the material kept beside the repository."""
 
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
 import torch
 
+os.environ["HF_HUB_DISABLE_XET"] = "1"  # read at import; the tests' Hub stores large files without it
 if not torch.cuda.is_available():
     os.environ["TRITON_INTERPRET"] = "1"  # read where the kernels are defined
+
+from hub_server import HubServer
 
 from modeling_glcm_mae import GLCMMAEConfig, GLCMMAEForPreTraining
 
@@ -59,6 +62,16 @@ def tiny_model(tiny_config) -> Callable[..., GLCMMAEForPreTraining]:
         return GLCMMAEForPreTraining(tiny_config(preset, **overrides)).eval()
 
     return make
+
+
+@pytest.fixture
+def hub(tmp_path_factory) -> Iterator[HubServer]:
+    """A Hub of its own for each test, with a user `org` (tokens hf_writer, hf_reader) and a stranger (hf_other)."""
+    with HubServer(tmp_path_factory.mktemp("hub")) as server:
+        server.add_user("org", "hf_writer")
+        server.add_user("org", "hf_reader", role="read")
+        server.add_user("other", "hf_other")
+        yield server
 
 
 @pytest.fixture(scope="session")
