@@ -13,7 +13,6 @@ for all folds, or a path with `{fold}` in it. The same command again goes on whe
 and curves.png; `compare` writes comparison.json and comparison.md.
 """
 
-import fcntl
 import hashlib
 import json
 import logging
@@ -38,6 +37,11 @@ from recipe_hub import check_repo_id, publish
 from recipe_splits import fingerprint_of, load_prepared
 from recipe_summary import compare, comparison_markdown, draw_curves, positive_indices, summarise, summary_markdown
 from recipe_trainer import whole_checkpoints
+
+try:
+    import fcntl
+except ImportError:  # Windows has no lock that a started process inherits
+    fcntl = None
 
 logger = logging.getLogger("cross_validate")
 NOT_OF_THE_FOLDS = ("jobs", "output_dir", "seed", "push_to_hub", "hub_model_id", "hub_private_repo")
@@ -144,8 +148,8 @@ def _run(recipe: str, folder: Path, options: list[str], environment: dict[str, s
     log = folder / "log.txt"
     with log.open("a") as lines:
         try:
-            # The recipe inherits the lock with its output, so that it lasts as long as a recipe that outlived this one.
-            fcntl.flock(lines, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            if fcntl is not None:  # the recipe inherits the lock with its output: it holds while that recipe runs
+                fcntl.flock(lines, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
             raise UsageError(
                 f"{recipe}.py is still running in {folder}, started by another call: wait for it, or end it"
