@@ -33,7 +33,7 @@ from tqdm.auto import tqdm
 
 from publish import PublishArguments, publication_of
 from recipe_args import UsageError, option, parse_args
-from recipe_hub import check_repo_id, publish
+from recipe_hub import Publication, check_repo_id, open_repository, publish_verified
 from recipe_splits import fingerprint_of, load_prepared
 from recipe_summary import compare, comparison_markdown, draw_curves, positive_indices, summarise, summary_markdown
 from recipe_trainer import whole_checkpoints
@@ -276,11 +276,15 @@ def main(argv: Sequence[str] | None = None) -> None:
             print((output / "comparison.md").read_text())
             return
         (args,) = parse_args((CrossValidationArguments,), given, description=__doc__)
+        if args.push_to_hub:  # known before hours of training
+            open_repository(Publication(Path(args.output_dir), args.hub_model_id, private=args.hub_private_repo))
         output = cross_validate(args)
         if args.push_to_hub:
-            asked = PublishArguments(str(output), args.hub_model_id, private=args.hub_private_repo)
-            publication, _ = publication_of(asked)
-            print(f"address {publish(publication, 'Cross-validated')['address']}")
+            publication, model = publication_of(
+                PublishArguments(str(output), args.hub_model_id, private=args.hub_private_repo)
+            )
+            for line in publish_verified(publication, "Cross-validated", model):
+                print(line, flush=True)
     except (ValueError, OSError) as error:
         logger.debug("where it was found", exc_info=True)
         sys.exit(f"error: {error}")

@@ -50,7 +50,7 @@ from recipe_data import (
     verify_images,
     white_level,
 )
-from recipe_export import ADDRESS, TRAINING_IMAGES, write_classifier
+from recipe_export import ADDRESS, TRAINING_IMAGES, origin_of, write_classifier
 from recipe_frozen import MODES, fit_frozen, frozen_features
 from recipe_hub import PublishEverySave, open_repository, publish_export, push_asked_for
 from recipe_setup import normalization
@@ -182,6 +182,7 @@ class FinetuningArguments(TrainingArguments):
     eval_strategy: str = option("epoch", "When to judge on the validation part.")
     save_strategy: str = option("epoch", "When to save a checkpoint; the same as eval_strategy.")
     save_total_limit: int | None = option(2, "Checkpoints to keep: the best and the last ones.")
+    hub_strategy: str = option("end", "With push_to_hub, publish at the end; every_save: at every checkpoint too.")
     metric_for_best_model: str = option("eval_auroc", "Validation figure that chooses the model.")
     load_best_model_at_end: bool = option(True, "Export the best model on the validation part.")
     restore_callback_states_from_checkpoint: bool = option(
@@ -293,6 +294,8 @@ class Run:
         self.model_args, self.data_args, self.args = model_args, data_args, args
         self.output_dir = Path(args.output_dir)
         self.publication = push_asked_for(args, self.output_dir / "export")
+        if self.publication is not None and model_args.mode == "knn":
+            raise UsageError("push_to_hub: there is no model to publish in mode knn")
         set_seed(args.seed)
         with PartialState().main_process_first():
             self.parts, self.class_names = load_prepared(data_args.corpus, data_args.splits_file, data_args.fold)
@@ -541,8 +544,8 @@ class Run:
         if self.model_args.mode != "knn":
             print(f"export      {self.output_dir / 'export'}")
             if self.publication is not None:
-                done = publish_export(self.publication, f"Fold {self.data_args.fold}, {self.model_args.mode}")
-                print(f"address     {done['address']} ({done['tag']})")
+                for line in publish_export(self.publication, f"Fold {self.data_args.fold}, {self.model_args.mode}"):
+                    print(line, flush=True)
 
     def _training_images(self) -> dict[str, str]:
         """SHA-256 of every image that had a part in the weights; none if those of the encoder are unknown."""
@@ -562,6 +565,7 @@ class Run:
         return [
             (name, f"{figure['value']:.3f}", f"{figure['low']:.3f} to {figure['high']:.3f}")
             for name, figure in pooled.items()
+            if not np.isnan(figure["value"])
         ]
 
     def _export(self, model: ViTForImageClassification, results: dict, table: pd.DataFrame | None) -> None:
@@ -576,7 +580,7 @@ class Run:
                     and Path(value).expanduser().exists()
                 ):
                     published[section][name] = Path(value).name
-        base = published["model"]["model_name_or_path"]
+        origin = origin_of(self.model_args.model_name_or_path, self.model_args.model_revision)
         counts = {part: self.resolved["derived"][f"num_{part}_images"] for part in ("train", "validation", "test")}
         values = {name: results[f"test_{name}"] for name in FIGURES if f"test_{name}" in results}
         write_classifier(
@@ -586,11 +590,12 @@ class Run:
             {"config.yaml": yaml.safe_dump(published, sort_keys=False)} | self._training_images(),
             [],
             {
-                "title": f"GLCM-MAE, fine-tuned on {Path(self.data_args.corpus).name}",
-                "repo_id": self.args.hub_model_id or ADDRESS,
+                "title": f"Classifier of {Path(self.data_args.corpus).name}, by GLCM-MAE",
+                "repo_id": ADDRESS,
                 "corpus": Path(self.data_args.corpus).name,
                 "fold": self.data_args.fold,
-                "base_model": base if base == self.model_args.model_name_or_path else None,
+                "base_model": origin.base_model,
+                "origin": origin,
                 "environment": took(results, self.args, self.checkpoint is not None),
                 "data_facts": facts_of(self.data_args.corpus),
                 "counts": counts,

@@ -29,10 +29,12 @@ from tqdm.auto import tqdm
 from corpora.facts import FACTS, CorpusFacts
 from corpora.folder import CorpusError, ImageRecord, is_dicom, read_table
 from corpora.speckle import load_speckle
+from publish import PublishArguments, publication_of
 from recipe_args import UsageError, option, parse_args
 from recipe_data import CORPORA, BadImageError, decode_image, luma
 from recipe_dicom import read_dicom
-from recipe_hub import Publication, check_repo_id, files_of, publish
+from recipe_export import ADDRESS
+from recipe_hub import check_repo_id, publish
 from recipe_quality import (
     FLAT_STD,
     Fingerprint,
@@ -48,6 +50,7 @@ from recipe_splits import make_splits
 logger = logging.getLogger("prepare_corpus")
 CARD_TEMPLATE = Path(__file__).resolve().parent.parent / "hub_cards" / "dataset.md"
 IMAGES_PER_FILE = 5000  # of a Parquet file
+NOT_PUBLISHED = ("salt", "data_dir", "table", "output_dir")  # a secret, and paths of this machine
 
 
 @dataclass
@@ -298,7 +301,7 @@ def prepare(args: PrepareArguments) -> Path:
         features = dataset.features
         del dataset
     (partial / "splits.json").write_text(json.dumps(splits, indent=1) + "\n")
-    settings = {name: value for name, value in asdict(args).items() if name not in ("salt", "data_dir", "output_dir")}
+    settings = {name: value for name, value in asdict(args).items() if name not in NOT_PUBLISHED}
     (partial / "config.yaml").write_text(yaml.safe_dump(settings, sort_keys=False))
     report = write_report(partial, items, pairs, conflicts, groups, problems, splits, counts)
     _write_card(partial / "README.md", args, report, counts, class_names, features)
@@ -352,6 +355,7 @@ def _write_card(file: Path, args: PrepareArguments, report: dict, counts: dict, 
         metadata,
         template_path=str(CARD_TEMPLATE),
         facts=facts,
+        repo_id=ADDRESS,
         counts=counts,
         class_counts=report["class_counts"],
         report=report,
@@ -368,8 +372,9 @@ def push(output: Path, repo_id: str, private: bool) -> str:
     Raises:
         UsageError: what is wrong, and how to go on.
     """
-    files, left_out = files_of(output)
-    return publish(Publication(output, repo_id, "dataset", files, left_out, private), "Prepared data set")["address"]
+    publication, _ = publication_of(PublishArguments(str(output), repo_id, "dataset", private=private))
+    publication.again = f"to go on: {publication.command}"
+    return publish(publication, "Prepared data set")["address"]
 
 
 def main(argv: Sequence[str] | None = None) -> None:
@@ -385,11 +390,8 @@ def main(argv: Sequence[str] | None = None) -> None:
     if args.push_to_hub:
         try:
             print(f"address  {push(output, args.push_to_hub, args.private)}")
-        except UsageError as error:
-            sys.exit(
-                f"error: push_to_hub: {error}. The data set is whole; to push it later: "
-                f"`hf upload {args.push_to_hub} {output} --repo-type dataset`"
-            )
+        except (UsageError, OSError) as error:
+            sys.exit(f"error: push_to_hub: {error}")
 
 
 if __name__ == "__main__":

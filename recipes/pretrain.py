@@ -29,7 +29,7 @@ from corpora.facts import facts_of
 from modeling_glcm_mae import GLCMMAEForPreTraining
 from recipe_args import DataArguments, ModelArguments, PretrainingArguments, UsageError, parse_args
 from recipe_data import BadImageError, PretrainIterableDataset, collate, grey_statistics
-from recipe_export import ADDRESS, TRAINING_IMAGES, stock_encoder, write_export
+from recipe_export import ADDRESS, TRAINING_IMAGES, origin_of, stock_encoder, write_export
 from recipe_hub import PublishEverySave, open_repository, publish_export, push_asked_for
 from recipe_probe import encoder_features, probe_accuracy
 from recipe_setup import build_model, load_data
@@ -272,8 +272,8 @@ class Run:
         print(f"metrics  {self.output_dir / 'metrics.jsonl'}")
         print(f"export   {self.output_dir / 'export'}")
         if self.publication is not None:
-            done = publish_export(self.publication, f"Pretrained for {trainer.state.global_step} steps")
-            print(f"address  {done['address']} ({done['tag']})")
+            for line in publish_export(self.publication, f"Pretrained for {trainer.state.global_step} steps"):
+                print(line, flush=True)
 
     @property
     def picture(self) -> Path:
@@ -303,7 +303,9 @@ class Run:
     def _published(self) -> dict:
         """The resolved recipe without the paths of this machine and the names of files, which may name patients."""
         published = json.loads(json.dumps(self.resolved))
-        for section, name in (("data", "corpus"), ("data", "data_dir"), ("model", "model_name_or_path")):
+        published["model_config"].pop("_name_or_path", None)
+        paths = [("data", name) for name in ("corpus", "data_dir", "splits_file")] + [("model", "model_name_or_path")]
+        for section, name in paths:
             value = published[section][name]
             if value is not None and Path(value).exists():
                 published[section][name] = Path(value).name
@@ -343,14 +345,19 @@ class Run:
         corpus, derived = self.data_args.corpus, self.resolved["derived"]
         on_hub = bool(re.fullmatch(r"[\w.-]+/[\w.-]+", corpus)) and not Path(corpus).exists()
         suffixes = ("", *(f"_{name}" for name in PREDICTORS))
+        origin = origin_of(self.model_args.model_name_or_path, self.model_args.model_revision)
         return {
-            "title": f"GLCM-MAE, pretrained on {Path(corpus).name}",
-            "repo_id": self.args.hub_model_id or ADDRESS,
+            "title": f"GLCM-MAE, pretrained on {Path(corpus).name} (preset {self.model_args.preset})",
+            "repo_id": ADDRESS,
             "corpus": corpus if on_hub else Path(corpus).name,
             "environment": took(results, self.args, self.checkpoint is not None),
             "data_facts": facts_of(corpus),
             "datasets": [corpus] if on_hub else None,
-            "base_model": self.model_args.model_name_or_path,
+            "base_model": origin.base_model,
+            "origin": origin,
+            "fold": self.data_args.fold,
+            "preset": self.model_args.preset,
+            "mse_epochs": self.args.mse_epochs,
             "num_train_epochs": None if self.is_stream else self.args.num_train_epochs,
             "picture": picture and picture.name,
             "metrics": {

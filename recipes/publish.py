@@ -4,8 +4,9 @@
     python recipes/publish.py --export_dir runs/busi/texture/export --repo_id ORG/glcm-mae-busi
 
 `--export_dir` is the export/ of pretrain.py or finetune.py, or the output of cross_validate.py, of which one fold's
-classifier is published with the figures of all. With `--repo_type space` it is a folder of hub_cards/ or
-recipes/metrics/. Interrupted, the same command goes on. Log in first with `hf auth login`, or set HF_TOKEN.
+classifier is published with the figures of all. With `--repo_type dataset` it is the output of prepare_corpus.py, with
+`--repo_type space` a folder of hub_cards/ or recipes/metrics/. Interrupted, the same command goes on. Log in first with
+`hf auth login`, or set HF_TOKEN.
 """
 
 import json
@@ -15,24 +16,39 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from huggingface_hub import EvalResult
+from huggingface_hub import EvalResult, ModelCard
 
+from corpora.facts import facts_of
 from recipe_args import UsageError, option, parse_args
-from recipe_export import eval_results
-from recipe_hub import Publication, check_model, check_repo_id, files_of, publish, render_card, shown, verify
+from recipe_export import ADDRESS, eval_results
+from recipe_hub import (
+    Publication,
+    check_model,
+    check_repo_id,
+    files_of,
+    publish,
+    publish_verified,
+    refuse_secret_name,
+    refuse_secret_text,
+    render_card,
+    shown,
+)
 from recipe_summary import summary_markdown
 
 logger = logging.getLogger("publish")
 ROOT = Path(__file__).resolve().parent.parent
+FOR_THE_CARD = ("license", "base_model", "datasets")
 
 
 @dataclass
 class PublishArguments:
     """What is published, and where."""
 
-    export_dir: str | None = option(None, "An export, the output of cross_validate.py, or the folder of a space.")
+    export_dir: str | None = option(
+        None, "An export, the output of cross_validate.py or prepare_corpus.py, or a space."
+    )
     repo_id: str | None = option(None, "OWNER/NAME.")
-    repo_type: str = option("model", "model, or space (the demo; a metric module).")
+    repo_type: str = option("model", "model, dataset, or space (the demo; a metric module).")
     dry_run: bool = option(False, "Show the files and the card, and send nothing.")
     private: bool = option(False, "To a private repository.")
     gated: str | None = option(None, "auto or manual: people ask for access, which is given at once or by you.")
@@ -49,14 +65,19 @@ class PublishArguments:
         if self.export_dir is None or self.repo_id is None:
             raise UsageError("export_dir and repo_id are needed")
         check_repo_id(self.repo_id)
-        for name, allowed in (("repo_type", ("model", "space")), ("gated", (None, "auto", "manual"))):
+        for name, allowed in (("repo_type", ("model", "dataset", "space")), ("gated", (None, "auto", "manual"))):
             if getattr(self, name) not in allowed:
                 names = ", ".join(str(value) for value in allowed if value)
                 raise UsageError(f"{name} must be one of {names}, got {getattr(self, name)!r}")
         if not Path(self.export_dir).is_dir():
             raise UsageError(f"export_dir {self.export_dir!r} is no folder")
-        if self.create_pr and (self.tag or self.revision != "main"):
-            raise UsageError("create_pr takes no tag and no revision: it proposes a commit to main")
+        if self.create_pr and (self.tag or self.revision != "main" or self.gated or self.collection):
+            raise UsageError("create_pr takes no tag, revision, gated or collection: it only proposes a commit to main")
+        if self.repo_type != "model" and any(getattr(self, name) for name in (*FOR_THE_CARD, "fold")):
+            raise UsageError(f"{', '.join(FOR_THE_CARD)} and fold are for models")
+        facts = facts_of(self.export_dir) if self.repo_type == "dataset" else None
+        if facts and facts.no_copies and not self.private:
+            raise UsageError(f"{facts.no_copies} Keep a copy for yourself with --private true")
 
 
 def publication_of(args: PublishArguments) -> tuple[Publication, Path]:
@@ -66,34 +87,48 @@ def publication_of(args: PublishArguments) -> tuple[Publication, Path]:
         UsageError: a file that must not be published, or a model that others could not open.
     """
     folder = Path(args.export_dir)
-    extra, results, figures = {}, None, None
+    extra, results, figures, split = {}, None, None, None
     if (folder / "summary.json").exists():
-        runs = {path.parent.parent.name.removeprefix("fold_"): path for path in folder.glob("fold_*/finetune/export")}
-        fold = args.fold or min(runs, default=None)
-        if fold not in runs:
-            raise UsageError(f"fold {fold!r} has no export in {folder}; allowed are {', '.join(sorted(runs))}")
         summary = json.loads((folder / "summary.json").read_text())
+        # Not those of folds that are in the folder, but not in the figures.
+        names = list(next(iter(summary["figures"].values()))["folds"])
+        runs = {name: folder / f"fold_{name}" / "finetune" / "export" for name in names}
+        runs = {name: path for name, path in runs.items() if path.is_dir()}
+        fold = args.fold or next(iter(runs), None)
+        if fold not in runs:
+            raise UsageError(f"fold {fold!r} has no export in {folder}; allowed are {', '.join(runs) or 'none'}")
         extra = {name: folder / name for name in ("summary.json", "curves.png") if (folder / name).exists()}
+        for file in extra.values():
+            refuse_secret_name(file, folder)
+            refuse_secret_text(file)
         results = (
-            f"## Results of the cross-validation\n\nThis is the classifier of fold {fold} of {len(runs)}; the figures "
-            f"are of all folds, each tested on its own part.\n\n{summary_markdown(summary)}"
+            f"## Results of the cross-validation\n\nThis is the classifier of fold {fold} of {len(names)}; the figures "
+            "(those of the metadata too) are of all folds, each tested on its own part.\n\n"
+            f"{summary_markdown(summary)}"
             f"{'![Curves of all folds](curves.png)' if 'curves.png' in extra else ''}"
         )
         figures = {name: found["pooled"]["value"] for name, found in summary["figures"].items()}
+        split = f"test parts of {len(names)} folds, pooled"
         folder = runs[fold]
     elif args.fold is not None:
         raise UsageError(f"fold is for the output of cross_validate.py, and {folder} holds no summary.json")
     files, left_out = files_of(folder)
+    if args.repo_type == "model":
+        check_model(folder, files)
+    elif "README.md" not in files:
+        raise UsageError(f"{folder} holds no README.md, the card of a {args.repo_type}")
+    card = files["README.md"].read_text(encoding="utf-8")
     if args.repo_type == "space":
         files |= _beside_the_space(folder)
-        if "README.md" not in files:
-            raise UsageError(f"{folder} holds no README.md, which tells the Hub how to run the space")
+        if folder.resolve().is_relative_to(ROOT):  # as it is called here, in the example of a metric module
+            card = card.replace(folder.resolve().relative_to(ROOT).as_posix(), args.repo_id)
+        files["README.md"] = card.encode()
+    elif args.repo_type == "dataset":
+        files["README.md"] = card.replace(ADDRESS, args.repo_id).encode()
     else:
-        check_model(folder, files)
-        card = files["README.md"].read_text(encoding="utf-8")
-        metadata = {name: getattr(args, name) for name in ("license", "base_model", "datasets")}
+        metadata = {name: getattr(args, name) for name in FOR_THE_CARD}
         if figures is not None:
-            metadata["eval_results"] = _over_folds(card, figures)
+            metadata["eval_results"] = _over_folds(card, figures, split)
         files["README.md"] = render_card(card, args.repo_id, results, **metadata).encode()
     publication = Publication(
         Path(args.export_dir),
@@ -106,11 +141,9 @@ def publication_of(args: PublishArguments) -> tuple[Publication, Path]:
     return publication, folder
 
 
-def _over_folds(card: str, figures: dict[str, float]) -> list[EvalResult] | None:
-    from huggingface_hub import ModelCard
-
+def _over_folds(card: str, figures: dict[str, float], split: str) -> list[EvalResult] | None:
     old = ModelCard(card).data.eval_results
-    return eval_results(old[0].dataset_name, old[0].dataset_type, figures) if old else None
+    return eval_results(old[0].dataset_name, old[0].dataset_type, figures, split) if old else None
 
 
 def _beside_the_space(folder: Path) -> dict[str, Path]:
@@ -132,7 +165,6 @@ def _beside_the_space(folder: Path) -> dict[str, Path]:
 
 def main(argv: Sequence[str] | None = None) -> None:
     logging.basicConfig(level=logging.INFO, format="%(levelname)s %(name)s: %(message)s", stream=sys.stderr)
-    logging.getLogger("httpx2").setLevel(logging.WARNING)
     try:
         (args,) = parse_args((PublishArguments,), argv, description=__doc__)
         publication, folder = publication_of(args)
@@ -141,12 +173,12 @@ def main(argv: Sequence[str] | None = None) -> None:
             return
         for name, reason in publication.left_out.items():
             logger.info("left out %s: %s", name, reason)
-        done = publish(publication, f"{folder.name if args.repo_type == 'space' else 'Model'}, published with GLCM-MAE")
-        for name, value in done.items():
-            print(f"{name:<12} {value}")
         if args.repo_type == "model":
-            for line in verify(publication, done["commit"], folder):
-                print(f"verified     {line}")
+            for line in publish_verified(publication, "Model, published with GLCM-MAE", folder):
+                print(line, flush=True)
+        else:
+            for name, value in publish(publication, f"{folder.name}, published with GLCM-MAE").items():
+                print(f"{name:<12} {value}")
     except (ValueError, OSError) as error:
         logger.debug("where it was found", exc_info=True)
         sys.exit(f"error: {error}")

@@ -1,7 +1,9 @@
 """Write what others load: the encoder as a stock ViT, the whole model with its code, and a card."""
 
 import math
+import re
 import shutil
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +18,7 @@ from transformers import (
     ViTModel,
     pipeline,
 )
+from transformers.utils import cached_file
 
 from corpora.speckle import CLASS_SETS, speckle_image
 from modeling_glcm_mae import GLCMMAEForPreTraining
@@ -25,6 +28,50 @@ TRAINING_IMAGES = "training_images.txt"  # in an export: SHA-256 of what it was 
 ADDRESS = "path/to/export"  # stands for the repository in a card until it is published
 CARD_TEMPLATE = CARDS / "pretrained.md"
 CLASSIFIER_TEMPLATE = CARDS / "classifier.md"
+
+
+@dataclass(frozen=True)
+class Origin:
+    """What a model began with, as far as it is known.
+
+    Attributes:
+        base_model: nearest ancestor on the Hub.
+        described: in words for a card, without paths of this machine.
+        mae_weights: the ImageNet MAE at the beginning of it all, whose licence is not settled.
+        pretrained_here: by a pretraining of this project, at some time.
+    """
+
+    base_model: str | None = None
+    described: str | None = None
+    mae_weights: str | None = None
+    pretrained_here: bool = False
+
+
+def origin_of(name_or_path: str | None, revision: str = "main") -> Origin:
+    """Origin of a model that starts from a checkpoint, which tells of its own in its card.
+
+    Args:
+        name_or_path: Hub id or folder; `None` for random weights.
+        revision: of the checkpoint on the Hub.
+    """
+    if name_or_path is None:
+        return Origin()
+    folder = Path(name_or_path)
+    if folder.exists():
+        card = (folder.parent if folder.name == "pretraining" else folder) / "README.md"
+        file, name = (card if card.is_file() else None), None
+    else:
+        quiet = {"_raise_exceptions_for_missing_entries": False, "_raise_exceptions_for_connection_errors": False}
+        file, name = cached_file(name_or_path, "README.md", revision=revision, **quiet), name_or_path
+    text = "" if file is None else Path(file).read_text(encoding="utf-8")
+    metadata = ModelCard(text, ignore_metadata_errors=True).data if text else ModelCardData()
+    title = re.search(r"^# (.+)", text, re.MULTILINE)
+    licence = re.search(r"^\*\*Licence of the first weights\.\*\* (facebook/vit-mae[\w-]*)", text, re.MULTILINE)
+    mae_weights = name if (name or "").startswith("facebook/vit-mae") else licence and licence[1]
+    described = name or (title and title[1])
+    if described and not name and metadata.base_model:
+        described += f"; that one from {metadata.base_model}"
+    return Origin(name or metadata.base_model, described, mae_weights, "madan2025focus" in text)
 
 
 @torch.no_grad()
@@ -107,14 +154,18 @@ def write_classifier(
         shutil.copy2(file, partial / file.name)
     card_facts = card_facts | {"preprocessing": _preprocessing(processor)}
     widget = [] if card_facts.get("deep") else widget_examples(partial, model)
+    corpus = card_facts["corpus"]
+    results = eval_results(corpus, corpus, card_facts.get("values") or {}, f"test part of fold {card_facts['fold']}")
     metadata = ModelCardData(
         library_name="transformers",
         pipeline_tag="image-classification",
         widget=widget or None,
+        # A server that does not run the custom code would answer with the stock class, and wrongly.
+        inference=False if card_facts["pooling"] == "mean" else None,
         base_model=card_facts.get("base_model"),
         tags=["medical", "vit"],
-        model_name=card_facts["title"],
-        eval_results=eval_results(card_facts["corpus"], card_facts["corpus"], card_facts.get("values") or {}),
+        model_name=card_facts["title"] if results else None,
+        eval_results=results,
     )
     card = ModelCard.from_template(
         metadata, template_path=str(CLASSIFIER_TEMPLATE), config=model.config, widget=widget, **card_facts
@@ -123,13 +174,16 @@ def write_classifier(
     _put_in_place(partial, folder)
 
 
-def eval_results(dataset_name: str, dataset_type: str, figures: dict[str, float]) -> list[EvalResult] | None:
-    """Figures of a classifier as the model-index of its card; `None` if there are none."""
+def eval_results(
+    dataset_name: str, dataset_type: str, figures: dict[str, float], split: str
+) -> list[EvalResult] | None:
+    """Figures of a classifier as the model-index of its card, with what they are of; `None` if there are none."""
     return [
         EvalResult(
             task_type="image-classification",
             dataset_type=dataset_type,
             dataset_name=dataset_name,
+            dataset_split=split,
             metric_type={"auroc": "roc_auc"}.get(name, name),
             metric_value=round(value, 4),
             metric_name=name,
@@ -159,7 +213,13 @@ def widget_examples(folder: Path, model: ViTForImageClassification) -> list[dict
         folder: holds the model and its processor.
         model: the same model; gives the size of the images.
     """
-    classify = pipeline("image-classification", model=model, image_processor=AutoImageProcessor.from_pretrained(folder))
+    # Where the model is: left to itself, pipeline would move it to the first GPU, under a training on CPU too.
+    classify = pipeline(
+        "image-classification",
+        model=model,
+        image_processor=AutoImageProcessor.from_pretrained(folder),
+        device=model.device,
+    )
     (folder / "examples").mkdir()
     found = []
     sides = model.config.image_size
@@ -196,7 +256,7 @@ def write_card(file: Path, model: GLCMMAEForPreTraining, facts: dict[str, Any]) 
         pipeline_tag="image-feature-extraction",
         base_model=facts.get("base_model"),
         datasets=facts.get("datasets"),
-        tags=["medical", "masked-autoencoder", "texture", "glcm", "vit"],
+        tags=["medical", "masked-autoencoder", *(["texture", "glcm"] if model.config.glcm_weight else []), "vit"],
     )
     card = ModelCard.from_template(metadata, template_path=str(CARD_TEMPLATE), config=model.config, **facts)
     card.save(file)

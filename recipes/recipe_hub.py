@@ -5,6 +5,7 @@ import json
 import logging
 import os
 import re
+import shlex
 import subprocess
 import sys
 import tempfile
@@ -14,7 +15,16 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, TypeVar
 
-from huggingface_hub import CommitOperationAdd, CommitOperationDelete, HfApi, ModelCard, RepoCard, get_token
+from huggingface_hub import (
+    CommitOperationAdd,
+    CommitOperationDelete,
+    HfApi,
+    ModelCard,
+    ModelInfo,
+    RepoCard,
+    get_session,
+    get_token,
+)
 from huggingface_hub.errors import (
     GatedRepoError,
     HfHubHTTPError,
@@ -32,17 +42,31 @@ from recipe_args import UsageError
 from recipe_export import ADDRESS
 
 logger = logging.getLogger("publish")
+for client in ("httpx", "httpx2"):
+    logging.getLogger(client).setLevel(logging.WARNING)  # otherwise a line a request
 RECIPES = Path(__file__).resolve().parent
 SUFFIXES = {".safetensors", ".json", ".md", ".yaml", ".txt", ".py", ".png", ".jpg", ".parquet", ".css", ".html"}
 PLAIN_NAMES = {"LICENSE", "NOTICE", ".gitattributes"}
-SECRET_NAMES = (".env*", ".netrc", ".git-credentials", "*.pem", "*.key", "id_rsa*", "id_ed25519*", "token", "*.p12")
+SECRET_NAMES = (
+    *(".env*", "*.env", ".netrc", ".git-credentials", ".pypirc", ".npmrc", "credentials*", "secrets*"),
+    *("token", "token.*", "*.pem", "*.key", "*.p12", "*.pfx", "id_rsa*", "id_ecdsa*", "id_ed25519*"),
+)
 SECRET_TEXT = re.compile(
-    r"\bhf_[A-Za-z0-9]{20,}|\bgh[pousr]_[A-Za-z0-9]{30,}|\bAKIA[0-9A-Z]{16}\b|-----BEGIN [A-Z ]*PRIVATE KEY-----"
+    r"\bhf_[A-Za-z0-9]{20,}|\bapi_org_[A-Za-z0-9]{20,}|\bgh[pousr]_[A-Za-z0-9]{30,}|\bgithub_pat_\w{30,}|\bglpat-[\w-]{20,}"
+    r"|\bsk-[\w-]{20,}|\bxox[abeprs]-[\w-]{10,}|\bAIza[\w-]{35}|\bAKIA[0-9A-Z]{16}\b|\beyJ[\w-]{10,}\.eyJ[\w-]{10,}"
+    r"|-----BEGIN [A-Z ]*PRIVATE KEY-----"
+)
+# Anything under such a key, in YAML or JSON, except null and the placeholders that Trainer writes (<HUB_TOKEN>).
+SECRET_KEY = re.compile(
+    r"(?i)(password|passwd|secret|api[_-]?key|(access|auth|bearer|hf|hub)[_-]?token)[\"']?[ \t]*[:=][ \t]*[\"']?"
+    r"(?!null\b|none\b|true\b|false\b)[^\s\"'<>{}\[\],]{6,}"
 )
 NOT_OURS = {"__pycache__", ".git", ".cache", "runs"}
 # Of an earlier version, and wrong or unused beside this one. Other files on the Hub (a licence, say) stay.
 REPLACED = ("*.safetensors", "*.safetensors.index.json", "*.py", "*.parquet")
 WAITS = (1, 2, 4, 8, 16)  # seconds before each new try
+TIMEOUT = 60.0  # seconds without a byte; the client itself would wait for ever
+PATIENCE = 100.0  # seconds after which there is no new try
 RESULTS = re.compile(r"<!-- results -->.*<!-- end of results -->", re.DOTALL)
 _T = TypeVar("_T")
 
@@ -63,6 +87,7 @@ class Publication:
         tag: its name; the next of v1, v2, ... if `None`.
         create_pr: propose the commit as a pull request.
         collection: title of a collection of the same owner to list the repository in.
+        again: how to go on after a failure; ends its message.
     """
 
     folder: Path
@@ -76,6 +101,16 @@ class Publication:
     tag: str | None = None
     create_pr: bool = False
     collection: str | None = None
+    again: str = "the same command goes on where this one stopped"
+
+    @property
+    def command(self) -> str:
+        """What publishes the same, whoever began it."""
+        given = {"export_dir": self.folder, "repo_id": self.repo_id, "repo_type": self.repo_type}
+        given |= {"private": str(self.private).lower(), "revision": self.revision}
+        usual = {"repo_type": "model", "private": "false", "revision": "main"}
+        options = [f"--{name} {shlex.quote(str(value))}" for name, value in given.items() if usual.get(name) != value]
+        return f"python recipes/publish.py {' '.join(options)}"
 
     @property
     def address(self) -> str:
@@ -108,39 +143,45 @@ def files_of(folder: Path) -> tuple[dict[str, Path], dict[str, str]]:
         UsageError: a link leads out of the folder, or a file is or holds a secret.
     """
     files, left_out = {}, {}
-    root = folder.resolve()
     for file in sorted(folder.rglob("*")):
-        name = file.relative_to(folder).as_posix()
-        if file.is_symlink() and not file.resolve().is_relative_to(root):
-            raise UsageError(
-                f"{file} is a link to {file.resolve()}, outside {folder}: put the file itself in its place"
-            )
-        if any(fnmatch.fnmatch(file.name.lower(), pattern) for pattern in SECRET_NAMES):
-            raise UsageError(f"{file} looks like a secret by its name: move it out of {folder}")
+        parts = file.relative_to(folder).parts
+        name = "/".join(parts)
+        refuse_secret_name(file, folder)
         if file.is_dir():
             continue
-        if NOT_OURS.intersection(Path(name).parts) or any(part.startswith("checkpoint-") for part in Path(name).parts):
+        hidden = any(part.startswith(".") for part in parts) and name not in PLAIN_NAMES
+        if hidden or NOT_OURS.intersection(parts) or any(part.startswith("checkpoint-") for part in parts):
             left_out[name] = "not part of an export"
-        elif file.suffix not in SUFFIXES and file.name not in PLAIN_NAMES:
+        elif file.suffix.lower() not in SUFFIXES and file.name not in PLAIN_NAMES:
             left_out[name] = f"files {file.suffix or 'without a suffix'} are not published (a pickle can run code)"
         else:
-            _refuse_secrets(file)
+            refuse_secret_text(file)
             files[name] = file
     return files, left_out
 
 
-def _refuse_secrets(file: Path) -> None:
-    if file.suffix in (".safetensors", ".png", ".jpg", ".parquet"):
+def refuse_secret_name(file: Path, folder: Path) -> None:
+    """Raises a UsageError for a link that leads out of the folder, and for a name that secrets have."""
+    if file.is_symlink() and not file.resolve().is_relative_to(folder.resolve()):
+        raise UsageError(f"{file} is a link to {file.resolve()}, outside {folder}: put the file itself in its place")
+    if any(fnmatch.fnmatch(file.name.lower(), pattern) for pattern in SECRET_NAMES):
+        raise UsageError(f"{file} looks like a secret by its name: move it out of {folder}")
+
+
+def refuse_secret_text(file: Path) -> None:
+    """Raises a UsageError for an access token, a private key, or a password in a text file."""
+    suffix = file.suffix.lower()
+    if suffix in (".safetensors", ".png", ".jpg", ".parquet"):
         return
     for number, line in enumerate(file.read_text(encoding="utf-8", errors="replace").splitlines(), start=1):
-        if SECRET_TEXT.search(line):
+        if SECRET_TEXT.search(line) or (suffix not in (".py", ".md") and SECRET_KEY.search(line)):
             raise UsageError(
                 f"{file}, line {number}, holds what looks like an access token or a private key: remove it"
             )
 
 
-def check_model(folder: Path, files: dict[str, Path]) -> str:
-    """Whether others can open what is in the files; returns the architecture at the root.
+def check_model(folder: Path, files: dict[str, Path]) -> None:
+    """Whether others can open what is in the files.
 
     Raises:
         UsageError: no model, no weights, or a config.json that promises code which is not there.
@@ -169,7 +210,6 @@ def check_model(folder: Path, files: dict[str, Path]) -> str:
             code = (parent / f"{reference.split('--')[-1].split('.')[0]}.py").as_posix()
             if code not in files:
                 raise UsageError(f"{files[name]}: auto_map names {reference}, but {folder / code} is not there")
-    return (json.loads(files["config.json"].read_text()).get("architectures") or ["none"])[0]
 
 
 def render_card(text: str, repo_id: str, results: str | None = None, **metadata: Any) -> str:
@@ -201,23 +241,28 @@ def open_repository(publication: Publication) -> None:
         if not publication.create_pr:
             sdk = None
             if publication.repo_type == "space":
-                sdk = RepoCard(publication.files["README.md"].read_text(encoding="utf-8")).data.get("sdk")
+                sdk = RepoCard(_text(publication.files["README.md"])).data.get("sdk")
+            # Not False: that would be public even where the owner's default is private.
+            private = publication.private or None
             _persist(
                 "create the repository",
-                lambda: api.create_repo(**where, private=publication.private, exist_ok=True, space_sdk=sdk),
+                lambda: api.create_repo(**where, private=private, exist_ok=True, space_sdk=sdk),
             )
-        info = _persist("look at the repository", lambda: api.repo_info(**where))
+            # One that exists may have been "created" by a token that can only read it.
+            _persist("ask for the right to write", lambda: api.auth_check(**where, write=True))
+            if publication.revision != "main":
+                _persist(
+                    "create the branch", lambda: api.create_branch(**where, branch=publication.revision, exist_ok=True)
+                )
+        info = _persist("look at the repository", lambda: api.repo_info(**where, revision=publication.revision))
         if publication.private and not info.private:
             raise UsageError(
                 f"{publication.address} exists and is public, and private was asked for: make it private in its "
                 "settings, or take another repo_id"
             )
+        _refuse_other_kind(publication, info)
         if publication.gated:
             _persist("set the gate", lambda: api.update_repo_settings(**where, gated=publication.gated))
-        if publication.revision != "main" and not publication.create_pr:
-            _persist(
-                "create the branch", lambda: api.create_branch(**where, branch=publication.revision, exist_ok=True)
-            )
 
 
 def publish(publication: Publication, message: str, *, tagged: bool = True) -> dict[str, str]:
@@ -237,12 +282,14 @@ def publish(publication: Publication, message: str, *, tagged: bool = True) -> d
     open_repository(publication)
     with _explained(publication):
         api, where = HfApi(), {"repo_id": publication.repo_id, "repo_type": publication.repo_type}
-        _refuse_other_kind(api, publication)
+        branch = publication.revision
 
         def commit():
-            there = api.list_repo_files(**where, revision=None if publication.create_pr else publication.revision)
+            there = api.list_repo_files(**where, revision=branch)
             gone = [name for name in there if name not in publication.files]
             gone = [name for name in gone if any(fnmatch.fnmatch(name, pattern) for pattern in REPLACED)]
+            for name in gone:
+                logger.info("deletes %s, of an earlier version", name)
             # Made anew for every try: the client marks those that it has sent.
             operations = [CommitOperationDelete(name) for name in gone]
             operations += [CommitOperationAdd(name, content) for name, content in publication.files.items()]
@@ -250,15 +297,19 @@ def publish(publication: Publication, message: str, *, tagged: bool = True) -> d
                 **where,
                 operations=operations,
                 commit_message=message,
-                revision=None if publication.create_pr else publication.revision,
+                revision=branch,
                 create_pr=publication.create_pr,
             )
 
-        # A pull request whose answer was lost would be opened twice.
-        done = commit() if publication.create_pr else _persist("upload", commit)
-        found = {"address": publication.address, "commit": done.oid}
         if publication.create_pr:
-            return found | {"pull_request": done.pr_url}
+            # Not tried again: where only the answer was lost, it would be opened twice.
+            publication.again = f"first see in {publication.address}/discussions whether the pull request is there"
+            done = commit()
+            if done.pr_url is None:
+                raise UsageError(f"{publication.address} holds these very files: there is nothing to propose")
+            return {"address": publication.address, "commit": done.oid, "pull_request": done.pr_url}
+        done = _persist("upload", commit)
+        found = {"address": publication.address, "commit": done.oid}
         if tagged:
             found["tag"] = _tag(api, publication, done.oid)
         if publication.collection:
@@ -266,18 +317,18 @@ def publish(publication: Publication, message: str, *, tagged: bool = True) -> d
         return found
 
 
-def _refuse_other_kind(api: HfApi, publication: Publication) -> None:
+def _refuse_other_kind(publication: Publication, info: ModelInfo) -> None:
     """A classifier in the place of an encoder would break whoever uses that one."""
     ours = publication.files.get("config.json")
     if publication.repo_type != "model" or ours is None:
         return
-    where = {"repo_id": publication.repo_id, "revision": None if publication.create_pr else publication.revision}
-    if not _persist("look at the repository", lambda: api.file_exists(filename="config.json", **where)):
-        return
-    file = _persist("read its config.json", lambda: api.hf_hub_download(filename="config.json", **where))
-    there, here = (json.loads(Path(config).read_text()).get("architectures") for config in (file, ours))
-    if there != here:
+    there, here = (info.config or {}).get("architectures"), json.loads(_text(ours)).get("architectures")
+    if there and there != here:
         raise UsageError(f"{publication.address} holds a {there}, and this is a {here}: take another repo_id")
+
+
+def _text(content: Path | bytes) -> str:
+    return (content if isinstance(content, bytes) else content.read_bytes()).decode("utf-8")
 
 
 def _tag(api: HfApi, publication: Publication, commit: str) -> str:
@@ -323,7 +374,8 @@ def verify(publication: Publication, revision: str, local: Path) -> list[str]:
     """
     with tempfile.TemporaryDirectory(prefix="glcm-mae-verify-") as home:
         # Without the settings of this process that could stand in for what is on the Hub.
-        environment = {name: value for name, value in os.environ.items() if name not in ("PYTHONPATH", "HF_HUB_CACHE")}
+        other = ("PYTHONPATH", "HF_HUB_CACHE", "HF_MODULES_CACHE")
+        environment = {name: value for name, value in os.environ.items() if name not in other}
         environment |= {"HF_HOME": home, "HF_ENDPOINT": HfApi().endpoint, "TQDM_DISABLE": "1"}
         token = get_token()
         if token:
@@ -340,7 +392,7 @@ def verify(publication: Publication, revision: str, local: Path) -> list[str]:
         last = [line for line in done.stderr.splitlines() if line.strip()] or ["no message"]
         raise UsageError(
             f"{publication.address} is published (commit {revision}), but does not load back: {last[-1]}. The folder "
-            f"{publication.folder} is untouched; run the same command again to check again"
+            f"{publication.folder} is untouched; {publication.again}"
         )
     return done.stdout.splitlines()
 
@@ -367,16 +419,41 @@ def push_asked_for(args: TrainingArguments, folder: Path) -> Publication | None:
         names = ", ".join(strategy.value for strategy in allowed)
         raise UsageError(f"hub_strategy must be one of {names}, got {args.hub_strategy.value!r}")
     args.push_to_hub = False
-    return Publication(folder, args.hub_model_id, private=bool(args.hub_private_repo))
+    revision = args.hub_revision or "main"
+    return Publication(folder, args.hub_model_id, private=bool(args.hub_private_repo), revision=revision)
 
 
-def publish_export(publication: Publication, message: str, *, tagged: bool = True) -> dict[str, str]:
-    """Publish what a run has written to its export; see `publish`."""
+def take_export(publication: Publication) -> None:
+    """Fill in the files of a run's export.
+
+    Raises:
+        UsageError: a file that must not be published, or a model that others could not open.
+    """
     files, publication.left_out = files_of(publication.folder)
     check_model(publication.folder, files)
-    card = files["README.md"].read_text(encoding="utf-8")
-    publication.files = files | {"README.md": render_card(card, publication.repo_id).encode()}
-    return publish(publication, message, tagged=tagged)
+    publication.files = files | {"README.md": render_card(_text(files["README.md"]), publication.repo_id).encode()}
+
+
+def publish_verified(publication: Publication, message: str, model: Path) -> Iterator[str]:
+    """Publish, and load the model back; what to tell the user, a line each. See `publish` and `verify`.
+
+    Args:
+        publication: what and how.
+        message: of the commit.
+        model: the folder of the model that was sent.
+    """
+    done = publish(publication, message)
+    for name, value in done.items():
+        yield f"{name:<12} {value}"
+    for line in verify(publication, done["commit"], model):
+        yield f"verified     {line}"
+
+
+def publish_export(publication: Publication, message: str) -> Iterator[str]:
+    """`publish_verified` of the export at the end of a run, which the same command would not repeat."""
+    publication.again = f"to go on: {publication.command}"
+    take_export(publication)
+    yield from publish_verified(publication, message, publication.folder)
 
 
 class PublishEverySave(TrainerCallback):
@@ -393,15 +470,19 @@ class PublishEverySave(TrainerCallback):
     def on_save(self, args, state, control, **kwargs) -> None:
         self.write_export()
         if state.is_world_process_zero:
+            self.publication.again = "the next checkpoint is tried again"
             try:
-                publish_export(self.publication, f"Step {state.global_step}", tagged=False)
-            except UsageError as error:
+                take_export(self.publication)
+                publish(self.publication, f"Step {state.global_step}", tagged=False)
+            except (UsageError, OSError) as error:
                 logger.warning("step %d is not published: %s", state.global_step, error)
 
 
 def _persist(what: str, call: Callable[[], _T]) -> _T:
     """Call again, after a while, where the server or the connection failed; the client does not do so for commits."""
+    begun = time.monotonic()
     for wait in WAITS:
+        get_session().timeout = TIMEOUT  # of the client as it is now: after some errors there is a new one
         try:
             return call()
         except (HTTPError, RuntimeError) as error:
@@ -409,7 +490,7 @@ def _persist(what: str, call: Callable[[], _T]) -> _T:
             if not isinstance(cause, HTTPError):
                 raise
             status = getattr(getattr(cause, "response", None), "status_code", None)
-            if status is not None and status != 429 and status < 500:
+            if (status is not None and status != 429 and status < 500) or time.monotonic() - begun > PATIENCE:
                 raise
             logger.warning("%s: %s; trying again in %d s", what, status or type(cause).__name__, wait)
             time.sleep(wait)
@@ -433,8 +514,7 @@ class _explained:  # noqa: N801 - reads as a statement
         if reason is None:
             return
         raise UsageError(
-            f"{self.publication.repo_id}: {reason}. {self.publication.folder} is untouched; the same command goes on "
-            "where this one stopped"
+            f"{self.publication.repo_id}: {reason}. {self.publication.folder} is untouched; {self.publication.again}"
         ) from error
 
 
@@ -459,10 +539,14 @@ def _reason(error: BaseException, publication: Publication) -> str | None:
         return f"{endpoint} answers {status} again and again: try later"
     if isinstance(error, HfHubHTTPError):
         return f"{endpoint} refuses it: {_said(error)}"
+    if isinstance(error, HTTPError) and "Timeout" in type(error).__name__:
+        return f"{endpoint} does not answer ({type(error).__name__} after {TIMEOUT:g} s): try later"
     if isinstance(error, HTTPError | ConnectionError):
         return f"{endpoint} cannot be reached ({type(error).__name__}): is there a network?"
     if isinstance(error, ValueError):  # of the card
         return str(error)
+    if isinstance(error, RuntimeError):  # of the library that uploads large files
+        return f"the upload failed ({error})"
     return None
 
 
@@ -472,12 +556,12 @@ def _said(error: BaseException) -> str:
 
 def shown(publication: Publication) -> Iterator[str]:
     """What `--dry_run` prints: every file with its size, what is left out, and the card."""
-    yield f"would publish to {publication.address} ({'private' if publication.private else 'public'}):"
+    who = "private" if publication.private else "public, unless its owner's default is private"
+    yield f"would publish to {publication.address} ({who}):"
     for name, content in sorted(publication.files.items()):
         size = len(content) if isinstance(content, bytes) else content.stat().st_size
         yield f"  {size:>12,}  {name}"
     for name, reason in sorted(publication.left_out.items()):
         yield f"  left out      {name}: {reason}"
-    card = publication.files["README.md"]
     yield ""
-    yield card.decode() if isinstance(card, bytes) else card.read_text(encoding="utf-8")
+    yield _text(publication.files["README.md"])
