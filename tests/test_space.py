@@ -1,27 +1,35 @@
 """The demo and the server, started as a user starts them, in an environment of their own."""
 
+import contextlib
+import json
 import os
 import shutil
 import socket
 import subprocess
-import sys
 import time
 import urllib.error
 import urllib.request
+from collections.abc import Iterator
 from pathlib import Path
 
+import numpy as np
+import pandas as pd
 import pytest
 import torch
-from helpers import colour, encode, write
-from huggingface_hub import InferenceClient
+from helpers import colour, encode, grey, write
+from huggingface_hub import HfApi, InferenceClient, ModelCard
 from huggingface_hub.errors import HfHubHTTPError
+from PIL import Image
+from pydicom.data import get_testdata_file
 from test_publish import classifier  # noqa: F401 - a fixture
-from transformers import pipeline
+from transformers import AutoImageProcessor, pipeline
 
 from modeling_glcm_mae import GLCMMAEForPreTraining
 from publish import PublishArguments, publication_of
 from recipe_data import ImageTransform
 from recipe_export import ADDRESS, write_export
+from recipe_summary import summarise
+from vit_mean_pooling import ViTMeanPoolingForImageClassification
 
 ROOT = Path(__file__).resolve().parent.parent
 PYTHON = ROOT / os.environ.get("SPACE_VENV", ".venv-space") / "bin" / "python"
@@ -41,23 +49,47 @@ def exported(tmp_path_factory, tiny_config) -> Path:
     return folder
 
 
+def with_base(classifier: Path, folder: Path, base_model: str | None) -> Path:  # noqa: F811
+    """A copy of a classifier whose card names the model it was trained from."""
+    shutil.copytree(classifier, folder)
+    card = ModelCard.load(folder / "README.md")
+    card.data.base_model = base_model
+    card.save(folder / "README.md")
+    return folder
+
+
 @pytest.fixture(scope="module")
-def server(classifier, tmp_path_factory):  # noqa: F811
-    """The space as it lies on the Hub, its files alone; the address."""
-    space = tmp_path_factory.mktemp("space") / "flat"
-    publication, _ = publication_of(PublishArguments(str(ROOT / "hub_cards" / "space"), "org/demo", "space"))
-    for name, file in publication.files.items():
-        (space / name).parent.mkdir(parents=True, exist_ok=True)
-        shutil.copy2(file, space / name)
+def finetuned(classifier, exported, tmp_path_factory) -> Path:  # noqa: F811
+    return with_base(classifier, tmp_path_factory.mktemp("space") / "finetuned", str(exported))
+
+
+def published(folder: Path, repo_id: str, **options: str) -> dict[str, bytes]:
+    """The files of a repository as publish.py sends them."""
+    publication, _ = publication_of(PublishArguments(str(folder), repo_id, **options))
+    return {name: file if isinstance(file, bytes) else file.read_bytes() for name, file in publication.files.items()}
+
+
+@pytest.fixture(scope="module")
+def space(tmp_path_factory) -> Path:
+    """The space as it lies on the Hub, its files alone."""
+    folder = tmp_path_factory.mktemp("space") / "flat"
+    for name, data in published(ROOT / "hub_cards" / "space", "org/demo", repo_type="space").items():
+        write(folder / name, data)
+    return folder
+
+
+@contextlib.contextmanager
+def started(space: Path, model: Path | str, variables: dict[str, str]) -> Iterator[str]:
+    """The address of a server, in an environment without this repository."""
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
-    command = [str(PYTHON), "app.py", "--model", str(classifier), "--port", str(port), "--serve", "true"]
-    environment = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"}
-    process = subprocess.Popen(command, cwd=space, env=environment | {"HF_HUB_OFFLINE": "1"})
+    command = [str(PYTHON), "app.py", "--model", str(model), "--port", str(port), "--serve", "true"]
+    given = {name: value for name, value in os.environ.items() if name != "PYTHONPATH" and not name.startswith("HF_")}
+    process = subprocess.Popen(command, cwd=space, env=given | variables)
     address = f"http://127.0.0.1:{port}"
     try:
-        for _ in range(120):
+        for _ in range(240):
             assert process.poll() is None, "the server stopped"
             try:
                 urllib.request.urlopen(f"{address}/demo/", timeout=5).close()
@@ -71,8 +103,19 @@ def server(classifier, tmp_path_factory):  # noqa: F811
 
 
 @pytest.fixture(scope="module")
+def server(space, finetuned) -> Iterator[str]:
+    with started(space, finetuned, {"HF_HUB_OFFLINE": "1"}) as address:
+        yield address
+
+
+@pytest.fixture(scope="module")
 def image(tmp_path_factory) -> Path:
     return write(tmp_path_factory.mktemp("image") / "image.png", encode(colour(48, 48)))
+
+
+@pytest.fixture(scope="module")
+def dicom() -> str:
+    return get_testdata_file("CT_small.dcm")
 
 
 def test_inference_client_gets_what_the_pipeline_answers(server, classifier, image):  # noqa: F811
@@ -86,71 +129,213 @@ def test_inference_client_gets_what_the_pipeline_answers(server, classifier, ima
     assert sum(row.score for row in raw) != pytest.approx(1)
     with pytest.raises(HfHubHTTPError, match="top_k must be a whole number of at least 1, got 0"):
         client.image_classification(image, top_k=0)
-    with pytest.raises(HfHubHTTPError, match="the request cannot be read"):
+    with pytest.raises(HfHubHTTPError, match="the image cannot be read as an image"):
         client.image_classification(b"no image")
 
 
-def demo(server: str, script: str) -> str:
-    opened = f"from gradio_client import Client, handle_file\nclient = Client('{server}/demo/', verbose=False)\n"
-    script = opened + script
-    done = subprocess.run([str(PYTHON), "-c", script], capture_output=True, text=True, timeout=120)
+def demo(server: str, script: str) -> list:
+    """Run `script` as a client of the demo; it fills the list `found`."""
+    opened = f"""
+import json
+from gradio_client import Client, handle_file
+client, found = Client({server + "/demo/"!r}, verbose=False), []
+names = ("seen", "label", "words", "note", "rebuilt", "matrices", "table")
+def submit(model, file, mask_ratio=0.75, seed=0, down=30, right=60):
+    return client.submit(model, handle_file(file), mask_ratio, seed, down, right, api_name="/answer")
+def ask(*args, **more):
+    return dict(zip(names, submit(*args, **more).result(), strict=True))
+"""
+    done = subprocess.run(
+        [str(PYTHON), "-c", opened + script + "\nprint(json.dumps(found))"], capture_output=True, text=True, timeout=180
+    )
     assert done.returncode == 0, done.stderr
-    return done.stdout
+    return json.loads(done.stdout.splitlines()[-1])
 
 
-def test_every_panel_answers_and_ten_at_once(server, exported, classifier, image):  # noqa: F811
-    demo(
+def probabilities(answer: dict) -> dict[str, float]:
+    return {row["label"]: row["confidence"] for row in answer["label"]["confidences"]}
+
+
+def test_every_panel_answers(server, finetuned, exported, image, dicom):
+    answer, *others = demo(
         server,
         f"""
-def ask(model, seed=0):
-    return client.submit(model, handle_file({str(image)!r}), 0.75, seed, 1, 2, api_name="/answer")
-label, words, rebuilt, matrices, table, note = ask({str(classifier)!r}).result()
-assert {{row["label"] for row in label["confidences"]}} == {{"benign", "malignant"}}, label
-assert "0.250 to 0.750" in words and "no reconstruction" in note and not rebuilt and not matrices
-results = [job.result() for job in [ask({str(exported)!r}, seed) for seed in range(10)]]
-for label, words, rebuilt, matrices, table, note in results:
-    assert "no classifier" in words
-    assert rebuilt and matrices and len(table["data"]) == 25
-assert len({{rebuilt for _, _, rebuilt, _, _, _ in results}}) > 1, "the seed changes the mask"
-picture, meaning = client.predict({str(classifier)!r}, handle_file({str(image)!r}), api_name="/overlay")
-assert "no outline of a lesion" in meaning and picture
+first = {{"model": {str(finetuned)!r}, "file": {str(image)!r}}}
+found = [ask(**first), ask(**first, mask_ratio=0.25), ask(**first, seed=1), ask(**first, down=100)]
+found += [ask(**first, right=0), ask(**first | {{"file": {str(dicom)!r}}})]
+found += [client.predict({str(finetuned)!r}, handle_file({str(image)!r}), api_name="/overlay")]
 """,
     )
+    picture, meaning = others.pop()
+    assert picture and "no outline of a lesion" in meaning
+    expected = {row["label"]: row["score"] for row in pipeline("image-classification", str(finetuned))(str(image))}
+    assert probabilities(answer) == pytest.approx(expected, abs=1e-5)
+    assert "entropy" in answer["words"] and "0.250 to 0.750" in answer["words"]
+    assert answer["note"] == f"The reconstruction is by {exported}, the base_model of {finetuned}."
+    assert answer["seen"] and len(answer["table"]["data"]) == 25
+    # Pictures are named by their content.
+    differs = [{part for part in answer if answer[part] != other[part]} for other in others]
+    assert "rebuilt" in differs[0] and "rebuilt" in differs[1] and not {"label", "seen"} & (differs[0] | differs[1])
+    for chosen in differs[2:4]:
+        assert {"rebuilt", "matrices", "table"} <= chosen
+    assert {"seen", "label", "rebuilt", "matrices", "table"} <= differs[4]
+
+
+def test_ten_at_once_get_what_each_gets_alone(server, exported, image):
+    together, alone = demo(
+        server,
+        f"""
+settings = [{{"seed": index % 5, "mask_ratio": 0.5 + index % 2 / 4}} for index in range(10)]
+jobs = [submit({str(exported)!r}, {str(image)!r}, **one) for one in settings]
+found = [[job.result() for job in jobs]]
+found += [[submit({str(exported)!r}, {str(image)!r}, **one).result() for one in settings]]
+""",
+    )
+    assert together == alone
+    assert len({answer[4] for answer in together}) == 10  # reconstructions, named by their content
+
+
+@pytest.mark.parametrize("base", [None, "nowhere/at-all", "a classifier"])
+def test_a_missing_autoencoder_is_a_sentence(server, classifier, image, tmp_path, base):  # noqa: F811
+    model = with_base(classifier, tmp_path / "model", str(classifier) if base == "a classifier" else base)
+    (answer,) = demo(server, f"found = [ask({str(model)!r}, {str(image)!r})]")
+    assert set(probabilities(answer)) == {"benign", "malignant"}
+    assert not answer["rebuilt"] and not answer["matrices"]
+    expected = {
+        None: f"No reconstruction: the card of {model} names no base_model, whose autoencoder could be shown.",
+        "nowhere/at-all": f"No reconstruction: the base_model of {model} cannot be opened (",
+        "a classifier": f"No reconstruction: {classifier}, the base_model of {model}, has no pretraining/ folder.",
+    }
+    assert answer["note"].startswith(expected[base])
+
+
+def test_deep_files_are_judged_by_their_white(server, classifier, tmp_path):  # noqa: F811
+    """A 16-bit file is seen as the same picture of 8 bits, by models of either depth, whatever stands for white."""
+    values = grey(48, 48)
+    for name, white in (("plain", 255), ("deep", 65535), ("twelve_bits", 4095)):
+        settings = json.loads((shutil.copytree(classifier, tmp_path / name) / "preprocessor_config.json").read_text())
+        settings |= {"rescale_factor": 1 / white, "do_convert_rgb": white == 255}
+        (tmp_path / name / "preprocessor_config.json").write_text(json.dumps(settings))
+        scaled = values if white == 255 else (values * (white / 255)).round().astype(np.uint16)
+        write(tmp_path / f"{name}.png", encode(scaled))
+    rgba = np.dstack([values] * 3 + [np.full_like(values, 255)])
+    rgba[:24, :, 3] = 0
+    write(tmp_path / "transparent.png", encode(rgba))
+    write(tmp_path / "white.png", encode(np.vstack([np.full((24, 48), 255, np.uint8), values[24:]])))
+    exif = Image.Exif()
+    exif[0x0112] = 6  # to be turned by 90 degrees
+    write(tmp_path / "turned.png", encode(np.rot90(values).copy(), exif=exif))
+    pairs = [("plain", "plain"), ("plain", "deep"), ("deep", "plain"), ("deep", "deep"), ("twelve_bits", "twelve_bits")]
+    pairs += [("plain", "turned"), ("plain", "transparent"), ("plain", "white")]
+    asked = [(str(tmp_path / model), str(tmp_path / f"{file}.png")) for model, file in pairs]
+    found = [probabilities(answer) for answer in demo(server, f"found = [ask(*one) for one in {asked!r}]")]
+    for answer in found[1:6]:
+        assert answer == pytest.approx(found[0], abs=1e-6)
+    assert found[6] == pytest.approx(found[7], abs=1e-6) and found[6] != pytest.approx(found[0], abs=1e-6)
+
+
+def test_a_classifier_of_the_mean_token_answers_as_one(server, classifier, image, tmp_path):  # noqa: F811
+    model = ViTMeanPoolingForImageClassification.from_pretrained(classifier)
+    shutil.copytree(classifier, tmp_path / "mean")
+    model.save_pretrained(tmp_path / "mean")
+    pixels = AutoImageProcessor.from_pretrained(classifier)(images=Image.open(image), return_tensors="pt")
+    with torch.no_grad():
+        expected = model.eval()(**pixels).logits.softmax(dim=1)[0].tolist()
+    mean, stock = demo(
+        server, f"found = [ask(name, {str(image)!r}) for name in {[str(tmp_path / 'mean'), str(classifier)]!r}]"
+    )
+    assert probabilities(mean) == pytest.approx(dict(zip(("benign", "malignant"), expected, strict=True)), abs=1e-5)
+    assert probabilities(mean) != pytest.approx(probabilities(stock), abs=1e-5)
+
+
+def test_a_cross_validated_model_by_its_hub_id(hub, space, exported, classifier, image, tmp_path):  # noqa: F811
+    """Its card's intervals are shown and the autoencoder of its base_model; code of the repositories is not run."""
+    scores = np.random.default_rng(0).random(40)
+    table = pd.DataFrame({"fold": np.arange(40) % 2, "file_name": [f"{index}.png" for index in range(40)]})
+    table["group"], table["label"], table["prediction"] = table["file_name"], np.arange(40) // 2 % 2, scores > 0.5
+    table["probability_benign"], table["probability_malignant"] = 1 - scores, scores
+    summary = summarise(table)
+    write(tmp_path / "run" / "summary.json", json.dumps(summary).encode())
+    write(tmp_path / "run" / "curves.png")
+    shutil.copytree(classifier, tmp_path / "run" / "fold_0" / "finetune" / "export")
+    names = {"org/encoder": exported, "org/classifier": tmp_path / "run", "org/secret": exported}
+    api = HfApi(endpoint=hub.endpoint, token="hf_writer")
+    for name, folder in names.items():
+        base = {"base_model": "org/encoder"} if name == "org/classifier" else {}
+        files = published(folder, name, **base)
+        ran = tmp_path / "ran"
+        files |= {path: f"open({str(ran)!r}, 'w')".encode() for path in files if path.endswith(".py")}
+        api.create_repo(name, private=name == "org/secret")
+        hub.commit(name, "Model", files)
+    assert any(path.endswith(".py") for path in hub.files("org/encoder"))
+    # Another classifier names a base_model that nobody else may see.
+    api.create_repo("org/other")
+    files = hub.files("org/classifier")
+    files["README.md"] = files["README.md"].replace(b"base_model: org/encoder", b"base_model: org/secret")
+    hub.commit("org/other", "Model", files)
+    with started(space, "org/classifier", hub.environment(tmp_path / "home", None)) as server:
+        whole, other = demo(server, f"found = [ask(name, {str(image)!r}) for name in ('org/classifier', 'org/other')]")
+    pooled = summary["figures"]["auroc"]["pooled"]
+    assert f"| {pooled['value']:.3f} | {pooled['low']:.3f} to {pooled['high']:.3f} |" in whole["words"]
+    assert "Results of the cross-validation" in whole["words"] and "curves.png" not in whole["words"]
+    assert whole["note"] == "The reconstruction is by org/encoder, the base_model of org/classifier."
+    assert whole["rebuilt"] and len(whole["table"]["data"]) == 25
+    assert probabilities(other) == probabilities(whole) and not other["rebuilt"]
+    assert other["note"].startswith("No reconstruction: the base_model of org/other cannot be opened (")
+    assert not ran.exists()
 
 
 @pytest.mark.parametrize(
-    ("model", "file", "message"),
-    [("nowhere/at-all", "image.png", "cannot be opened"), (None, "notes.png", "notes.png cannot be read as an image")],
+    ("model", "data", "message"),
+    [
+        ("nowhere/at-all", None, "model 'nowhere/at-all' cannot be opened"),
+        ("no/such/folder", None, "model 'no/such/folder' is neither a folder here nor a Hub id, OWNER/NAME"),
+        (None, b"no image", "notes.png cannot be read as an image"),
+        (None, encode(np.zeros((8, 8), np.float32), "TIFF"), "notes.png has 32-bit grey values"),
+    ],
 )
-def test_mistakes_are_one_sentence(server, classifier, image, tmp_path, model, file, message):  # noqa: F811
-    path = image if file == "image.png" else write(tmp_path / file, b"no image")
-    said = demo(
+def test_mistakes_are_one_sentence(server, classifier, image, tmp_path, model, data, message):  # noqa: F811
+    path = image if data is None else write(tmp_path / "notes.png", data)
+    (said,) = demo(
         server,
         f"""
 try:
-    client.predict({model or str(classifier)!r}, handle_file({str(path)!r}), 0.75, 0, 1, 2, api_name="/answer")
+    ask({model or str(classifier)!r}, {str(path)!r})
 except Exception as error:
-    print(error)
+    found = [str(error)]
 """,
     )
-    assert message in said and "Traceback" not in said
+    assert message in said and "Traceback" not in said and "\n" not in said
+
+
+def start(*options: str, cwd: Path = ROOT) -> list[str]:
+    """What the demo says that does not start; its lines."""
+    given = os.environ | {"PYTHONPATH": f"{ROOT}:{ROOT / 'recipes'}", "HF_HUB_OFFLINE": "1"}
+    given.pop("GLCM_MAE_MODEL", None)
+    command = [str(PYTHON), str(ROOT / "hub_cards/space/app.py"), *options]
+    done = subprocess.run(command, capture_output=True, text=True, env=given, cwd=cwd, timeout=120)
+    assert done.returncode == 1 and not done.stdout
+    return done.stderr.splitlines()
 
 
 def test_an_encoder_is_not_served_as_a_classifier(exported):
-    environment = os.environ | {"PYTHONPATH": f"{ROOT}:{ROOT / 'recipes'}"}
-    command = [str(PYTHON), str(ROOT / "hub_cards/space/app.py"), "--serve", "true", "--model", str(exported)]
-    done = subprocess.run(command, capture_output=True, text=True, env=environment, timeout=120)
-    assert done.returncode == 1 and "has no classifier to serve" in done.stderr.splitlines()[-1]
-    assert sys.executable != str(PYTHON)
+    assert start("--serve", "true", "--model", str(exported))[-1].endswith("has no classifier to serve")
+
+
+def test_without_the_quickstart_one_message_says_what_to_do(tmp_path):
+    (said,) = start(cwd=tmp_path)
+    assert said.startswith("error: model 'runs/quickstart/export' is neither a folder here nor a Hub id")
+    assert "run `make quickstart` first, or name a model (--model" in said
 
 
 @pytest.mark.parametrize(("width", "scheme"), [(1280, "light"), (390, "dark")])
-def test_in_a_browser(server, exported, image, tmp_path, width, scheme):
+def test_in_a_browser(server, exported, image, dicom, tmp_path, width, scheme):
     chromium, node = shutil.which("chromium"), shutil.which("node")
     modules = os.environ.get("NODE_PATH", "")
     if not (chromium and node and (Path(modules) / "playwright-core").is_dir()):
         pytest.skip("needs chromium, node, and playwright-core in NODE_PATH")
-    command = [node, str(ROOT / "tests" / "space_browser.cjs"), chromium, f"{server}/demo/", str(exported), str(image)]
-    done = subprocess.run([*command, str(width), scheme, str(tmp_path)], capture_output=True, text=True, timeout=180)
+    command = [node, str(ROOT / "tests" / "space_browser.cjs"), chromium, f"{server}/demo/", str(exported)]
+    command += [str(image), str(dicom)]
+    done = subprocess.run([*command, str(width), scheme, str(tmp_path)], capture_output=True, text=True, timeout=240)
     assert done.returncode == 0, done.stdout + done.stderr
-    assert len(list(tmp_path.glob("*.png"))) == 2
+    assert {file.name for file in tmp_path.glob("*.png")} == {"start.png", "classifier.png", "autoencoder.png"}

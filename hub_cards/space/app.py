@@ -13,6 +13,7 @@ import io
 import json
 import math
 import os
+import re
 import threading
 from dataclasses import dataclass
 from functools import lru_cache
@@ -23,128 +24,325 @@ import gradio as gr
 import numpy as np
 import torch
 import uvicorn
+import yaml
 from fastapi import FastAPI, Request
 from fastapi.responses import JSONResponse, RedirectResponse
-from huggingface_hub import file_exists
-from matplotlib import colormaps
+from huggingface_hub import hf_hub_download, metadata_load
+from huggingface_hub.errors import HFValidationError, RemoteEntryNotFoundError, StrictDataclassError
+from huggingface_hub.utils import validate_repo_id
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.colors import LogNorm
 from matplotlib.figure import Figure
-from PIL import Image, UnidentifiedImageError
-from transformers import AutoConfig, AutoImageProcessor, ViTForImageClassification, pipeline
+from matplotlib.patches import Rectangle
+from PIL import Image, ImageOps, UnidentifiedImageError
+from safetensors import SafetensorError
+from transformers import AutoConfig, AutoImageProcessor, PreTrainedModel, ViTForImageClassification, pipeline
 
-from corpora.folder import BadImageError
+from corpora.folder import DICOM_SUFFIXES, BadImageError
 from modeling_glcm_mae import GLCMMAEForPreTraining, cooccurrence_matrix, texture_features
 from recipe_dicom import read_dicom
 from recipe_overlay import occlusion_map
+from vit_mean_pooling import ViTMeanPoolingForImageClassification
 
 CAVEAT = "**For research only.** This is not a medical device and must not be used for diagnosis."
-_MASKING = threading.Lock()  # requests share a model, whose mask ratio is a field of its configuration
+CLASSIFIERS = {kind.__name__: kind for kind in (ViTForImageClassification, ViTMeanPoolingForImageClassification)}
+DEFAULT_MODEL = "runs/quickstart/export"
 FUNCTIONS = ("softmax", "sigmoid", "none")
+SHOWN_LEVELS = 32  # a patch has too few pairs of pixels for a matrix of more grey levels
+# What transformers, the Hub's client and safetensors raise on a repository that is damaged or not there.
+UNUSABLE = (OSError, ValueError, RuntimeError, SafetensorError, StrictDataclassError, yaml.YAMLError)
+_MASKING = threading.Lock()  # requests share a model, whose mask ratio is a field of its configuration
+
+
+@dataclass(frozen=True)
+class Network:
+    """A network with the processor it was trained with, and the grey value of white in 16-bit files."""
+
+    model: PreTrainedModel
+    processor: Any
+    white: float
+
+    def pixels(self, image: Image.Image) -> torch.Tensor:
+        """`(1, C, H, W)`, normalised, of an 8-bit RGB image."""
+        grey = self.model.config.num_channels == 1
+        return self.processor(images=image.convert("L") if grey else image, return_tensors="pt")["pixel_values"]
+
+    def picture(self, pixels: torch.Tensor) -> np.ndarray:
+        """`(H, W, 3)` uint8 of normalised pixels `(C, H, W)`."""
+        mean, std = (torch.tensor(getattr(self.processor, f"image_{name}")).view(-1, 1, 1) for name in ("mean", "std"))
+        shown = (pixels * std + mean).clamp(0, 1)
+        return (shown.expand(3, -1, -1).permute(1, 2, 0).numpy() * 255).round().astype(np.uint8)
 
 
 @dataclass(frozen=True)
 class Model:
-    """A repository as far as it can be shown: `classifier` or `autoencoder` is `None` where there is none."""
+    """A repository as far as it can be shown.
 
-    name: str
-    processor: Any
-    classifier: ViTForImageClassification | None
-    autoencoder: GLCMMAEForPreTraining | None
+    Attributes:
+        classifier, autoencoder: `None` where there is none.
+        figures: the results that the card states, with their intervals, in Markdown.
+        note: whose autoencoder is shown, or why a part is missing.
+    """
+
+    classifier: Network | None
+    autoencoder: Network | None
     figures: str
+    note: str
 
 
-def _has(name: str, file: str) -> bool:
-    return (Path(name) / file).is_file() if Path(name).is_dir() else file_exists(name, file)
+@dataclass(frozen=True)
+class Patch:
+    """A square of the model's grid, in pixels of the model's input."""
+
+    top: int
+    left: int
+    size: int
 
 
 @lru_cache(maxsize=2)
 def load(name: str) -> Model:
-    """Open a model by Hub id or folder. No code of a repository is run: the autoencoder's is this package's.
+    """Open a model by Hub id or folder. No code of a repository is run: the classes are this package's.
+
+    A classifier's repository has no decoder. The autoencoder is then that of the `base_model` which its card names.
 
     Raises:
         ValueError: it cannot be opened, or is of another kind; names the model.
     """
     try:
-        config = AutoConfig.from_pretrained(name)
-        processor = AutoImageProcessor.from_pretrained(name)
-        classifier = autoencoder = None
-        if (config.architectures or [None])[0] == "ViTForImageClassification":
-            classifier, report = ViTForImageClassification.from_pretrained(name, output_loading_info=True)
-            if report["missing_keys"]:
-                raise ValueError(f"weights are missing: {', '.join(sorted(report['missing_keys']))}")
-            classifier.eval()
-        if _has(name, "pretraining/config.json"):
-            autoencoder = GLCMMAEForPreTraining.from_pretrained(name, subfolder="pretraining").eval()
-    except (OSError, ValueError) as error:
-        raise ValueError(f"model {name!r} cannot be opened: {str(error).splitlines()[0]}") from error
+        if not name or not Path(name).is_dir():
+            validate_repo_id(name)
+    except HFValidationError as error:
+        raise ValueError(f"model {name!r} is neither a folder here nor a Hub id, OWNER/NAME") from error
+    try:
+        architecture = (AutoConfig.from_pretrained(name, trust_remote_code=False).architectures or ["none"])[0]
+        classifier = _network(CLASSIFIERS[architecture], name) if architecture in CLASSIFIERS else None
+        card = _file(name, "README.md")
+        if classifier is None:
+            autoencoder, note = _autoencoder(name), f"{name} has no classifier: it shows reconstructions only."
+        else:
+            autoencoder, note = _autoencoder_of_base(name, card)
+    except UNUSABLE as error:
+        raise ValueError(f"model {name!r} cannot be opened: {_first_line(error)}") from error
     if classifier is None and autoencoder is None:
-        raise ValueError(f"model {name!r} has neither a classifier nor a pretraining/ folder: nothing to show")
-    return Model(name, processor, classifier, autoencoder, _figures(name))
+        raise ValueError(
+            f"model {name!r} is a {architecture} without a pretraining/ folder; allowed are {', '.join(CLASSIFIERS)}, "
+            "and encoders with one"
+        )
+    return Model(classifier, autoencoder, _figures(card), note)
 
 
-def _figures(name: str) -> str:
-    """The results that the card states, with their intervals."""
-    from huggingface_hub import ModelCard
-
-    if not _has(name, "README.md"):
-        return "The model states no results."
-    card = ModelCard.load(Path(name) / "README.md" if Path(name).is_dir() else name).text
-    _, mark, rest = card.partition("<!-- results -->")
-    return (
-        rest.partition("<!-- end of results -->")[0].replace("## ", "#### ") if mark else "The model states no results."
-    )
+def _first_line(error: BaseException) -> str:
+    return str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
 
 
-def read(path: str | None) -> Image.Image:
+def _file(name: str, file: str) -> Path | None:
+    """A file of a repository or folder; `None` if it is not there."""
+    if Path(name).is_dir():
+        return Path(name, file) if Path(name, file).is_file() else None
+    try:
+        return Path(hf_hub_download(name, file))
+    except RemoteEntryNotFoundError:
+        return None
+
+
+def _network(kind: type[PreTrainedModel], name: str, **where: str) -> Network:
+    model, report = kind.from_pretrained(name, output_loading_info=True, **where)
+    if report["missing_keys"]:
+        raise ValueError(f"weights are missing: {', '.join(sorted(report['missing_keys']))}")
+    processor = AutoImageProcessor.from_pretrained(name, trust_remote_code=False)
+    # `read` makes every image one of 8 bits, also for models that were trained on deeper ones.
+    white = round(1 / processor.rescale_factor, 6)
+    processor.rescale_factor, processor.do_convert_rgb = 1 / 255, model.config.num_channels == 3
+    return Network(model.eval(), processor, white if white > 255 else 65535)
+
+
+def _autoencoder(name: str) -> Network | None:
+    if _file(name, "pretraining/config.json") is None:
+        return None
+    return _network(GLCMMAEForPreTraining, name, subfolder="pretraining")
+
+
+def _autoencoder_of_base(name: str, card: Path | None) -> tuple[Network | None, str]:
+    """The autoencoder of the model that a classifier was trained from, and a sentence on it."""
+    try:
+        base = (metadata_load(card) or {}).get("base_model") if card else None
+        if isinstance(base, list):
+            base = base[0] if base else None
+        if base is None:
+            return None, f"No reconstruction: the card of {name} names no base_model, whose autoencoder could be shown."
+        autoencoder = _autoencoder(base)
+    except UNUSABLE as error:
+        return None, f"No reconstruction: the base_model of {name} cannot be opened ({_first_line(error)})."
+    if autoencoder is None:
+        return None, f"No reconstruction: {base}, the base_model of {name}, has no pretraining/ folder."
+    return autoencoder, f"The reconstruction is by {base}, the base_model of {name}."
+
+
+def _figures(card: Path | None) -> str:
+    """The results that a card states, with their intervals. Its pictures are files of the repository: left out."""
+    _, mark, rest = (card.read_text(encoding="utf-8") if card else "").partition("<!-- results -->")
+    results = re.sub(r"!\[[^]]*\]\([^)]*\)", "", rest.partition("<!-- end of results -->")[0]).strip()
+    return results.replace("## ", "#### ") if mark and results else "The model's card states no results."
+
+
+def read(data: bytes, name: str, white: float) -> Image.Image:
     """An image file, or the first frame of a DICOM file, in 8-bit RGB.
 
+    Args:
+        data: the file's bytes.
+        name: its name; what errors call it.
+        white: the grey value of white in 16-bit files. DICOM files have a window instead.
+
     Raises:
-        ValueError: it is neither.
+        ValueError: it is neither, or has grey values without a usual white.
     """
-    if path is None:
-        raise ValueError("drop an image first")
-    file = Path(path)
     try:
-        with file.open("rb") as opened:
-            opened.seek(128)
-            dicom = opened.read(4) == b"DICM"
-        if dicom or file.suffix.lower() in (".dcm", ".dicom"):
-            image = Image.open(io.BytesIO(next(read_dicom(file, name=file.name, salt="")).data))
-        else:
-            image = Image.open(file)
-            image.load()
+        if data[128:132] == b"DICM" or name.lower().endswith(DICOM_SUFFIXES):
+            data, white = next(read_dicom(io.BytesIO(data), name=name, salt="")).png, 65535
+        image = ImageOps.exif_transpose(Image.open(io.BytesIO(data)))
     except (UnidentifiedImageError, OSError, BadImageError) as error:
-        raise ValueError(f"{file.name} cannot be read as an image: {str(error).splitlines()[0]}") from error
-    if image.mode.startswith(("I", "F")):
-        values = np.asarray(image, dtype=np.float64)
-        white = 65535 if values.max() > 255 else 255
-        image = Image.fromarray((values / white * 255).round().clip(0, 255).astype(np.uint8))
+        raise ValueError(f"{name} cannot be read as an image: {_first_line(error)}") from error
+    if image.mode in ("I", "F"):
+        raise ValueError(f"{name} has 32-bit grey values, which have no usual white; allowed are 8 and 16 bits")
+    if image.mode.startswith("I;16"):
+        image = Image.fromarray((np.asarray(image) / white * 255).round().clip(0, 255).astype(np.uint8))
+    if image.has_transparency_data:  # on white, as in the training
+        image = image.convert("RGBA")
+        image = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image)
     return image.convert("RGB")
 
 
-def _pixels(model: Model, image: Image.Image) -> torch.Tensor:
-    network = model.classifier or model.autoencoder
-    return model.processor(
-        images=image.convert("L") if network.config.num_channels == 1 else image, return_tensors="pt"
-    )["pixel_values"]
+def _opened(name: str, path: str | None) -> tuple[Model, Image.Image]:
+    if path is None:
+        raise ValueError("drop an image first")
+    model = load(name.strip())
+    return model, read(Path(path).read_bytes(), Path(path).name, (model.classifier or model.autoencoder).white)
 
 
-def _picture(model: Model, pixels: torch.Tensor) -> np.ndarray:
-    mean, std = (torch.tensor(getattr(model.processor, f"image_{name}")).view(-1, 1, 1) for name in ("mean", "std"))
-    shown = (pixels * std + mean).clamp(0, 1)
-    return (shown.expand(3, -1, -1).permute(1, 2, 0).numpy() * 255).round().astype(np.uint8)
+@torch.no_grad()
+def classify(model: Model, image: Image.Image) -> tuple[dict[str, float], str]:
+    """Probabilities, and how sure the answer is, in words."""
+    network = model.classifier.model
+    found = network(model.classifier.pixels(image)).logits.softmax(dim=1)[0]
+    entropy = float(-(found * found.clamp_min(1e-12).log()).sum() / math.log(len(found)))
+    words = "sure" if entropy < 0.3 else "rather unsure" if entropy < 0.8 else "undecided"
+    return (
+        {network.config.id2label[index]: float(value) for index, value in enumerate(found)},
+        f"The model is **{words}** (entropy {entropy:.2f} of 1). Sure is not the same as right.\n\n{model.figures}",
+    )
 
 
-def _panels(pictures: dict[str, np.ndarray], columns: int) -> Image.Image:
-    """Pictures with their names above them."""
-    rows = -(-len(pictures) // columns)
-    figure = Figure(figsize=(3.4 * columns, 3.6 * rows), layout="constrained")
-    for axis, (name, picture) in zip(figure.subplots(rows, columns).flat, pictures.items(), strict=True):
-        axis.imshow(picture, interpolation="nearest")
-        axis.set_title(name, fontsize=14, y=-0.12)  # the label of the page lies over the top
+@torch.no_grad()
+def rebuild(
+    network: Network, image: Image.Image, mask_ratio: float, seed: int, down: float, right: float
+) -> tuple[dict[str, torch.Tensor], Patch]:
+    """Hide patches at random, and the chosen one in any case: what is visible was never judged in the training.
+
+    Args:
+        network: an autoencoder.
+        image: 8-bit RGB.
+        mask_ratio: share of the patches that are hidden.
+        seed: of the mask.
+        down, right: of the chosen patch, in per cent of the image's height and width.
+
+    Returns:
+        `original`, `masked`, `reconstruction` and `pasted`, each `(C, H, W)`, normalised; the chosen patch.
+    """
+    pixels, size = network.pixels(image), network.model.config.patch_size
+    rows, columns = (side // size for side in pixels.shape[-2:])
+    row, column = (min(int(part / 100 * number), number - 1) for part, number in ((down, rows), (right, columns)))
+    noise = torch.rand(1, rows * columns, generator=torch.Generator().manual_seed(seed))
+    noise[0, row * columns + column] = 1  # the highest are hidden
+    with _MASKING:
+        network.model.config.mask_ratio = mask_ratio
+        rebuilt = network.model.reconstruct(pixels, noise=noise)
+    kept = int(rows * columns * (1 - mask_ratio))
+    hidden = (noise.argsort(dim=1).argsort(dim=1) >= kept).view(1, 1, rows, columns)
+    hidden = hidden.repeat_interleave(size, -2).repeat_interleave(size, -1)
+    parts = {
+        "original": pixels,
+        "masked": pixels.masked_fill(hidden, 0.0),
+        "reconstruction": rebuilt,
+        "pasted": torch.where(hidden, rebuilt, pixels),
+    }
+    return {name: part[0] for name, part in parts.items()}, Patch(row * size, column * size, size)
+
+
+def texture(network: Network, square: torch.Tensor) -> tuple[np.ndarray, dict[str, torch.Tensor]]:
+    """Joint counts `(K, K)` of a normalised patch `(C, p, p)` over all offsets of the model, and their features."""
+    config = network.model.config
+    counts = cooccurrence_matrix(
+        network.model.grey(square.movedim(0, -1)),
+        levels=min(config.glcm_levels, SHOWN_LEVELS),
+        value_range=config.glcm_value_range,
+        offsets=config.glcm_offsets,
+        kernel="hard",
+        symmetric=True,
+    ).sum(dim=0)
+    return counts.numpy(), texture_features(counts / counts.sum())
+
+
+def draw_reconstruction(network: Network, parts: dict[str, torch.Tensor], patch: Patch) -> Image.Image:
+    """The parts with their names, the chosen patch framed."""
+    figure = Figure(figsize=(7, 7.4), dpi=120, layout="constrained")
+    for axis, (name, part) in zip(figure.subplots(2, 2).flat, parts.items(), strict=True):
+        axis.imshow(network.picture(part), interpolation="nearest")
+        corner = (patch.left - 0.5, patch.top - 0.5)
+        axis.add_patch(Rectangle(corner, patch.size, patch.size, fill=False, color="#ffb000", lw=2))
+        axis.set_title(name, fontsize=15)
         axis.axis("off")
-    drawn = io.BytesIO()
-    figure.savefig(drawn, dpi=100)
-    return Image.open(drawn).convert("RGB")
+    return _image(figure)
+
+
+def draw_texture(network: Network, squares: dict[str, torch.Tensor], counts: list[np.ndarray]) -> Image.Image:
+    """The chosen patch, original and rebuilt, and below each its joint counts on one scale."""
+    figure = Figure(figsize=(7, 7.4), dpi=120, layout="constrained")
+    above, below = figure.subplots(2, 2)
+    for axis, (name, square) in zip(above, squares.items(), strict=True):
+        axis.imshow(network.picture(square), interpolation="nearest")
+        axis.set_title(f"patch, {name}", fontsize=15)
+        axis.axis("off")
+    levels, most = len(counts[0]), max(2.0, *(float(matrix.max()) for matrix in counts))
+    for axis, name, matrix in zip(below, squares, counts, strict=True):
+        axis.set_facecolor("black")  # where there is no pair: zero has no logarithm
+        extent = (0.5, levels + 0.5, levels + 0.5, 0.5)
+        shades = axis.imshow(matrix, norm=LogNorm(1, most), cmap="magma", extent=extent, interpolation="nearest")
+        axis.set_title(f"GLCM, {name}", fontsize=15)
+        axis.set_xlabel("grey level", fontsize=13)
+        axis.tick_params(labelsize=12)
+    below[0].set_ylabel("grey level of the neighbour", fontsize=13)
+    ticks = [tick for tick in (1, 3, 10, 30, 100, 300, 1000) if tick <= most]
+    bar = figure.colorbar(shades, ax=below, location="bottom", shrink=0.8, aspect=30, ticks=ticks, format="%d")
+    bar.ax.minorticks_off()
+    bar.ax.tick_params(labelsize=12)
+    bar.set_label("pairs of pixels (black: none)", fontsize=13)
+    return _image(figure)
+
+
+@torch.no_grad()
+def overlay(network: Network, image: Image.Image) -> tuple[Image.Image, str]:
+    """Where hiding the image lowers the probability of a classifier's answer (red) or raises it (blue)."""
+    pixels, patch = network.pixels(image), network.model.config.patch_size
+    target = int(network.model(pixels).logits.argmax())
+    window = min(2 * patch, *pixels.shape[-2:])
+    # On large grids side by side: overlapping windows of a ViT-B/16 would take a minute on two cores.
+    stride = patch if pixels.shape[-1] < 10 * patch else window
+    heat = 100 * occlusion_map(network.model, pixels[0], target, window=window, stride=stride).numpy()
+    limit, name = max(float(np.abs(heat).max()), 1e-4), network.model.config.id2label[target]
+    figure = Figure(figsize=(7, 4.6), dpi=120, layout="constrained")
+    plain, mixed = figure.subplots(1, 2)
+    for axis, title in ((plain, "original"), (mixed, "overlay")):
+        axis.imshow(network.picture(pixels[0]), interpolation="nearest")
+        axis.set_title(title, fontsize=15)
+        axis.axis("off")
+    shades = mixed.imshow(heat, cmap="coolwarm", alpha=0.5, vmin=-limit, vmax=limit)
+    bar = figure.colorbar(shades, ax=[plain, mixed], location="bottom", shrink=0.8, aspect=30)
+    bar.ax.tick_params(labelsize=12)
+    bar.set_label("fall of the probability where hidden, in points", fontsize=13)
+    return _image(figure), (
+        f"Red: hiding this lowers the probability of **{name}**, by {max(float(heat.max()), 0):.1f} points at most; "
+        "blue: it raises it. It shows where the model is sensitive: not why, and no outline of a lesion."
+    )
 
 
 def _enlarged(picture: np.ndarray) -> Image.Image:
@@ -153,74 +351,10 @@ def _enlarged(picture: np.ndarray) -> Image.Image:
     return Image.fromarray(picture.repeat(factor, axis=0).repeat(factor, axis=1))
 
 
-@torch.no_grad()
-def classify(model: Model, image: Image.Image) -> tuple[dict[str, float] | None, str]:
-    """Probabilities, and how sure the answer is, in words."""
-    if model.classifier is None:
-        return None, f"{model.name} has no classifier: it shows reconstructions only."
-    found = model.classifier(_pixels(model, image)).logits.softmax(dim=1)[0]
-    entropy = float(-(found * found.clamp_min(1e-12).log()).sum() / math.log(len(found)))
-    words = "sure" if entropy < 0.3 else "rather unsure" if entropy < 0.8 else "undecided"
-    probabilities = {model.classifier.config.id2label[index]: float(value) for index, value in enumerate(found)}
-    return (
-        probabilities,
-        f"The model is **{words}** (entropy {entropy:.2f} of 1). Sure is not the same as right.\n{model.figures}",
-    )
-
-
-@torch.no_grad()
-def rebuild(model: Model, image: Image.Image, mask_ratio: float, seed: int) -> dict[str, torch.Tensor]:
-    """`original`, `masked`, `reconstruction` and `pasted`, each `(C, H, W)`, normalised."""
-    network, pixels = model.autoencoder, _pixels(model, image)
-    patch, (height, width) = network.config.patch_size, pixels.shape[-2:]
-    noise = torch.rand(1, (height // patch) * (width // patch), generator=torch.Generator().manual_seed(seed))
-    kept = int(noise.shape[1] * (1 - mask_ratio))
-    hidden = (noise.argsort(dim=1).argsort(dim=1) >= kept).view(1, 1, height // patch, width // patch)
-    hidden = hidden.repeat_interleave(patch, -2).repeat_interleave(patch, -1)
-    with _MASKING:
-        network.config.mask_ratio = float(mask_ratio)
-        rebuilt = network.reconstruct(pixels, noise=noise)
-    parts = {"original": pixels, "masked": pixels.masked_fill(hidden, 0.0), "reconstruction": rebuilt}
-    return {name: part[0] for name, part in (parts | {"pasted": torch.where(hidden, rebuilt, pixels)}).items()}
-
-
-def texture_of_patch(
-    model: Model, parts: dict[str, torch.Tensor], row: int, column: int
-) -> tuple[dict[str, np.ndarray], list]:
-    """Logarithm of the counts of a patch, original and reconstruction, and the table of their features."""
-    config = model.autoencoder.config
-    patch = config.patch_size
-    top, left = row * patch, column * patch
-    if top + patch > parts["original"].shape[1] or left + patch > parts["original"].shape[2]:
-        raise ValueError(f"there is no patch in row {row}, column {column}")
-    settings = {"levels": config.glcm_levels, "value_range": config.glcm_value_range, "kernel": "hard"}
-    pictures, features = {}, []
-    for name in ("original", "reconstruction"):
-        square = parts[name][:, top : top + patch, left : left + patch].mean(dim=0)
-        counts = cooccurrence_matrix(square, offsets=config.glcm_offsets, symmetric=True, **settings).sum(dim=0)
-        features.append(texture_features(counts / counts.sum()))
-        pictures[f"GLCM, {name}"] = torch.log1p(counts).numpy()
-    first, second = features
-    return pictures, [[name, round(float(first[name]), 4), round(float(second[name]), 4)] for name in first]
-
-
-def overlay(model: Model, image: Image.Image) -> tuple[Image.Image, str]:
-    """Where hiding the image lowers the probability of the answer (red) or raises it (blue)."""
-    if model.classifier is None:
-        raise ValueError(f"{model.name} has no classifier to explain")
-    pixels = _pixels(model, image)
-    with torch.no_grad():
-        target = int(model.classifier(pixels).logits.argmax())
-    patch = model.classifier.config.patch_size
-    heat = occlusion_map(model.classifier, pixels[0], target, window=2 * patch, stride=patch).numpy()
-    scaled = heat / max(float(np.abs(heat).max()), 1e-6) / 2 + 0.5
-    mixed = 0.5 * _picture(model, pixels[0]) + 0.5 * 255 * colormaps["coolwarm"](scaled)[..., :3]
-    name = model.classifier.config.id2label[target]
-    return _enlarged(mixed.astype(np.uint8)), (
-        f"Red: hiding this lowers the probability of **{name}**, by {max(100 * float(heat.max()), 0):.1f} points at "
-        "most; blue: it raises it. "
-        "It shows where the model is sensitive: not why, and no outline of a lesion."
-    )
+def _image(figure: Figure) -> Image.Image:
+    canvas = FigureCanvasAgg(figure)
+    canvas.draw()
+    return Image.fromarray(np.asarray(canvas.buffer_rgba())).convert("RGB")
 
 
 def _shown_errors(function):
@@ -236,44 +370,97 @@ def _shown_errors(function):
 def build(first: str) -> gr.Blocks:
     """The page."""
 
-    def answer(name, path, mask_ratio, seed, row, column):
-        model, image = load(name), read(path)
-        probabilities, words = classify(model, image)
-        if model.autoencoder is None:
-            return probabilities, words, None, None, [], f"{model.name} has no pretraining/ folder: no reconstruction."
-        parts = rebuild(model, image, mask_ratio, int(seed))
-        pictures, table = texture_of_patch(model, parts, int(row), int(column))
-        rebuilt = _panels({name: _picture(model, part) for name, part in parts.items()}, columns=2)
-        return probabilities, words, rebuilt, _panels(pictures, columns=2), table, ""
+    def answer(name, path, mask_ratio, seed, down, right):
+        model, image = _opened(name, path)
+        shown = model.classifier or model.autoencoder
+        seen = shown.picture(shown.pixels(image)[0])
+        probabilities, words = (None, "") if model.classifier is None else classify(model, image)
+        rebuilt = matrices = None
+        table = []
+        if model.autoencoder is not None:
+            parts, patch = rebuild(model.autoencoder, image, mask_ratio, int(seed), down, right)
+            rebuilt = draw_reconstruction(model.autoencoder, parts, patch)
+            rows, columns = slice(patch.top, patch.top + patch.size), slice(patch.left, patch.left + patch.size)
+            squares = {part: parts[part][:, rows, columns] for part in ("original", "reconstruction")}
+            counts, features = zip(*(texture(model.autoencoder, square) for square in squares.values()), strict=True)
+            matrices = draw_texture(model.autoencoder, squares, list(counts))
+            table = [[feature, *(f"{float(found[feature]):.4g}" for found in features)] for feature in features[0]]
+        visible = [gr.Column(visible=part is not None) for part in (shown, model.classifier, model.autoencoder)]
+        return _enlarged(seen), probabilities, words, model.note, rebuilt, matrices, table, *visible
+
+    def answer_again(name, path, *settings):
+        return gr.skip() if path is None else answer(name, path, *settings)
+
+    def clear():
+        return "", *[gr.Column(visible=False)] * 4
+
+    def explain(name, path):
+        model, image = _opened(name, path)
+        if model.classifier is None:
+            raise ValueError(f"{name} has no classifier to explain")
+        return *overlay(model.classifier, image), gr.Column(visible=True)
+
+    def picture(what):  # label and buttons would lie over it
+        return gr.Image(label=what, alt_text=what, show_label=False, buttons=[])
 
     with gr.Blocks(title="GLCM-MAE") as page:
         gr.Markdown(f"# GLCM-MAE\n{CAVEAT}")
-        name = gr.Textbox(first, label="Model: Hub id or local folder")
         with gr.Row():
             with gr.Column(min_width=300):
-                path = gr.File(label="Image or DICOM file", type="filepath")
-                mask_ratio = gr.Slider(0.1, 0.95, 0.75, step=0.05, label="Mask ratio")
-                seed = gr.Slider(0, 99, 0, step=1, label="Seed of the mask")
-                row = gr.Slider(0, 13, 3, step=1, label="Patch row")
-                column = gr.Slider(0, 13, 3, step=1, label="Patch column")
+                name = gr.Textbox(first, label="Model: Hub id or local folder")
+                path = gr.File(label="Image or DICOM file (its first frame)", type="filepath")
                 go = gr.Button("Show", variant="primary")
-            with gr.Column(min_width=300):
-                label = gr.Label(label="Class probabilities")
-                words = gr.Markdown()
-        note = gr.Markdown()
-        rebuilt = gr.Image(label="Masked reconstruction", type="pil")
-        matrices = gr.Image(label="Co-occurrence matrices of the patch", type="pil")
-        table = gr.Dataframe(headers=["feature", "original", "reconstruction"], label="Texture features of the patch")
-        explain = gr.Button("Where is the model sensitive? (slower)")
-        heat, meaning = gr.Image(label="Occlusion overlay"), gr.Markdown()
-        inputs = [name, path, mask_ratio, seed, row, column]
-        outputs = [label, words, rebuilt, matrices, table, note]
-        go.click(_shown_errors(answer), inputs, outputs, api_name="answer", concurrency_limit=2)
-        path.upload(_shown_errors(answer), inputs, outputs, api_name=False, concurrency_limit=2)
-        for slider in (mask_ratio, seed, row, column):
-            slider.release(_shown_errors(answer), inputs, outputs, api_name=False, concurrency_limit=2)
-        sensitive = _shown_errors(lambda name, path: overlay(load(name), read(path)))
-        explain.click(sensitive, [name, path], [heat, meaning], api_name="overlay", concurrency_limit=1)
+                note = gr.Markdown()
+            with gr.Column(min_width=300, visible=False) as given:
+                gr.Markdown("## What the model sees")
+                seen = picture("What the model sees")
+                with gr.Column(visible=False) as classified:
+                    label = gr.Label(label="Class probabilities")
+                    words = gr.Markdown()
+                    sensitive = gr.Button("Where is the model sensitive? (slower)")
+        with gr.Column(visible=False) as explained:
+            gr.Markdown("## Where the model is sensitive")
+            heat, meaning = picture("Occlusion overlay"), gr.Markdown()
+        with gr.Column(visible=False) as reconstructed:
+            with gr.Row():
+                with gr.Column(min_width=300):
+                    gr.Markdown("## Masked reconstruction\nFramed: the chosen patch.")
+                    mask_ratio = gr.Slider(0.1, 0.95, 0.75, step=0.05, label="Mask ratio")
+                    seed = gr.Slider(0, 99, 0, step=1, label="Seed of the mask")
+                    rebuilt = picture("Masked reconstruction")
+                with gr.Column(min_width=300):
+                    gr.Markdown("## Texture of the chosen patch\nAlways a hidden one: what is visible is not learned.")
+                    down = gr.Slider(0, 100, 50, step=1, label="Patch, % from the top")
+                    right = gr.Slider(0, 100, 50, step=1, label="Patch, % from the left")
+                    matrices = picture("Co-occurrence matrices of the chosen patch")
+            table = gr.Dataframe(
+                headers=["feature", "original", "rebuilt"],
+                label="Texture features of the patch",
+                interactive=False,
+                column_widths=["50%", "25%", "25%"],
+                wrap=True,
+                max_height=2000,  # all of it: no scrolling within the page
+            )
+        inputs = [name, path, mask_ratio, seed, down, right]
+        parts = [given, classified, reconstructed]
+        outputs = [seen, label, words, note, rebuilt, matrices, table, *parts]
+        # A new image or model: nothing of the former one may stay, whatever becomes of the new.
+        hidden = {"api_visibility": "private"}
+        for change, reply, api in (
+            (go.click, answer, {"api_name": "answer"}),
+            (name.submit, answer, hidden),
+            (path.change, answer_again, hidden),
+        ):
+            cleared = change(clear, None, [note, explained, *parts], queue=False, **hidden)
+            cleared.then(_shown_errors(reply), inputs, outputs, concurrency_limit=2, **api)
+        for slider in (mask_ratio, seed, down, right):
+            # Not `release`, which a keyboard does not do. While an answer is on its way, only the last position waits.
+            slider.input(
+                _shown_errors(answer_again), inputs, outputs, concurrency_limit=2, trigger_mode="always_last", **hidden
+            )
+        sensitive.click(
+            _shown_errors(explain), [name, path], [heat, meaning, explained], api_name="overlay", concurrency_limit=1
+        )
     return page.queue(max_size=64)
 
 
@@ -283,9 +470,10 @@ def serve(name: str) -> FastAPI:
     Raises:
         ValueError: the model has no classifier.
     """
-    if load(name).classifier is None:
+    network = load(name).classifier
+    if network is None:
         raise ValueError(f"model {name!r} has no classifier to serve")
-    model = pipeline("image-classification", name)
+    model = pipeline("image-classification", model=network.model, image_processor=network.processor)
     app = FastAPI()
 
     @app.post("/classify")
@@ -303,15 +491,18 @@ def serve(name: str) -> FastAPI:
             top_k = parameters.get("top_k", 5)
             if not isinstance(top_k, int) or top_k < 1:
                 raise ValueError(f"top_k must be a whole number of at least 1, got {top_k!r}")
-            image = Image.open(io.BytesIO(body))
-            image.load()
+            image = read(body, "the image", network.white)
         except (KeyError, ValueError, OSError) as error:
             return JSONResponse({"error": f"the request cannot be read: {error}"}, status_code=400)
-        return model(image.convert("RGB"), **{"top_k": 5} | parameters)
+        return model(image, **{"top_k": 5} | parameters)
 
     @app.get("/")
     def root():
         return RedirectResponse("/demo")
+
+    @app.get("/favicon.ico")  # which browsers ask for at the root
+    def icon():
+        return RedirectResponse("/demo/favicon.ico")
 
     return app
 
@@ -319,7 +510,7 @@ def serve(name: str) -> FastAPI:
 def main() -> None:
     """Start the server."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--model", default=os.environ.get("GLCM_MAE_MODEL", "runs/quickstart/export"))
+    parser.add_argument("--model", default=os.environ.get("GLCM_MAE_MODEL", DEFAULT_MODEL))
     parser.add_argument("--host", default="127.0.0.1")
     parser.add_argument("--port", type=int, default=7860)
     parser.add_argument("--serve", default="false", choices=["true", "false"])
@@ -331,8 +522,9 @@ def main() -> None:
             return
         load(args.model)
     except ValueError as error:
-        hint = " (`make quickstart` makes it)" if args.model == "runs/quickstart/export" else ""
-        raise SystemExit(f"error: {error}{hint}") from error
+        missing = args.model == DEFAULT_MODEL and not Path(DEFAULT_MODEL).is_dir()
+        hint = ": run `make quickstart` first, or name a model (--model, or the variable GLCM_MAE_MODEL)"
+        raise SystemExit(f"error: {error}{hint if missing else ''}") from error
     # On the Hub, Gradio sets address and port itself.
     here = {} if "SPACE_ID" in os.environ else {"server_name": args.host, "server_port": args.port}
     build(args.model).launch(**here)
