@@ -15,8 +15,10 @@ BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 SPACE_VENV ?= .venv-space
 SPACE_STAMP := $(SPACE_VENV)/.installed
+PLAIN_VENV ?= .venv-plain
+PLAIN_STAMP := $(PLAIN_VENV)/.installed
 
-.PHONY: help quickstart test test-slow test-space demo serve lint format clean
+.PHONY: help quickstart test test-slow test-plain test-space demo serve lint format clean
 
 help: ## Show this list
 	@echo "usage: make TARGET [ARGS=\"...\"] [PYTHON=python3.12]"
@@ -41,6 +43,16 @@ test: $(STAMP) ## Run the fast tests (ARGS="-k texture -x" and the like are pass
 
 test-slow: $(STAMP) ## Run the slow tests (minutes)
 	"$(BIN)/python" -m pytest -m "slow and not gpu" $(ARGS)
+
+# What somebody has who only opens a published model: not this package, no recipes, no torchvision.
+$(PLAIN_STAMP): constraints.txt
+	"$(PYTHON)" -m venv "$(PLAIN_VENV)"
+	"$(PLAIN_VENV)/bin/python" -m pip install $(PIP_FLAGS) -c constraints.txt torch transformers pillow
+	@touch "$@"
+
+test-plain: $(STAMP) $(PLAIN_STAMP) ## Open published models where only torch, transformers and pillow are installed
+	PLAIN_PYTHON="$(abspath $(PLAIN_VENV))/bin/python" "$(BIN)/python" -m pytest -m plain \
+	  tests/test_publish.py tests/test_hub_code.py $(ARGS)
 
 # The demo has its own environment: gradio and the recipes want different releases of pillow.
 $(SPACE_STAMP): hub_cards/space/requirements.txt hub_cards/space/constraints.txt

@@ -32,6 +32,10 @@ TINY = {
 }
 
 
+def pytest_configure(config: pytest.Config) -> None:
+    config.addinivalue_line("markers", "plain: also run with the interpreter of an environment without the package")
+
+
 @pytest.fixture(autouse=True)
 def seeded() -> None:
     """A failure must come back when its test is run alone."""

@@ -42,7 +42,10 @@ def saved(tiny_config, tmp_path_factory) -> Path:
 
 
 def run_without_package(script: str, folder: Path, tmp_path: Path) -> dict:
-    """Run `script` in a fresh process that cannot import the package; it prints one line of JSON."""
+    """Run `script` in a fresh process that cannot import the package; it prints one line of JSON.
+
+    `make test-plain` sets PLAIN_PYTHON to the interpreter of an environment that does not hold it.
+    """
     # Also where the package is installed: an editable install is found by a hook on sys.meta_path, so the block comes
     # before all others. Copies that transformers makes are called transformers_modules.<...>, and pass.
     blocked = """
@@ -67,7 +70,7 @@ folder = sys.argv[1]
     working_directory = tmp_path / "elsewhere"
     working_directory.mkdir()
     done = subprocess.run(
-        [sys.executable, "-c", blocked + script, str(folder)],
+        [os.environ.get("PLAIN_PYTHON", sys.executable), "-c", blocked + script, str(folder)],
         cwd=working_directory,
         env=environment,
         capture_output=True,
@@ -91,6 +94,7 @@ def test_saving_writes_the_code_beside_safetensors(saved):
 
 
 @pytest.mark.slow
+@pytest.mark.plain
 def test_model_of_an_export_loads_by_its_subfolder(tiny_model, tmp_path):
     # As the model card shows it.
     transform = ImageTransform(32)
@@ -106,6 +110,7 @@ print(json.dumps({"model": type(model).__name__, "encoder": type(encoder).__name
     assert names == {"model": "GLCMMAEForPreTraining", "encoder": "ViTModel"}
 
 
+@pytest.mark.plain
 def test_custom_code_loads_without_the_package(saved, tmp_path):
     found = run_without_package(
         """
