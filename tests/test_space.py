@@ -179,6 +179,7 @@ found += [client.predict({str(finetuned)!r}, handle_file({str(image)!r}), api_na
     for chosen in differs[2:4]:
         assert {"rebuilt", "matrices", "table"} <= chosen
     assert {"seen", "label", "rebuilt", "matrices", "table"} <= differs[4]
+    assert others[4]["note"].endswith("CT_small.dcm: window with centre -1024 and width 65536 (of the stored range).")
 
 
 def test_ten_at_once_get_what_each_gets_alone(server, exported, image):

@@ -48,6 +48,7 @@ CAVEAT = "**For research only.** This is not a medical device and must not be us
 CLASSIFIERS = {kind.__name__: kind for kind in (ViTForImageClassification, ViTMeanPoolingForImageClassification)}
 DEFAULT_MODEL = "runs/quickstart/export"
 FUNCTIONS = ("softmax", "sigmoid", "none")
+HIDDEN_COLOUR = (58, 82, 150)  # no grey, which would look like anatomy
 SHOWN_LEVELS = 32  # a patch has too few pairs of pixels for a matrix of more grey levels
 # What transformers, the Hub's client and safetensors raise on a repository that is damaged or not there.
 UNUSABLE = (OSError, ValueError, RuntimeError, SafetensorError, StrictDataclassError, yaml.YAMLError)
@@ -68,10 +69,12 @@ class Network:
         return self.processor(images=image.convert("L") if grey else image, return_tensors="pt")["pixel_values"]
 
     def picture(self, pixels: torch.Tensor) -> np.ndarray:
-        """`(H, W, 3)` uint8 of normalised pixels `(C, H, W)`."""
+        """`(H, W, 3)` uint8 of normalised pixels `(C, H, W)`, which are NaN where they are hidden."""
         mean, std = (torch.tensor(getattr(self.processor, f"image_{name}")).view(-1, 1, 1) for name in ("mean", "std"))
-        shown = (pixels * std + mean).clamp(0, 1)
-        return (shown.expand(3, -1, -1).permute(1, 2, 0).numpy() * 255).round().astype(np.uint8)
+        shown = (pixels.nan_to_num() * std + mean).clamp(0, 1)
+        picture = (shown.expand(3, -1, -1).permute(1, 2, 0).numpy() * 255).round().astype(np.uint8)
+        picture[pixels.isnan().any(dim=0).numpy()] = HIDDEN_COLOUR
+        return picture
 
 
 @dataclass(frozen=True)
@@ -185,8 +188,8 @@ def _figures(card: Path | None) -> str:
     return results.replace("## ", "#### ") if mark and results else "The model's card states no results."
 
 
-def read(data: bytes, name: str, white: float) -> Image.Image:
-    """An image file, or the first frame of a DICOM file, in 8-bit RGB.
+def read(data: bytes, name: str, white: float) -> tuple[Image.Image, str]:
+    """An image file, or the first frame of a DICOM file, in 8-bit RGB; and the DICOM window in words.
 
     Args:
         data: the file's bytes.
@@ -196,9 +199,14 @@ def read(data: bytes, name: str, white: float) -> Image.Image:
     Raises:
         ValueError: it is neither, or has grey values without a usual white.
     """
+    words = ""
     try:
         if data[128:132] == b"DICM" or name.lower().endswith(DICOM_SUFFIXES):
-            data, white = next(read_dicom(io.BytesIO(data), name=name, salt="")).png, 65535
+            frame = next(read_dicom(io.BytesIO(data), name=name, salt=""))
+            data, white = frame.png, 65535
+            if frame.window is not None:
+                centre, width, source = frame.window
+                words = f"Grey of {name}: window with centre {centre:g} and width {width:g} (of the {source})."
         image = ImageOps.exif_transpose(Image.open(io.BytesIO(data)))
     except (UnidentifiedImageError, OSError, BadImageError) as error:
         raise ValueError(f"{name} cannot be read as an image: {_first_line(error)}") from error
@@ -209,14 +217,14 @@ def read(data: bytes, name: str, white: float) -> Image.Image:
     if image.has_transparency_data:  # on white, as in the training
         image = image.convert("RGBA")
         image = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image)
-    return image.convert("RGB")
+    return image.convert("RGB"), words
 
 
-def _opened(name: str, path: str | None) -> tuple[Model, Image.Image]:
+def _opened(name: str, path: str | None) -> tuple[Model, Image.Image, str]:
     if path is None:
         raise ValueError("drop an image first")
     model = load(name.strip())
-    return model, read(Path(path).read_bytes(), Path(path).name, (model.classifier or model.autoencoder).white)
+    return model, *read(Path(path).read_bytes(), Path(path).name, (model.classifier or model.autoencoder).white)
 
 
 @torch.no_grad()
@@ -246,7 +254,8 @@ def rebuild(
         down, right: of the chosen patch, in per cent of the image's height and width.
 
     Returns:
-        `original`, `masked`, `reconstruction` and `pasted`, each `(C, H, W)`, normalised; the chosen patch.
+        `original`, `masked` (NaN where hidden), `reconstruction` and `pasted`, each `(C, H, W)`, normalised; the chosen
+        patch.
     """
     pixels, size = network.pixels(image), network.model.config.patch_size
     rows, columns = (side // size for side in pixels.shape[-2:])
@@ -261,7 +270,7 @@ def rebuild(
     hidden = hidden.repeat_interleave(size, -2).repeat_interleave(size, -1)
     parts = {
         "original": pixels,
-        "masked": pixels.masked_fill(hidden, 0.0),
+        "masked": pixels.masked_fill(hidden, math.nan),
         "reconstruction": rebuilt,
         "pasted": torch.where(hidden, rebuilt, pixels),
     }
@@ -371,7 +380,7 @@ def build(first: str) -> gr.Blocks:
     """The page."""
 
     def answer(name, path, mask_ratio, seed, down, right):
-        model, image = _opened(name, path)
+        model, image, window = _opened(name, path)
         shown = model.classifier or model.autoencoder
         seen = shown.picture(shown.pixels(image)[0])
         probabilities, words = (None, "") if model.classifier is None else classify(model, image)
@@ -384,9 +393,19 @@ def build(first: str) -> gr.Blocks:
             squares = {part: parts[part][:, rows, columns] for part in ("original", "reconstruction")}
             counts, features = zip(*(texture(model.autoencoder, square) for square in squares.values()), strict=True)
             matrices = draw_texture(model.autoencoder, squares, list(counts))
-            table = [[feature, *(f"{float(found[feature]):.4g}" for found in features)] for feature in features[0]]
+            values = [[f"{float(value) + 0.0:.4g}" for value in found.values()] for found in features]  # no "-0"
+            table = [list(row) for row in zip(features[0], *values, strict=True)]
         visible = [gr.Column(visible=part is not None) for part in (shown, model.classifier, model.autoencoder)]
-        return _enlarged(seen), probabilities, words, model.note, rebuilt, matrices, table, *visible
+        return (
+            _enlarged(seen),
+            probabilities,
+            words,
+            f"{model.note} {window}".strip(),
+            rebuilt,
+            matrices,
+            table,
+            *visible,
+        )
 
     def answer_again(name, path, *settings):
         return gr.skip() if path is None else answer(name, path, *settings)
@@ -395,7 +414,7 @@ def build(first: str) -> gr.Blocks:
         return "", *[gr.Column(visible=False)] * 4
 
     def explain(name, path):
-        model, image = _opened(name, path)
+        model, image, _ = _opened(name, path)
         if model.classifier is None:
             raise ValueError(f"{name} has no classifier to explain")
         return *overlay(model.classifier, image), gr.Column(visible=True)
@@ -491,7 +510,7 @@ def serve(name: str) -> FastAPI:
             top_k = parameters.get("top_k", 5)
             if not isinstance(top_k, int) or top_k < 1:
                 raise ValueError(f"top_k must be a whole number of at least 1, got {top_k!r}")
-            image = read(body, "the image", network.white)
+            image, _ = read(body, "the image", network.white)
         except (KeyError, ValueError, OSError) as error:
             return JSONResponse({"error": f"the request cannot be read: {error}"}, status_code=400)
         return model(image, **{"top_k": 5} | parameters)
