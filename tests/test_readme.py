@@ -1,10 +1,22 @@
 """What the README tells people to type."""
 
 import importlib
+import json
+import os
 import re
+import shlex
+import shutil
+import subprocess
+import sys
+from collections.abc import Callable
 from pathlib import Path
 
+import numpy as np
 import pytest
+from helpers import encode, grey, write
+from hub_server import HubServer
+from huggingface_hub import HfApi
+from transformers import ViTMAEConfig, ViTMAEForPreTraining
 
 from modeling_glcm_mae import GLCMMAEForPreTraining
 from recipe_data import ImageTransform
@@ -16,6 +28,29 @@ DOCS = [ROOT / "README.md", ROOT / "recipes" / "README.md"]
 
 def blocks(file: Path, language: str) -> list[str]:
     return re.findall(rf"^```{language}\n(.*?)^```$", file.read_text(), re.DOTALL | re.MULTILINE)
+
+
+def typed(file: Path) -> list[str]:
+    """Every command of a file's bash blocks on one line, without its comment."""
+    found = []
+    for block in blocks(file, "bash"):
+        for line in block.replace("\\\n", " ").splitlines():
+            command = " ".join(re.sub(r"(^|\s)#.*", "", line).split())
+            if command:
+                found.append(command)
+    return found
+
+
+def inline(file: Path, start: str) -> list[str]:
+    """Commands between backticks within the text; they may go over the end of a line."""
+    return [" ".join(code.split()) for code in re.findall(rf"(?<!`)`({start}[^`]*)`(?!`)", file.read_text())]
+
+
+def test_every_block_of_code_is_of_a_kind_that_is_run():
+    for file in DOCS:
+        marks = re.findall(r"^```(.*)$", file.read_text(), re.MULTILINE)
+        assert set(marks[::2]) <= {"python", "bash"} and set(marks[1::2]) <= {""}, f"{file.name}: {marks}"
+    assert len(typed(DOCS[0])) >= 12 and not blocks(DOCS[1], "python")
 
 
 def test_python_of_the_readme_runs(tiny_config, tmp_path, monkeypatch):
@@ -38,14 +73,8 @@ def test_python_of_the_readme_runs(tiny_config, tmp_path, monkeypatch):
 
 def commands() -> list[tuple[str, str]]:
     """Recipe and options of every command in the docs."""
-    found = []
-    for file in DOCS:
-        for block in blocks(file, "bash"):
-            for line in block.replace("\\\n", " ").splitlines():
-                match = re.search(r"recipes/(\w+)\.py(.*)", line.split("#")[0])
-                if match:
-                    found.append((match[1], match[2]))
-    return found
+    lines = [line for file in DOCS for line in [*typed(file), *inline(file, "python recipes/")]]
+    return [match.groups() for line in lines if (match := re.search(r"recipes/(\w+)\.py(.*)", line))]
 
 
 @pytest.mark.parametrize("recipe", sorted({recipe for recipe, _ in commands()}))
@@ -59,8 +88,187 @@ def test_options_in_the_docs_exist(recipe, capsys):
     assert used <= known, f"unknown in {recipe}.py: {sorted(used - known)}"
 
 
-def test_make_targets_in_the_docs_exist():
-    makefile = (ROOT / "Makefile").read_text()
-    used = {target for file in DOCS for target in re.findall(r"`make ([a-z-]+)", file.read_text())}
-    assert used >= {"demo", "serve"}
-    assert all(re.search(rf"^{target}:", makefile, re.MULTILINE) for target in used)
+def outside() -> dict[str, str]:
+    """Variables without those that this process has from its own `make`, from a login or from the tests."""
+    ours = ("HF_", "PYTHONPATH", "MAKE", "MFLAGS", "TRITON_")
+    return {name: value for name, value in os.environ.items() if not name.startswith(ours)}
+
+
+def test_make_targets_in_the_docs_resolve():
+    used = {command for file in DOCS for command in [*inline(file, "make "), *typed(file)] if command[:5] == "make "}
+    assert {shlex.split(command)[1] for command in used} >= {"quickstart", "test", "demo", "serve"}
+    for command in used:
+        shown = subprocess.run([*shlex.split(command), "-n"], capture_output=True, text=True, cwd=ROOT, env=outside())
+        assert shown.returncode == 0 and "/bin/" in shown.stdout, f"{command}: {shown.stderr}"
+
+
+# ---------------------------------------------------------------------------------------- every command, run for real
+
+
+class Reader:
+    """Somebody who types what the docs say: a copy of this repository, an account on the tests' Hub, no GPU."""
+
+    def __init__(self, hub: HubServer, folder: Path):
+        self.hub, self.work = hub, folder / "glcm-mae"
+        beside = ("tests", "runs", "data", "outputs", "cache", "build", "dist", "venv", "*.egg-info", "__pycache__")
+        shutil.copytree(ROOT, self.work, ignore=shutil.ignore_patterns(".*", *beside))
+        hub.add_user("reader", "hf_reader_of_the_docs", orgs=("ORG",))
+        # As `source .venv/bin/activate` leaves it, whichever environment the tests run in.
+        environment = {"VIRTUAL_ENV": sys.prefix, "PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}"}
+        environment |= {"CUDA_VISIBLE_DEVICES": "", "OMP_NUM_THREADS": "1", "HF_HUB_DISABLE_UPDATE_CHECK": "1"}
+        # No token: that is for `hf auth login`.
+        self.environment = outside() | environment | hub.environment(folder / "home", token=None)
+
+    def run(self, command: str) -> str:
+        """What it printed."""
+        done = subprocess.run(
+            ["bash", "-eu", "-o", "pipefail", "-c", command],
+            **{"cwd": self.work, "env": self.environment, "timeout": 240},
+            **{"capture_output": True, "text": True, "stdin": subprocess.DEVNULL},
+        )
+        assert done.returncode == 0, f"$ {command}\n{done.stdout[-2000:]}\n{done.stderr[-4000:]}"
+        return done.stdout
+
+    def images(self, name: str) -> None:
+        for index in range(24):
+            write(self.work / name / "ab"[index % 2] / f"{index:02d}.png", encode(grey(seed=index)))
+
+    def busi(self, name: str) -> None:
+        for label in ("normal", "benign", "malignant"):
+            for index in range(1, 13):
+                # Random blocks: no two images are near-identical, so each is a group of its own.
+                random = np.random.default_rng([index, *label.encode()])
+                image = np.kron(random.integers(0, 256, (8, 8), dtype=np.uint8), np.ones((6, 6), np.uint8))
+                folder = self.work / name / "Dataset_BUSI_with_GT" / label
+                write(folder / f"{label} ({index}).png", encode(image))
+                write(folder / f"{label} ({index})_mask.png", encode(np.eye(48, dtype=np.uint8) * 255))
+
+    def on_the_hub(self, name: str, folder: Path, repo_type: str) -> None:
+        owner = name.split("/")[0]
+        self.hub.add_user(owner, f"hf_{owner}")
+        client = HfApi(endpoint=self.hub.endpoint, token=f"hf_{owner}")
+        client.create_repo(name, repo_type=repo_type)
+        client.upload_folder(repo_id=name, folder_path=folder, repo_type=repo_type)
+
+    def data_set(self, name: str) -> None:
+        self.images("../data_set")
+        self.on_the_hub(name, self.work / "../data_set", "dataset")
+
+    def vit_mae(self, name: str) -> None:
+        sizes = {key: value for key, value in SIZES.items() if key in ViTMAEConfig.__dataclass_fields__}
+        ViTMAEForPreTraining(ViTMAEConfig(**sizes)).save_pretrained(self.work / "../vit_mae")
+        self.on_the_hub(name, self.work / "../vit_mae", "model")
+
+    def encoder_of_fold_0(self, name: str) -> None:
+        # The text says that an encoder for fold 0 must be pretrained on that fold; the one made before has seen all.
+        shutil.rmtree(self.work / name, ignore_errors=True)
+        shutil.copytree(self.work / "runs/busi/texture/fold_0/pretrain/export", self.work / name)
+
+    def another_cross_validation(self, name: str) -> None:
+        shutil.copytree(self.work / "runs/busi/texture", self.work / name)
+
+
+# What is the reader's own in the docs, and how the test comes by it, at that very place or under that very name.
+STANDS_FOR: dict[str, Callable[[Reader, str], None]] = {
+    "path/to/images": Reader.images,
+    "path/to/busi": Reader.busi,
+    "path/to/download": Reader.busi,
+    "OWNER/NAME": Reader.data_set,
+    "facebook/vit-mae-base": Reader.vit_mae,
+    "runs/busi/pretrain_texture/export": Reader.encoder_of_fold_0,
+    "runs/busi/mse": Reader.another_cross_validation,
+}
+REPLACED = {"--config ...": "--config recipes/configs/quickstart.yaml"}  # text of the docs -> what is typed
+NEEDS_GPUS = ("multi_gpu.yaml", "fsdp.yaml")  # launch configurations of commands that cannot run without
+
+# Options that make a command small. Those that the docs give themselves stay as they are.
+SIZES = {"image_size": 32, "patch_size": 8, "hidden_size": 32, "num_hidden_layers": 1, "num_attention_heads": 2}
+SIZES |= {"intermediate_size": 32, "decoder_hidden_size": 32, "decoder_num_hidden_layers": 1}
+SIZES |= {"decoder_num_attention_heads": 2, "decoder_intermediate_size": 32, "resize_to": 36}
+TRAINING = {"max_steps": 4, "per_device_train_batch_size": 4, "use_cpu": "true", "dataloader_num_workers": 0}
+PRETRAINING = TRAINING | {"held_out": 4, "num_pictures": 2, "logging_steps": 1, "save_strategy": "steps"}
+PRETRAINING |= {"save_steps": 2, "eval_strategy": "no"}
+SPECKLE = {"speckle_images": 80, "held_out": 20, "probe_labels": 20}
+FINETUNING = {name: value for name, value in TRAINING.items() if name != "max_steps"} | {"num_train_epochs": 1}
+
+
+def small(command: str) -> dict[str, object]:
+    """Options to add to a command."""
+    recipe = re.search(r"recipes/(\w+)\.py(?! compare)|$", command)[1]
+    if command.startswith("hf auth login"):
+        return {"token": "hf_reader_of_the_docs"}  # what it asks for at a terminal
+    if command.startswith("make quickstart"):
+        return PRETRAINING | SIZES | SPECKLE
+    if recipe == "pretrain":
+        # A run with a checkpoint has its sizes. Commands that write to one place are alternatives of each other.
+        found = PRETRAINING | ({} if "--model_name_or_path" in command else SIZES)
+        found |= SPECKLE if "quickstart.yaml" in command else {}
+        return found | ({} if "--resume_from_checkpoint" in command else {"overwrite_output_dir": "true"})
+    if recipe == "cross_validate":
+        given = {"pretrain_options": PRETRAINING | SIZES, "finetune_options": FINETUNING}
+        return {name: " ".join(f"{key}={value}" for key, value in values.items()) for name, values in given.items()}
+    known = {"finetune": FINETUNING, "prepare_corpus": {"num_folds": 2}, "explain": {"max_images": 2}}
+    return known.get(recipe, {})
+
+
+def losses(run: Path) -> dict[int, float]:
+    rows = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
+    return {row["step"]: row["loss"] for row in rows if "loss" in row}
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(1200)
+def test_every_command_of_the_docs_runs(hub, tmp_path):
+    """In the order of the docs, so that one takes up what another has left, as it does for a reader."""
+    reader, done, made, whole_runs = Reader(hub, tmp_path), [], set(), {}
+    for command in [line for file in DOCS for line in [*typed(file), *inline(file, r"python recipes/\w+\.py ")]]:
+        if command in done or any(name in command for name in NEEDS_GPUS):
+            continue
+        done.append(command)
+        for name, make in STANDS_FOR.items():
+            if re.search(rf"(?<!\S){re.escape(name)}(?!\S)", command) and name not in made:
+                made.add(name)
+                make(reader, name)
+        line = command
+        for text, instead in REPLACED.items():
+            line = line.replace(text, instead)
+        added = {name: value for name, value in small(line).items() if f"--{name}" not in line.split()}
+        options = " ".join(f"--{name} {value}" for name, value in added.items())
+
+        if line.startswith("make quickstart"):
+            # In the environment of the tests, and without installing it anew.
+            line = f"{line} -o {sys.prefix}/.installed VENV={sys.prefix} ARGS='{options}'"
+        elif line.startswith("make "):
+            line = f"{line} -n"  # a test suite in a test, or an environment of its own: only that it resolves
+        else:
+            line = f"{line} {options}"
+        output = re.search(r"--output_dir (\S+)|$", command)[1]
+        run, before = reader.work / (output or "."), re.sub(" --resume_from_checkpoint last", "", command)
+        if before != command:
+            # Stopped half-way: a checkpoint of the same command, and what it had written by then.
+            assert before in whole_runs, f"nothing to resume: {before} is not in the docs"
+            shutil.rmtree(run)
+            shutil.copytree(whole_runs[before], run)
+            shutil.rmtree(run / "checkpoint-4")
+            shutil.rmtree(run / "export")
+            lines = (run / "metrics.jsonl").read_text().splitlines(keepends=True)
+            (run / "metrics.jsonl").write_text("".join(row for row in lines if json.loads(row)["step"] <= 2))
+        said = reader.run(line)
+
+        assert output is None or any(run.iterdir()), f"{command} left nothing"
+        if before != command:
+            assert losses(run) == losses(whole_runs[before]) and len(losses(run)) == 4
+        elif "pretrain.py" in command and output:
+            whole_runs[command] = shutil.copytree(run, tmp_path / "whole" / str(len(done)))
+        if "--dry_run true" in command:
+            assert "would publish to" in said and not any(name.startswith("ORG/") for _, name in hub.repos)
+
+    assert made == set(STANDS_FOR), "a placeholder that the docs have no more"
+    runs = reader.work / "runs"
+    for name in ("reconstructions/last.png", "metrics.jsonl", "export/model.safetensors"):
+        assert (runs / "quickstart" / name).is_file(), "the README says so"
+    assert (runs / "features" / "features.parquet").is_file() and (runs / "busi/texture/summary.md").is_file()
+    assert {"config.json", "model.safetensors", "curves.png"} <= set(hub.files("ORG/glcm-mae-busi"))
+    assert "pretraining/model.safetensors" in hub.files("ORG/glcm-mae-mine")
+    assert all(len(hub.commits(name)) == 2 for name in ("ORG/glcm-mae-busi", "ORG/glcm-mae-mine"))
+    assert "app.py" in hub.files("ORG/glcm-mae-demo", repo_type="space")
