@@ -376,36 +376,33 @@ def _shown_errors(function):
     return call
 
 
+def panels(model: Model, image: Image.Image, mask_ratio: float, seed: int, down: float, right: float) -> tuple:
+    """What the page shows: input, probabilities, words on them, reconstruction, matrices, table of features."""
+    shown = model.classifier or model.autoencoder
+    seen = _enlarged(shown.picture(shown.pixels(image)[0]))
+    probabilities, words = (None, "") if model.classifier is None else classify(model, image)
+    if model.autoencoder is None:
+        return seen, probabilities, words, None, None, []
+    parts, patch = rebuild(model.autoencoder, image, mask_ratio, int(seed), down, right)
+    rows, columns = slice(patch.top, patch.top + patch.size), slice(patch.left, patch.left + patch.size)
+    squares = {part: parts[part][:, rows, columns] for part in ("original", "reconstruction")}
+    counts, features = zip(*(texture(model.autoencoder, square) for square in squares.values()), strict=True)
+    values = [[f"{float(value) + 0.0:.4g}" for value in found.values()] for found in features]  # no "-0"
+    table = [list(row) for row in zip(features[0], *values, strict=True)]
+    rebuilt = draw_reconstruction(model.autoencoder, parts, patch)
+    return seen, probabilities, words, rebuilt, draw_texture(model.autoencoder, squares, list(counts)), table
+
+
 def build(first: str) -> gr.Blocks:
     """The page."""
+    # A first answer takes two seconds more than later ones: nobody shall wait for it.
+    panels(load(first), Image.new("RGB", (64, 64)), 0.75, 0, 50, 50)
 
-    def answer(name, path, mask_ratio, seed, down, right):
+    def answer(name, path, *settings):
         model, image, window = _opened(name, path)
-        shown = model.classifier or model.autoencoder
-        seen = shown.picture(shown.pixels(image)[0])
-        probabilities, words = (None, "") if model.classifier is None else classify(model, image)
-        rebuilt = matrices = None
-        table = []
-        if model.autoencoder is not None:
-            parts, patch = rebuild(model.autoencoder, image, mask_ratio, int(seed), down, right)
-            rebuilt = draw_reconstruction(model.autoencoder, parts, patch)
-            rows, columns = slice(patch.top, patch.top + patch.size), slice(patch.left, patch.left + patch.size)
-            squares = {part: parts[part][:, rows, columns] for part in ("original", "reconstruction")}
-            counts, features = zip(*(texture(model.autoencoder, square) for square in squares.values()), strict=True)
-            matrices = draw_texture(model.autoencoder, squares, list(counts))
-            values = [[f"{float(value) + 0.0:.4g}" for value in found.values()] for found in features]  # no "-0"
-            table = [list(row) for row in zip(features[0], *values, strict=True)]
-        visible = [gr.Column(visible=part is not None) for part in (shown, model.classifier, model.autoencoder)]
-        return (
-            _enlarged(seen),
-            probabilities,
-            words,
-            f"{model.note} {window}".strip(),
-            rebuilt,
-            matrices,
-            table,
-            *visible,
-        )
+        seen, probabilities, words, *others = panels(model, image, *settings)
+        visible = [gr.Column(visible=part is not None) for part in (seen, model.classifier, model.autoencoder)]
+        return seen, probabilities, words, f"{model.note} {window}".strip(), *others, *visible
 
     def answer_again(name, path, *settings):
         return gr.skip() if path is None else answer(name, path, *settings)
@@ -422,7 +419,7 @@ def build(first: str) -> gr.Blocks:
     def picture(what):  # label and buttons would lie over it
         return gr.Image(label=what, alt_text=what, show_label=False, buttons=[])
 
-    with gr.Blocks(title="GLCM-MAE") as page:
+    with gr.Blocks(title="GLCM-MAE", analytics_enabled=False) as page:
         gr.Markdown(f"# GLCM-MAE\n{CAVEAT}")
         with gr.Row():
             with gr.Column(min_width=300):
@@ -456,7 +453,7 @@ def build(first: str) -> gr.Blocks:
                 headers=["feature", "original", "rebuilt"],
                 label="Texture features of the patch",
                 interactive=False,
-                column_widths=["50%", "25%", "25%"],
+                column_widths=["46%", "27%", "27%"],
                 wrap=True,
                 max_height=2000,  # all of it: no scrolling within the page
             )
@@ -539,14 +536,14 @@ def main() -> None:
             app = gr.mount_gradio_app(serve(args.model), build(args.model), path="/demo")
             uvicorn.run(app, host=args.host, port=args.port, log_level="warning")
             return
-        load(args.model)
+        page = build(args.model)
     except ValueError as error:
         missing = args.model == DEFAULT_MODEL and not Path(DEFAULT_MODEL).is_dir()
         hint = ": run `make quickstart` first, or name a model (--model, or the variable GLCM_MAE_MODEL)"
         raise SystemExit(f"error: {error}{hint if missing else ''}") from error
     # On the Hub, Gradio sets address and port itself.
     here = {} if "SPACE_ID" in os.environ else {"server_name": args.host, "server_port": args.port}
-    build(args.model).launch(**here)
+    page.launch(**here)
 
 
 if __name__ == "__main__":
