@@ -159,11 +159,6 @@ class Reader:
         ViTMAEForPreTraining(ViTMAEConfig(**sizes)).save_pretrained(self.work / "../vit_mae")
         self.on_the_hub(name, self.work / "../vit_mae", "model")
 
-    def encoder_of_fold_0(self, name: str) -> None:
-        # The text says that an encoder for fold 0 must be pretrained on that fold; the one made before has seen all.
-        shutil.rmtree(self.work / name, ignore_errors=True)
-        shutil.copytree(self.work / "runs/busi/texture/fold_0/pretrain/export", self.work / name)
-
     def another_cross_validation(self, name: str) -> None:
         shutil.copytree(self.work / "runs/busi/texture", self.work / name)
 
@@ -175,7 +170,6 @@ STANDS_FOR: dict[str, Callable[[Reader, str], None]] = {
     "path/to/download": Reader.busi,
     "OWNER/NAME": Reader.data_set,
     "facebook/vit-mae-base": Reader.vit_mae,
-    "runs/busi/pretrain_texture/export": Reader.encoder_of_fold_0,
     "runs/busi/mse": Reader.another_cross_validation,
 }
 REPLACED = {"--config ...": "--config recipes/configs/quickstart.yaml"}  # text of the docs -> what is typed
