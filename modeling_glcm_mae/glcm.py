@@ -246,10 +246,13 @@ def down_weight_crowded_cells(glcm: torch.Tensor) -> torch.Tensor:
 
 # Weight of a pixel that the sparse backend may move to a nearer level: what lies beyond the support of the kernel.
 SUPPORT_TOLERANCE = {torch.float32: 1e-6, torch.float64: 1e-13}
-# Cells that the scratch of the sparse backend holds (of 256 levels: those of 8 patches, 4 MiB in float32), and pairs of
-# levels that it works on at once: as many as stay in the cache.
-SCRATCH_SIZE = 2**19
-ENTRIES_AT_ONCE = 2**16
+# What a thread of the sparse backend works on at once: cells of its scratch (of 256 levels: those of 16 patches, 4 MiB in
+# float32, twice that if down-weighted), and pairs of levels. Fewer patches would fit a cache better, but PyTorch shares
+# a gather or scatter among threads only from about 2^15 elements each, which are 16 patches of 16 x 16.
+CELLS_AT_ONCE = 2**20
+ENTRIES_AT_ONCE = 3 * 2**14
+# A GPU is served as if it were so many threads.
+GPU_THREADS = 16
 # The Triton backend holds a patch in the registers of a multiprocessor.
 MAX_TRITON_PIXELS = 64 * 64
 
@@ -280,8 +283,9 @@ def _support(
     """
     u = _in_bins(x, levels, value_range).unsqueeze(1)  # m 1 H W
     lo, hi = map(float, value_range)
-    per_unit = ((u >= 0) & (u <= levels)).to(x.dtype) * (levels / (hi - lo))  # bins, 0 where the pixel was clamped
-    u = u.clamp(0, levels)
+    clamped = u.clamp(0, levels)
+    per_unit = (u == clamped).to(x.dtype) * (levels / (hi - lo))  # bins, 0 where the pixel was clamped
+    u = clamped
     if kernel == "hard":
         return u.floor().long().clamp(0, levels - 1), 0 * u + 1, torch.zeros_like(u)  # the weight of NaN is NaN
     if kernel == "linear":
@@ -311,15 +315,62 @@ def _pixels(x: torch.Tensor, window: tuple[slice, slice]) -> torch.Tensor:
     return x[:, :, *window].flatten(2)
 
 
-def _difference(
-    g_pred: torch.Tensor, g_target: torch.Tensor, total: float, reweight: bool
+def _compare_entries(
+    scratch: torch.Tensor, cell: torch.Tensor, value: torch.Tensor, total: float, whole_matrices: bool
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """`g(G_pred) - g(G_target)` and `G_pred + G_target`."""
-    difference, filled = g_pred - g_target, g_pred + g_target
+    """Squared difference of the matrices that entries add up to, and half its derivative by those of the predictions.
+
+    Args:
+        scratch: matrices of a few patches `(held, K*K)`, of any content. Complex to down-weight crowded cells: G_pred
+            and G_target are the real and the imaginary part of a number, so that one read finds both. If real, only
+            G_pred - G_target is held.
+        cell, value: of the entries of predictions and targets `(m, 2, E)`; `value` may be changed.
+        total: sum of a matrix.
+        whole_matrices: go through all cells, not those of the entries. All patches must fit the scratch.
+
+    Returns:
+        `(m,)` and `(m, E)`.
+    """
+    m, reweight = len(cell), scratch.is_complex()
+    if not reweight:
+        value[:, 1].neg_()
+
+    def add_entries(matrices: torch.Tensor, part: slice) -> None:
+        if reweight:
+            torch.view_as_real(matrices).transpose(1, 2).scatter_add_(2, cell[part], value[part])
+        else:
+            matrices.scatter_add_(1, cell[part].flatten(1), value[part].flatten(1))
+
+    if whole_matrices:
+        found = scratch[:m].zero_()
+        add_entries(found, slice(None))
+    else:
+        found = scratch.new_empty(m, cell[0].numel())  # m 2E
+        zero = scratch.new_zeros(())
+        for begin in range(0, m, len(scratch)):
+            part = slice(begin, begin + len(scratch))
+            touched = cell[part].flatten(1)
+            matrices = scratch[: len(touched)].scatter_(1, touched, zero.expand_as(touched))
+            add_entries(matrices, part)
+            torch.gather(matrices, 1, touched, out=found[part])
     if reweight:
+        g_pred, g_target = torch.view_as_real(found).unbind(-1)
+        difference = g_pred - g_target
         # No digits are lost where both are large and alike.
-        difference *= torch.sub(1, filled, alpha=1 / total)
-    return difference, filled
+        difference.addcmul_(difference, g_pred + g_target, value=-1 / total)
+    else:
+        difference = found
+    if whole_matrices:
+        by_cell = difference.addcmul(difference, g_pred, value=-2 / total) if reweight else difference
+        return difference.square().sum(1), by_cell.gather(1, cell[:, 0])
+    of_pred, of_target = difference.view(m, 2, -1).unbind(1)  # m E
+    by_value = of_pred
+    if reweight:
+        g_pred, g_target = g_pred.view(m, 2, -1)[:, 0], g_target.view(m, 2, -1)[:, 1]
+        by_value = of_pred.addcmul(of_pred, g_pred, value=-2 / total)
+        of_pred.lerp_(by_value, 0.5)
+        of_target.addcmul_(of_target, g_target, value=-1 / total).neg_()
+    return (value.flatten(1) * difference).sum(1), by_value
 
 
 def _sparse_loss_and_gradient(
@@ -339,10 +390,10 @@ def _sparse_loss_and_gradient(
     """Loss of each patch `(M,)` and its gradient by `pred` `(M, H, W)`, in one pass over the cells that pairs touch.
 
     With D = g(G_pred) - g(G_target), and each matrix a sum of entries (weight v in cell c):
-    `sum over cells of D^2 = sum over the entries of both of v * D[c]^2 / (G_pred + G_target)[c]`, and
-    `d loss / d v = 2 * D[c] * g'(G[c])` for an entry of the prediction. Both only read cells that were written, so the
-    cost does not grow with the number of levels, and the scratch is cleared by writing zeros to the same cells.
-    The sum S of a matrix is the number of its pairs, since the weights of a pixel sum to 1.
+    `sum over cells of D^2 = sum over the entries of both of +-v * (g(G) / G)[c] * D[c]`, with + and G_pred for an entry of
+    the prediction, - and G_target for one of the target, and `d loss / d v = 2 * D[c] * g'(G_pred[c])` for the former.
+    Both only read cells that were touched, so the cost does not grow with the number of levels, and only these are
+    set to zero first. The sum S of a matrix is the number of its pairs, since the weights of a pixel sum to 1.
     """
     settings = (levels, value_range, kernel, sharpness)
     dtype = torch.promote_types(pred.dtype, torch.float32)
@@ -354,22 +405,19 @@ def _sparse_loss_and_gradient(
     entries = height * width * support**2 * (2 if symmetric else 1)
     # With fewer cells than entries, it is cheaper to go through the matrices themselves.
     whole_matrices = cells <= entries
-    size = max(1, min(len(pred), ENTRIES_AT_ONCE // entries))
-    held = max(1, min(size, SCRATCH_SIZE // cells))
+    threads = torch.get_num_threads() if pred.device.type == "cpu" else GPU_THREADS
+    size = max(1, min(len(pred), threads * ENTRIES_AT_ONCE // entries))
+    held = max(1, min(size, threads * CELLS_AT_ONCE // cells))
     size = held if whole_matrices else size
-    # Cells of G_pred and G_target side by side, so that one read finds both. A wide kernel adds thousands of small
-    # weights to each cell: too many for a float32 sum.
-    scratch = pred.new_zeros(held * cells, 2, dtype=torch.float64 if support > 2 else dtype)
-    both_sides = torch.view_as_complex(scratch)
+    # A wide kernel adds thousands of small weights to each cell: too many for a float32 sum.
+    precision = torch.float64 if support > 2 else dtype
+    scratch = pred.new_empty(held, cells, dtype=precision.to_complex() if reweight else precision)
     for start in range(0, len(pred), size):
         part = slice(start, start + size)
         both = torch.stack([pred[part], target[part]], 1).flatten(0, 1)  # 2m H W
         m = len(both) // 2
         index, weight, slope = _support(both, *settings)  # 2m S H W
-        weight_pred, slope_pred = weight[::2], slope[::2]
-        matrix = (torch.arange(m, device=pred.device) % held).repeat_interleave(2)  # 2m
-        row = index * levels + (matrix * cells)[:, None, None, None]
-        side = torch.arange(2, device=pred.device).repeat(m)[:, None]
+        slope = slope[::2]
         for dy, dx in offsets:
             rows, columns = _pair_slices(dy, height), _pair_slices(dx, width)
             first, second = zip(rows, columns, strict=True)
@@ -378,46 +426,29 @@ def _sparse_loss_and_gradient(
             total = pairs * (2 if symmetric else 1)
             # With P = G / S, both P and P (1 - P) are those of the counts over S.
             scale = 1 / total**2 if normalize else 1
-            # Patch by patch, so that the cells of a patch stay in the cache while it is worked on.
-            cell = (_pixels(row, first)[:, :, None] + _pixels(index, second)[:, None]).flatten(1)  # 2m S*S*P
-            value = (_pixels(weight, first)[:, :, None] * _pixels(weight, second)[:, None]).flatten(1)  # 2m S*S*P
+            index_first, index_second = _pixels(index, first)[:, :, None], _pixels(index, second)[:, None]
+            weight_first, weight_second = _pixels(weight, first)[:, :, None], _pixels(weight, second)[:, None]
+            cell = (index_first * levels + index_second).view(m, 2, -1)  # m 2 S*S*P
+            value = (weight_first * weight_second).view(m, 2, -1).to(precision)  # m 2 S*S*P
             if symmetric:
-                mirrored = _pixels(row, second)[:, None] + _pixels(index, first)[:, :, None]
-                cell, value = torch.cat([cell, mirrored.flatten(1)], 1), torch.cat([value, value], 1)
-            slot, addend = 2 * cell + side, value.to(scratch.dtype)
-            if whole_matrices:
-                scratch.view(-1).scatter_add_(0, slot.flatten(), addend.flatten())
-                g_pred, g_target = scratch[: m * cells].unbind(1)
-                difference, _ = _difference(g_pred, g_target, total, reweight)
-                by_patch = difference.square().view(m, cells).sum(1)
-            else:
-                found = torch.empty_like(cell, dtype=both_sides.dtype)
-                for begin in range(0, 2 * m, 2 * held):
-                    piece = slice(begin, begin + 2 * held)
-                    cells_of_piece = cell[piece].flatten()
-                    scratch.view(-1).scatter_add_(0, slot[piece].flatten(), addend[piece].flatten())
-                    torch.index_select(both_sides, 0, cells_of_piece, out=found[piece].view(-1))
-                    both_sides.index_fill_(0, cells_of_piece, 0)
-                g_pred, g_target = torch.view_as_real(found).unbind(-1)  # 2m S*S*P
-                difference, filled = _difference(g_pred, g_target, total, reweight)
-                # An entry of weight 0 may be alone in its cell.
-                share = value * difference.square() / filled.clamp_(min=torch.finfo(dtype).tiny)
-                by_patch = share.view(m, -1).sum(1)
-                difference, g_pred = difference[::2], g_pred[::2]  # at the cells of the prediction
-            losses[part] += scale * by_patch
-            by_value = difference * torch.sub(1, g_pred, alpha=2 / total) if reweight else difference
-            if whole_matrices:
-                by_value = by_value.index_select(0, cell[::2].flatten())
-                scratch.zero_()
+                mirrored = (index_second * levels + index_first).view(m, 2, -1)
+                cell, value = torch.cat([cell, mirrored], 2), torch.cat([value, value], 2)
+            by_patch, by_value = _compare_entries(scratch, cell, value, total, whole_matrices)
+            del cell, value  # before those of the next offset are made
+            losses[part].add_(by_patch, alpha=scale)
             if not with_gradient:
                 continue
-            by_value = by_value.to(dtype).view(m, -1, support, support, pairs).sum(1)  # m S S P
-            by_first = ((by_value * _pixels(weight_pred, second)[:, None]).sum(2) * _pixels(slope_pred, first)).sum(1)
-            by_second = (by_value * _pixels(weight_pred, first)[:, :, None]).sum(1) * _pixels(slope_pred, second)
-            gradient[part][:, *first] += scale * by_first.view(m, *window)
-            gradient[part][:, *second] += scale * by_second.sum(1).view(m, *window)
+            by_value = by_value.to(dtype)
+            if symmetric:
+                by_value = by_value.view(m, 2, -1).sum(1)
+            by_value = by_value.reshape(m, support, support, pairs)
+            by_first = (by_value * weight_second[::2]).sum(2) * _pixels(slope, first)  # m S P
+            by_second = (by_value * weight_first[::2]).sum(1) * _pixels(slope, second)  # m S P
+            gradient[part][:, *first].add_(by_first.sum(1).view(m, *window), alpha=scale)
+            gradient[part][:, *second].add_(by_second.sum(1).view(m, *window), alpha=scale)
     count = len(offsets) * cells
-    return losses / count, gradient.mul_(2 / count)
+    # The entries' shares have both signs: what is left of two equal matrices is rounding, of either sign.
+    return losses.clamp_(min=0) / count, gradient.mul_(2 / count)
 
 
 # One operator for all that is not the definition, so that torch.compile takes it as it is and does not follow its

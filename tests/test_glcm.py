@@ -444,7 +444,8 @@ def test_degenerate_patches_give_a_finite_loss_and_gradient(case, kernel, normal
     loss.backward()
     assert loss.dtype == torch.float32 and loss.isfinite() and pred.grad.isfinite().all()
     if case in ("flat", "below", "none"):
-        assert loss.item() == 0
+        # Where one matrix holds the difference, what was added is taken away again in float32.
+        assert 0 <= loss.item() < 1e-12
     if case in ("below", "above"):
         assert pred.grad.abs().max() == 0  # clamped
 
