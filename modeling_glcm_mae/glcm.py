@@ -246,9 +246,9 @@ def down_weight_crowded_cells(glcm: torch.Tensor) -> torch.Tensor:
 
 # Weight of a pixel that the sparse backend may move to a nearer level: what lies beyond the support of the kernel.
 SUPPORT_TOLERANCE = {torch.float32: 1e-6, torch.float64: 1e-13}
-# What a thread of the sparse backend works on at once: cells of its scratch (of 256 levels: those of 16 patches, 4 MiB in
-# float32, twice that if down-weighted), and pairs of levels. Fewer patches would fit a cache better, but PyTorch shares
-# a gather or scatter among threads only from about 2^15 elements each, which are 16 patches of 16 x 16.
+# What a thread of the sparse backend works on at once: cells of its scratch (of 256 levels: those of 16 patches, 4 MiB
+# in float32, twice that if down-weighted), and pairs of levels. Fewer patches would fit a cache better, but PyTorch
+# shares a gather or scatter among threads only from about 2^15 elements each, which are 16 patches of 16 x 16.
 CELLS_AT_ONCE = 2**20
 ENTRIES_AT_ONCE = 3 * 2**14
 # A GPU is served as if it were so many threads.
@@ -324,7 +324,8 @@ def _compare_entries(
         scratch: matrices of a few patches `(held, K*K)`, of any content. Complex to down-weight crowded cells: G_pred
             and G_target are the real and the imaginary part of a number, so that one read finds both. If real, only
             G_pred - G_target is held.
-        cell, value: of the entries of predictions and targets `(m, 2, E)`; `value` may be changed.
+        cell: of the entries of predictions and targets `(m, 2, E)`.
+        value: of these entries; may be changed.
         total: sum of a matrix.
         whole_matrices: go through all cells, not those of the entries. All patches must fit the scratch.
 
@@ -390,10 +391,10 @@ def _sparse_loss_and_gradient(
     """Loss of each patch `(M,)` and its gradient by `pred` `(M, H, W)`, in one pass over the cells that pairs touch.
 
     With D = g(G_pred) - g(G_target), and each matrix a sum of entries (weight v in cell c):
-    `sum over cells of D^2 = sum over the entries of both of +-v * (g(G) / G)[c] * D[c]`, with + and G_pred for an entry of
-    the prediction, - and G_target for one of the target, and `d loss / d v = 2 * D[c] * g'(G_pred[c])` for the former.
-    Both only read cells that were touched, so the cost does not grow with the number of levels, and only these are
-    set to zero first. The sum S of a matrix is the number of its pairs, since the weights of a pixel sum to 1.
+    `sum over cells of D^2 = sum over the entries of both of +-v * (g(G) / G)[c] * D[c]`, with + and G_pred for an entry
+    of the prediction, - and G_target for one of the target, and `d loss / d v = 2 * D[c] * g'(G_pred[c])` for the
+    former. Both only read cells that were touched, so the cost does not grow with the number of levels, and only these
+    are set to zero first. The sum S of a matrix is the number of its pairs, since the weights of a pixel sum to 1.
     """
     settings = (levels, value_range, kernel, sharpness)
     dtype = torch.promote_types(pred.dtype, torch.float32)
