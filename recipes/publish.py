@@ -1,7 +1,7 @@
 """Publish an export on the Hugging Face Hub: one commit, a tag, and loaded back in a fresh process.
 
-    python recipes/publish.py --export_dir runs/busi/texture/export --repo_id ORG/glcm-mae-busi --dry_run true
-    python recipes/publish.py --export_dir runs/busi/texture/export --repo_id ORG/glcm-mae-busi
+    python recipes/publish.py --export_dir runs/busi/texture --repo_id ORG/glcm-mae-busi --dry_run true
+    python recipes/publish.py --export_dir runs/busi/texture --repo_id ORG/glcm-mae-busi
 
 `--export_dir` is the export/ of pretrain.py or finetune.py, or the output of cross_validate.py, of which one fold's
 classifier is published with the figures of all. With `--repo_type dataset` it is the output of prepare_corpus.py, with
