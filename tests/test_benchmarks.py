@@ -8,7 +8,9 @@ import sys
 from pathlib import Path
 
 import datasets
+import numpy as np
 import pytest
+from helpers import encode, grey, write
 from huggingface_hub import constants
 
 BENCHMARKS = Path(__file__).parents[1] / "recipes" / "benchmarks"
@@ -103,13 +105,29 @@ def test_flat_images_are_refused(tmp_path):
 
 
 @pytest.mark.slow
+def test_texture_learning_of_a_corpus(learn, tmp_path):
+    for index in range(40):
+        contrast = 1 if index < 20 else 8
+        image = 112 + grey(40, 40, seed=index) // contrast - 112 // contrast
+        write(tmp_path / "images" / f"contrast_{contrast}" / f"{index}.png", encode(image.astype(np.uint8)))
+    runs, table = learn("--presets", "mse", "--corpus", str(tmp_path / "images"), "--num_test_images", "10")
+    assert [run["settings"]["pretraining"] for run in runs] == ["none", "mse"]
+    for run in runs:
+        assert run["settings"]["num_test_images"] == 10 and run["settings"]["classes"] is None
+        assert run["results"]["probe"]["10"]["mean"] > 0.9, "classes that a glance tells apart"
+    untrained, trained = (run["results"]["gradient_energy_ratio"] for run in runs)
+    assert untrained > trained > 0, "the noise of an untrained decoder goes first"
+    assert len(table) == 4
+
+
+@pytest.mark.slow
 def test_texture_learning(learning, learn, monkeypatch):
     runs, table = learn("--presets", "mse", "texture")
     assert [run["settings"]["pretraining"] for run in runs] == ["none", "mse", "texture"]
     for run in runs:
         results = run["results"]
         assert 0 <= results["probe"]["10"]["mean"] <= 1 and results["probe"]["10"]["std"] >= 0
-        assert 0 < results["glcm_l1"] <= 2 and results["mse"] > 0
+        assert 0 < results["glcm_l1"] <= 2 and results["mse"] > 0 and results["gradient_energy_ratio"] > 0
         # A patch painted with its mean has the smallest squared error that one value can have, and one grey level.
         assert results["mse_patch_mean"] < min(results["mse"], results["mse_dataset_mean"])
         assert results["glcm_l1_patch_mean"] > 1
