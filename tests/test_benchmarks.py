@@ -110,7 +110,9 @@ def test_texture_learning_of_a_corpus(learn, tmp_path):
         contrast = 1 if index < 20 else 8
         image = 112 + grey(40, 40, seed=index) // contrast - 112 // contrast
         write(tmp_path / "images" / f"contrast_{contrast}" / f"{index}.png", encode(image.astype(np.uint8)))
-    runs, table = learn("--presets", "mse", "--corpus", str(tmp_path / "images"), "--num_test_images", "10")
+    runs, table = learn(
+        "--presets", "mse", "--corpus", str(tmp_path / "images"), "--num_test_images", "10", "--epochs", "8"
+    )
     assert [run["settings"]["pretraining"] for run in runs] == ["none", "mse"]
     for run in runs:
         assert run["settings"]["num_test_images"] == 10 and run["settings"]["classes"] is None
