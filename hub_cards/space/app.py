@@ -3,7 +3,7 @@
     python app.py --model ORG/glcm-mae-busi-finetuned [--host 127.0.0.1] [--port 7860]
     python app.py --model path/to/classifier/export --serve true
 
-With `--serve true`, POST / also answers as the Hub's image-classification task does, for
+With `--serve true`, POST /classify also answers as the Hub's image-classification task does, for
 `huggingface_hub.InferenceClient(model="http://127.0.0.1:7860/classify").image_classification(...)`.
 """
 
