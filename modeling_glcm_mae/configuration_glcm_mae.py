@@ -154,6 +154,8 @@ class GLCMMAEConfig(ViTMAEConfig):
         glcm_reweight (`bool`): down-weight crowded cells, G -> G (S - G) / S with S the sum of G, as published.
         glcm_symmetric (`bool`): count each pair in both orders.
         glcm_normalize (`bool`): divide each matrix by its sum, so that it holds joint probabilities.
+        glcm_cumulative (`bool`): compare cumulative matrices, so that a grey value that is off by few levels costs less
+            than one that is off by many. Not together with `glcm_reweight`.
         glcm_weight, ssim_weight, mse_weight (`float`): weights of the terms, at least 0, not all 0.
 
     Raises:
@@ -184,6 +186,7 @@ class GLCMMAEConfig(ViTMAEConfig):
     glcm_reweight: bool = _default("glcm_reweight")
     glcm_symmetric: bool = False
     glcm_normalize: bool = _default("glcm_normalize")
+    glcm_cumulative: bool = False
     glcm_weight: float | int = validated_field(_check_weight, default=_default("glcm_weight"))
     ssim_weight: float | int = validated_field(_check_weight, default=_default("ssim_weight"))
     mse_weight: float | int = validated_field(_check_weight, default=_default("mse_weight"))
@@ -238,6 +241,10 @@ class GLCMMAEConfig(ViTMAEConfig):
         if self.glcm_channel != "mean" and self.glcm_channel >= self.num_channels:
             raise ValueError(
                 f'glcm_channel must be "mean" or less than num_channels ({self.num_channels}), got {self.glcm_channel}'
+            )
+        if self.glcm_cumulative and self.glcm_reweight:
+            raise ValueError(
+                "glcm_cumulative=True must not be combined with glcm_reweight=True: set one of them to False"
             )
         if not (self.glcm_weight or self.ssim_weight or self.mse_weight):
             raise ValueError("glcm_weight, ssim_weight and mse_weight must not all be 0: nothing would be learned")

@@ -18,7 +18,7 @@ from collections.abc import Sequence
 
 import torch
 
-from .glcm import _support_window
+from .glcm import MAX_TRITON_CUMULATIVE_LEVELS, _support_window
 
 try:  # transformers asks for every package that a file imports outside a `try`
     import triton
@@ -120,6 +120,34 @@ def _difference(
 
 
 @triton.jit
+def _accumulate(
+    pred_table,
+    target_table,
+    dtype: tl.constexpr,
+    LEVELS: tl.constexpr,
+    SIDE: tl.constexpr,
+    FIXED_POINT: tl.constexpr,
+    FRACTION: tl.constexpr,
+):
+    """Squared norm of the cumulative difference; half its derivative by each cell is left in `pred_table`."""
+    line = tl.arange(0, SIDE)
+    inside = (line < LEVELS)[:, None] & (line < LEVELS)[None, :]
+    cell = line[:, None] * LEVELS + line[None, :]
+    difference = _read(pred_table, cell, inside, dtype, FIXED_POINT, FRACTION)
+    difference -= _read(target_table, cell, inside, dtype, FIXED_POINT, FRACTION)
+    summed = tl.where(inside, tl.cumsum(tl.cumsum(difference, 0), 1), 0.0)
+    # A cell is part of all sums that end at or after it.
+    rate = tl.cumsum(tl.cumsum(summed, 0, reverse=True), 1, reverse=True)
+    tl.debug_barrier()  # all have read
+    if FIXED_POINT:
+        rate = rate * FRACTION
+    tl.store(pred_table + cell, rate.to(pred_table.dtype.element_ty), mask=inside)
+    tl.store(target_table + cell, tl.zeros([SIDE, SIDE], target_table.dtype.element_ty), mask=inside)
+    tl.debug_barrier()  # all have written
+    return tl.sum(tl.sum(summed * summed, 1), 0)
+
+
+@triton.jit
 def _loss_kernel(
     pred,
     target,
@@ -139,6 +167,8 @@ def _loss_kernel(
     REWEIGHT: tl.constexpr,
     SYMMETRIC: tl.constexpr,
     NORMALIZE: tl.constexpr,
+    CUMULATIVE: tl.constexpr,
+    SIDE: tl.constexpr,
     WITH_GRADIENT: tl.constexpr,
     FIXED_POINT: tl.constexpr,
     FRACTION: tl.constexpr,
@@ -190,6 +220,12 @@ def _loss_kernel(
                         _count(target_table, j * LEVELS + i_target, v_target * v, first, FIXED_POINT, FRACTION)
             tl.debug_barrier()  # all threads of the program have counted
 
+            if CUMULATIVE:
+                found = _accumulate(pred_table, target_table, dtype, LEVELS, SIDE, FIXED_POINT, FRACTION)
+                if NORMALIZE:
+                    found = found / (total * total)
+                loss += tl.where(n == 0, found, 0.0)
+
             before_pred = own_pred
             if WITH_GRADIENT:
                 before_pred = tl.load(pred + start + n - step, mask=second, other=0).to(dtype)
@@ -209,7 +245,8 @@ def _loss_kernel(
                         FIXED_POINT,
                         FRACTION,
                     )
-                    loss += tl.where(first, scale * v_pred * v * share, 0.0)
+                    if not CUMULATIVE:
+                        loss += tl.where(first, scale * v_pred * v * share, 0.0)
                     if WITH_GRADIENT:
                         pull += tl.where(first, 2 * scale * difference * rate * v * slope_pred, 0.0)
 
@@ -225,7 +262,8 @@ def _loss_kernel(
                         FIXED_POINT,
                         FRACTION,
                     )
-                    loss += tl.where(first, scale * v_target * v * share, 0.0)
+                    if not CUMULATIVE:
+                        loss += tl.where(first, scale * v_target * v * share, 0.0)
 
                     if WITH_GRADIENT:
                         h, v, _ = _share(before_pred, lo, width, sharpness, b, LEVELS, KERNEL, HALF_WIDTH)
@@ -243,8 +281,13 @@ def _loss_kernel(
                         pull += tl.where(second, 2 * scale * difference * rate * v * slope_pred, 0.0)
             tl.debug_barrier()  # all have read
 
+            if CUMULATIVE:
+                line = tl.arange(0, SIDE)
+                inside = (line < LEVELS)[:, None] & (line < LEVELS)[None, :]
+                whole = tl.zeros([SIDE, SIDE], tables.dtype.element_ty)
+                tl.store(pred_table + line[:, None] * LEVELS + line[None, :], whole, mask=inside)
             zero = tl.zeros([BLOCK], tables.dtype.element_ty)
-            for a in range(SUPPORT):
+            for a in range(0 if CUMULATIVE else SUPPORT):
                 i_pred, _, _ = _share(own_pred, lo, width, sharpness, a, LEVELS, KERNEL, HALF_WIDTH)
                 i_target, _, _ = _share(own_target, lo, width, sharpness, a, LEVELS, KERNEL, HALF_WIDTH)
                 for b in range(SUPPORT):
@@ -283,16 +326,22 @@ def triton_loss_and_gradient(
     reweight: bool,
     symmetric: bool,
     normalize: bool,
+    cumulative: bool,
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """Loss of each patch `(M,)` and its gradient by `pred` `(M, H, W)`, or an empty one.
 
     Called by `glcm_loss`, whose arguments it takes. Float64 for float64 input, else float32.
 
     Raises:
-        ValueError: if `pred` is not where Triton can run.
+        ValueError: if `pred` is not where Triton can run, or there are too many levels for a cumulative matrix.
     """
     if pred.device.type != "cuda" and isinstance(_loss_kernel, triton.JITFunction):
         raise ValueError(f'backend "triton" needs tensors on a CUDA device, got {pred.device}')
+    if cumulative and levels > MAX_TRITON_CUMULATIVE_LEVELS:
+        raise ValueError(
+            f"levels must be at most {MAX_TRITON_CUMULATIVE_LEVELS} for cumulative=True and "
+            f'backend="triton", got {levels}: backend="sparse" takes more'
+        )
     dtype = torch.promote_types(pred.dtype, torch.float32)
     pred, target = pred.contiguous(), target.contiguous()
     count, height, width = pred.shape
@@ -332,6 +381,8 @@ def triton_loss_and_gradient(
             REWEIGHT=reweight,
             SYMMETRIC=symmetric,
             NORMALIZE=normalize,
+            CUMULATIVE=cumulative,
+            SIDE=triton.next_power_of_2(levels) if cumulative else 1,
             WITH_GRADIENT=with_gradient,
             FIXED_POINT=fixed_point,
             FRACTION=2.0**FRACTION_BITS,

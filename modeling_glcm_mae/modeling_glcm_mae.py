@@ -389,6 +389,7 @@ class GLCMMAEForPreTraining(GLCMMAEPreTrainedModel, ViTMAEForPreTraining):
                     reweight=config.glcm_reweight,
                     symmetric=config.glcm_symmetric,
                     normalize=config.glcm_normalize,
+                    cumulative=config.glcm_cumulative,
                 )
             if with_ssim:
                 image = rows // masked.shape[1]  # M

@@ -56,7 +56,8 @@ KEPT_ON_RESUME = {
         *("intermediate_size", "decoder_hidden_size", "decoder_num_hidden_layers", "decoder_num_attention_heads"),
         *("decoder_intermediate_size", "mask_ratio", "norm_pix_loss"),
         *("glcm_levels", "glcm_value_range", "glcm_offsets", "glcm_kernel", "glcm_sharpness", "glcm_channel"),
-        *("glcm_reweight", "glcm_symmetric", "glcm_normalize", "glcm_weight", "ssim_weight", "mse_weight"),
+        *("glcm_reweight", "glcm_symmetric", "glcm_normalize", "glcm_cumulative"),
+        *("glcm_weight", "ssim_weight", "mse_weight"),
     ),
     "data": (
         *("resize", "resize_to", "random_resized_crop", "crop_scale", "horizontal_flip", "vertical_flip"),

@@ -132,6 +132,7 @@ class ModelArguments:
     glcm_reweight: bool | None = option(None, "Down-weight crowded cells, as published.")
     glcm_symmetric: bool | None = option(None, "Count pairs in both orders.")
     glcm_normalize: bool | None = option(None, "Divide each matrix by its sum.")
+    glcm_cumulative: bool | None = option(None, "Compare cumulative matrices.")
     glcm_weight: float | None = option(None, "Weight of the co-occurrence term.")
     ssim_weight: float | None = option(None, "Weight of 1 - SSIM.")
     mse_weight: float | None = option(None, "Weight of the mean squared error.")

@@ -133,6 +133,7 @@ def test_bad_value_is_refused_when_assigned_later(field, value, allowed):
         ({"glcm_channel": 1, "num_channels": 1}, ["glcm_channel", "num_channels", "1"]),
         ({"glcm_weight": 0.0, "ssim_weight": 0.0, "mse_weight": 0.0}, ["glcm_weight", "ssim_weight", "mse_weight"]),
         ({"norm_pix_loss": True}, ["norm_pix_loss", "glcm_weight", "grey levels", "each patch"]),
+        ({"glcm_cumulative": True, "glcm_reweight": True}, ["glcm_cumulative", "glcm_reweight"]),
         (
             {"norm_pix_loss": True, "glcm_weight": 0.0, "ssim_weight": 1.0},
             ["norm_pix_loss", "ssim_weight", "each patch"],
@@ -196,7 +197,7 @@ def test_defaults_are_written_too(tmp_path):
     method = {
         name for name in GLCMMAEConfig.__dataclass_fields__ if name.startswith("glcm_") or name.endswith("weight")
     }
-    assert len(method) == 12 and method <= stored.keys()
+    assert len(method) == 13 and method <= stored.keys()
 
 
 def test_a_stored_bad_value_is_refused(tmp_path):

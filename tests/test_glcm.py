@@ -13,6 +13,7 @@ from torch.nn.functional import avg_pool2d, pad
 from modeling_glcm_mae import (
     GLCMLoss,
     cooccurrence_matrix,
+    glcm,
     glcm_loss,
     offsets_from_angles,
     soft_assignment,
@@ -250,11 +251,11 @@ def test_gradcheck_of_the_matrix(kernel, sharpness, symmetric, normalize):
 
 
 @pytest.mark.parametrize("backend", BACKENDS)
-@pytest.mark.parametrize("reweight", [False, True])
+@pytest.mark.parametrize(("reweight", "cumulative"), [(False, False), (True, False), (False, True)])
 @pytest.mark.parametrize("normalize", [False, True])
 @pytest.mark.parametrize("symmetric", [False, True])
 @pytest.mark.parametrize(("kernel", "sharpness"), SOFT[1:])
-def test_gradcheck_of_the_loss(kernel, sharpness, symmetric, normalize, reweight, backend):
+def test_gradcheck_of_the_loss(kernel, sharpness, symmetric, normalize, reweight, cumulative, backend):
     pred, target = patches(2, 5, 4, dtype=torch.float64).requires_grad_(), patches(2, 5, 4, seed=1).double()
     assert torch.autograd.gradcheck(
         lambda x: (
@@ -270,6 +271,7 @@ def test_gradcheck_of_the_loss(kernel, sharpness, symmetric, normalize, reweight
                 reweight=reweight,
                 symmetric=symmetric,
                 normalize=normalize,
+                cumulative=cumulative,
                 reduction="none",
                 backend=backend,
             )
@@ -286,10 +288,11 @@ LOSS = {"levels": 8, "value_range": RANGE, "offsets": [[0, 1], [1, 0]]}
 @pytest.mark.parametrize("backend", BACKENDS)
 @pytest.mark.parametrize("symmetric", [False, True])
 @pytest.mark.parametrize("normalize", [False, True])
-@pytest.mark.parametrize("reweight", [False, True])
-def test_loss_by_hand(reweight, normalize, symmetric, backend):
+@pytest.mark.parametrize(("reweight", "cumulative"), [(False, False), (True, False), (False, True)])
+def test_loss_by_hand(reweight, cumulative, normalize, symmetric, backend):
     pred, target = patches(3, 6, 7).double(), patches(3, 6, 7, seed=1).double()
     flags = {"normalize": normalize, "symmetric": symmetric, "kernel": "linear", "backend": backend}
+    flags["cumulative"] = cumulative
     expected = []
     for one_pred, one_target in zip(pred, target, strict=True):
         cells = []
@@ -304,6 +307,8 @@ def test_loss_by_hand(reweight, normalize, symmetric, backend):
                     counts = counts / counts.sum()
                 if reweight:
                     counts = counts * (counts.sum() - counts) / counts.sum()
+                if cumulative:
+                    counts = np.array([[counts[: i + 1, : j + 1].sum() for j in range(8)] for i in range(8)])
                 both.append(counts)
             cells.append((both[0] - both[1]) ** 2)
         expected.append(np.mean(cells))
@@ -368,6 +373,7 @@ def draw(rng: np.random.Generator, sharpnesses: list[float], dtype: torch.dtype,
     # hardly differ, and float32 leaves fewer digits of their difference, in the definition too.)
     spread = torch.from_numpy(10 ** rng.uniform(-0.5, 0.2, patches_at_once))[:, None, None] * (high - low)
     images = torch.from_numpy(rng.normal(size=(2, patches_at_once, height, width))) * spread / 2 + (low + high) / 2
+    arguments["cumulative"] = not arguments["reweight"] and arguments["levels"] <= 64 and rng.random() < 0.4
     return *images.to(dtype), arguments
 
 
@@ -384,6 +390,40 @@ def test_sparse_backend_with_fewer_levels_than_its_window(levels, kernel):
     pred, target = 1.3 * patches(6, 7, 9), 1.3 * patches(6, 7, 9, seed=1)
     arguments = {"levels": levels, "value_range": RANGE, "offsets": [[0, 1], [-2, 3], [6, -8]], "kernel": kernel}
     check_against_the_definition("sparse", pred, target, 1e-4, sharpness=5.0, **arguments)
+
+
+@pytest.mark.parametrize("reweight", [False, True])
+@pytest.mark.parametrize("levels", [8, 64])  # whole matrices, and touched cells only
+def test_what_the_scratch_holds_reaches_no_patch(levels, reweight, monkeypatch):
+    arguments = LOSS | {"levels": levels, "reweight": reweight, "kernel": "linear"}
+    pred, target = patches(7, 8, 8), patches(7, 8, 8, seed=1)
+    monkeypatch.setattr(glcm, "CELLS_AT_ONCE", 2 * levels**2)
+    monkeypatch.setattr(torch, "get_num_threads", lambda: 1)  # two patches at a time
+    torch.use_deterministic_algorithms(True)  # fills new memory with NaN
+    try:
+        assert torch.empty(1, dtype=torch.complex64).isnan()
+        check_against_the_definition("sparse", pred, target, 1e-5, sharpness=30.0, **arguments)
+        pred[2, 4, 4] = pred[5, 0, 0] = math.nan
+        pred.requires_grad_()
+        losses = glcm_loss(pred, target, backend="sparse", reduction="none", **arguments)
+        (gradient,) = torch.autograd.grad(losses.sum(), pred)
+    finally:
+        torch.use_deterministic_algorithms(False)
+    assert losses.isnan().nonzero().flatten().tolist() == [2, 5]
+    assert gradient.isnan().any((1, 2)).nonzero().flatten().tolist() == [2, 5]
+
+
+def test_gradient_of_patches_with_other_strides():
+    pred, target = patches(3, 8, 6), patches(3, 8, 6, seed=1)
+    transposed = pred.mT.contiguous().mT
+    gradients = []
+    for images in (pred, transposed):
+        images.requires_grad_()
+        loss = glcm_loss(images, target, backend="sparse", **LOSS)
+        gradients.append(torch.autograd.grad(loss, images)[0])
+    assert torch.equal(*gradients)
+    # As the operator's stand-in says: compiled code checks the strides.
+    assert not transposed.is_contiguous() and gradients[1].is_contiguous()
 
 
 def test_auto_is_one_of_the_backends():
@@ -499,6 +539,7 @@ def test_autocast_changes_nothing(dtype, backend):
         ({"sharpness": math.inf}, "sharpness.*inf"),
         ({"reduction": "sum"}, "reduction.*mean or none.*'sum'"),
         ({"backend": "cuda"}, "backend.*dense.*'cuda'"),
+        ({"cumulative": True}, "cumulative=True.*reweight=True"),  # reweight is the default
     ],
 )
 def test_wrong_argument_names_itself_and_what_is_allowed(arguments, said):

@@ -55,10 +55,8 @@ def test_compiled_kernel_is_the_definition(seed, dtype, tolerance):
 @pytest.mark.parametrize("kernel", ["sigmoid", "linear"])
 def test_fixed_point_is_the_definition(kernel, deterministic):
     pred, target = patches(3, 8, 8).to(DEVICE), patches(3, 8, 8, seed=1).to(DEVICE)
-    for reweight in (False, True):
-        check_against_the_definition(
-            "triton", pred, target, 1e-5, kernel=kernel, sharpness=30.0, reweight=reweight, **LOSS
-        )
+    for flags in ({"reweight": True}, {"reweight": False}, {"reweight": False, "cumulative": True}):
+        check_against_the_definition("triton", pred, target, 1e-5, kernel=kernel, sharpness=30.0, **flags, **LOSS)
 
 
 @pytest.mark.gpu
@@ -77,16 +75,24 @@ def test_one_program_takes_many_patches(monkeypatch):
 
     # Tables for a single program: what a patch has counted must be cleared before the next.
     monkeypatch.setattr(glcm_triton, "SCRATCH_BYTES", 1)
-    for symmetric in (False, True):
+    for flags in ({}, {"symmetric": True}, {"reweight": False, "cumulative": True}):
         check_against_the_definition(
             "triton",
             patches(4, 8, 6).to(DEVICE),
             patches(4, 8, 6, seed=1).to(DEVICE),
             1e-5,
             kernel="linear",
-            symmetric=symmetric,
+            **flags,
             **LOSS,
         )
+
+
+def test_too_many_levels_to_accumulate_are_refused():
+    arguments = LOSS | {"levels": 65, "reweight": False, "cumulative": True}
+    pred, target = patches(1, 8, 8).to(DEVICE), patches(1, 8, 8, seed=1).to(DEVICE)
+    with pytest.raises(ValueError, match="levels.*at most 64.*65"):
+        glcm_loss(pred, target, backend="triton", **arguments)
+    assert glcm_loss(pred, target, **arguments) > 0  # another backend is taken
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
@@ -143,7 +149,8 @@ from modeling_glcm_mae.glcm_triton import _loss_kernel
 
 PLAIN = dict(
     HEIGHT=16, WIDTH=16, LEVELS=16, KERNEL="linear", HALF_WIDTH=0, SUPPORT=2, OFFSETS=2, REWEIGHT=False,
-    SYMMETRIC=False, NORMALIZE=True, WITH_GRADIENT=True, FIXED_POINT=False, FRACTION=2.0**40, BLOCK=256,
+    SYMMETRIC=False, NORMALIZE=True, CUMULATIVE=False, SIDE=1, WITH_GRADIENT=True, FIXED_POINT=False,
+    FRACTION=2.0**40, BLOCK=256,
 )
 
 def compiled(pred, inside, tables, **changed):
@@ -163,6 +170,8 @@ for pred in ("fp32", "bf16", "fp16"):
 assert "atom" in compiled("fp32", "fp32", "fp32", **published)
 assert "atom" in compiled("fp32", "fp32", "i64", FIXED_POINT=True, **published)
 assert compiled("fp32", "fp32", "fp32", SYMMETRIC=True, REWEIGHT=True)
+assert compiled("bf16", "fp32", "fp32", CUMULATIVE=True, SIDE=16)
+assert compiled("fp32", "fp32", "i64", CUMULATIVE=True, SIDE=64, LEVELS=50, FIXED_POINT=True)
 assert compiled("fp32", "fp32", "fp64", KERNEL="sigmoid", HALF_WIDTH=9, SUPPORT=18)
 assert compiled("fp64", "fp64", "fp64", KERNEL="sigmoid", HALF_WIDTH=2, SUPPORT=4)
 assert compiled("fp32", "fp32", "fp32", KERNEL="hard", SUPPORT=1, WITH_GRADIENT=False)

@@ -238,7 +238,7 @@ def test_save_and_load_give_the_same_output(tiny_model, tmp_path, preset):
     loaded = GLCMMAEForPreTraining.from_pretrained(tmp_path)
     assert_same_tensors(loaded, model.state_dict())
     method = [name for name in model.config.to_dict() if name.startswith("glcm_") or name.endswith("_weight")]
-    assert len(method) == 12
+    assert len(method) == 13
     assert all(getattr(loaded.config, name) == getattr(model.config, name) for name in method)
     before, after = (m(images(), noise=fixed_noise()) for m in (model, loaded))
     assert torch.equal(before.logits, after.logits) and torch.equal(before.loss, after.loss)
@@ -377,7 +377,8 @@ def test_loss_on_a_non_square_image_by_hand(tiny_model, preset):
         assert outputs.glcm_loss is None
     else:
         channel = (lambda x: x.mean(-1)) if config.glcm_channel == "mean" else (lambda x: x[..., config.glcm_channel])
-        names = ["levels", "value_range", "offsets", "kernel", "sharpness", "reweight", "symmetric", "normalize"]
+        names = ["levels", "value_range", "offsets", "kernel", "sharpness"]
+        names += ["reweight", "symmetric", "normalize", "cumulative"]
         glcm = glcm_loss(
             channel(pred)[masked], channel(target)[masked], **{name: getattr(config, f"glcm_{name}") for name in names}
         )
@@ -411,11 +412,12 @@ def test_flags_of_the_configuration_reach_the_loss(tiny_model):
         {"glcm_reweight": True},
         {"glcm_symmetric": True},
         {"glcm_normalize": False},
+        {"glcm_cumulative": True},
     ):
         torch.manual_seed(0)
         outputs = tiny_model(**overrides)(images(), noise=fixed_noise())
         values[outputs.glcm_loss.item()] = overrides
-    assert len(values) == 11
+    assert len(values) == 12
 
 
 def test_visible_patches_do_not_count(tiny_model):
