@@ -220,6 +220,7 @@ def _dense_loss(
     pred: torch.Tensor,
     target: torch.Tensor,
     reweight: bool,
+    cumulative: bool,
     **matrix_arguments,
 ) -> torch.Tensor:
     """The definition, written plainly: both matrices in full. `(M, H, W)` twice -> `(M,)`."""
@@ -228,7 +229,10 @@ def _dense_loss(
         glcm_target = cooccurrence_matrix(target, **matrix_arguments)  # M D K K
     if reweight:
         glcm_pred, glcm_target = down_weight_crowded_cells(glcm_pred), down_weight_crowded_cells(glcm_target)
-    return (glcm_pred - glcm_target).square().mean(dim=(-3, -2, -1))
+    difference = glcm_pred - glcm_target  # M D K K
+    if cumulative:
+        difference = difference.cumsum(-2).cumsum(-1)
+    return difference.square().mean(dim=(-3, -2, -1))
 
 
 def down_weight_crowded_cells(glcm: torch.Tensor) -> torch.Tensor:
@@ -255,6 +259,7 @@ ENTRIES_AT_ONCE = 3 * 2**14
 GPU_THREADS = 16
 # The Triton backend holds a patch in the registers of a multiprocessor.
 MAX_TRITON_PIXELS = 64 * 64
+MAX_TRITON_CUMULATIVE_LEVELS = 64  # and a cumulative matrix too
 
 
 def _support_window(kernel: str, sharpness: float, dtype: torch.dtype) -> tuple[int, int]:
@@ -316,7 +321,13 @@ def _pixels(x: torch.Tensor, window: tuple[slice, slice]) -> torch.Tensor:
 
 
 def _compare_entries(
-    scratch: torch.Tensor, cell: torch.Tensor, value: torch.Tensor, total: float, whole_matrices: bool
+    scratch: torch.Tensor,
+    cell: torch.Tensor,
+    value: torch.Tensor,
+    total: float,
+    *,
+    whole_matrices: bool,
+    cumulative: bool,
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """Squared difference of the matrices that entries add up to, and half its derivative by those of the predictions.
 
@@ -328,6 +339,7 @@ def _compare_entries(
         value: of these entries; may be changed.
         total: sum of a matrix.
         whole_matrices: go through all cells, not those of the entries. All patches must fit the scratch.
+        cumulative: compare cumulative matrices. Whole and real ones only.
 
     Returns:
         `(m,)` and `(m, E)`.
@@ -362,7 +374,14 @@ def _compare_entries(
     else:
         difference = found
     if whole_matrices:
-        by_cell = difference.addcmul(difference, g_pred, value=-2 / total) if reweight else difference
+        if cumulative:
+            side = math.isqrt(difference.shape[1])
+            difference = difference.view(m, side, side).cumsum(1).cumsum(2)
+            # A cell is part of all sums that end at or after it.
+            by_cell = difference.flip(1, 2).cumsum(1).cumsum(2).flip(1, 2).flatten(1)
+            difference = difference.flatten(1)
+        else:
+            by_cell = difference.addcmul(difference, g_pred, value=-2 / total) if reweight else difference
         return difference.square().sum(1), by_cell.gather(1, cell[:, 0])
     of_pred, of_target = difference.view(m, 2, -1).unbind(1)  # m E
     by_value = of_pred
@@ -387,6 +406,7 @@ def _sparse_loss_and_gradient(
     reweight: bool,
     symmetric: bool,
     normalize: bool,
+    cumulative: bool,
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """Loss of each patch `(M,)` and its gradient by `pred` `(M, H, W)`, in one pass over the cells that pairs touch.
 
@@ -405,8 +425,8 @@ def _sparse_loss_and_gradient(
     cells, (height, width) = levels * levels, pred.shape[1:]
     _, support = _support_window(kernel, sharpness, dtype)
     entries = height * width * support**2 * (2 if symmetric else 1)
-    # With fewer cells than entries, it is cheaper to go through the matrices themselves.
-    whole_matrices = cells <= entries
+    # With fewer cells than entries, it is cheaper to go through the matrices themselves; and cumulative ones are full.
+    whole_matrices = cumulative or cells <= entries
     threads = torch.get_num_threads() if pred.device.type == "cpu" else GPU_THREADS
     size = max(1, min(len(pred), threads * ENTRIES_AT_ONCE // entries))
     held = max(1, min(size, threads * CELLS_AT_ONCE // cells))
@@ -435,7 +455,9 @@ def _sparse_loss_and_gradient(
             if symmetric:
                 mirrored = (index_second * levels + index_first).view(m, 2, -1)
                 cell, value = torch.cat([cell, mirrored], 2), torch.cat([value, value], 2)
-            by_patch, by_value = _compare_entries(scratch, cell, value, total, whole_matrices)
+            by_patch, by_value = _compare_entries(
+                scratch, cell, value, total, whole_matrices=whole_matrices, cumulative=cumulative
+            )
             del cell, value  # before those of the next offset are made
             losses[part].add_(by_patch, alpha=scale)
             if not with_gradient:
@@ -469,6 +491,7 @@ def _loss_and_gradient(
     reweight: bool,
     symmetric: bool,
     normalize: bool,
+    cumulative: bool,
 ) -> tuple[torch.Tensor, torch.Tensor]:
     if backend == "triton":
         from .glcm_triton import triton_loss_and_gradient as compute
@@ -486,6 +509,7 @@ def _loss_and_gradient(
         reweight=reweight,
         symmetric=symmetric,
         normalize=normalize,
+        cumulative=cumulative,
     )
 
 
@@ -514,7 +538,7 @@ class _OnePassLoss(torch.autograd.Function):
                 'backend="dense" gives'
             )
         (gradient,) = ctx.saved_tensors
-        return (gradient * grad_losses[:, None, None], *[None] * 11)
+        return (gradient * grad_losses[:, None, None], *[None] * 12)
 
 
 def _one_pass_loss(
@@ -522,6 +546,7 @@ def _one_pass_loss(
     pred: torch.Tensor,
     target: torch.Tensor,
     reweight: bool,
+    cumulative: bool,
     *,
     levels: int,
     value_range: Sequence[float],
@@ -548,11 +573,13 @@ def _one_pass_loss(
             reweight,
             symmetric,
             normalize,
+            cumulative,
         )
 
 
-def _fastest_backend(pred: torch.Tensor) -> str:
+def _fastest_backend(pred: torch.Tensor, levels: int, cumulative: bool) -> str:
     fits = pred.shape[1] * pred.shape[2] <= MAX_TRITON_PIXELS
+    fits = fits and not (cumulative and levels > MAX_TRITON_CUMULATIVE_LEVELS)
     return "triton" if pred.device.type == "cuda" and fits and _has_triton() else "sparse"
 
 
@@ -561,7 +588,7 @@ def _has_triton() -> bool:
     return importlib.util.find_spec("triton") is not None
 
 
-# A backend takes (pred, target, reweight, **arguments of cooccurrence_matrix) and returns the loss of each patch.
+# A backend takes (pred, target, reweight, cumulative, **arguments of cooccurrence_matrix): the loss of each patch.
 BACKENDS: dict[str, Callable[..., torch.Tensor]] = {
     "dense": _dense_loss,
     "sparse": functools.partial(_one_pass_loss, "sparse"),
@@ -581,13 +608,14 @@ def glcm_loss(
     reweight: bool = True,
     symmetric: bool = False,
     normalize: bool = False,
+    cumulative: bool = False,
     reduction: str = "mean",
     backend: str = "auto",
 ) -> torch.Tensor:
     r"""Mean squared difference of the co-occurrence matrices of two stacks of patches (arXiv 2507.10869).
 
-    Per patch, the mean over offsets and cells of `(g(G_pred) - g(G_target))^2`, with g the identity, or
-    `g(G) = G (S - G) / S` with S the sum of G if `reweight`.
+    Per patch, the mean over offsets and cells of `(g(G_pred) - g(G_target))^2`, with g the identity,
+    `g(G) = G (S - G) / S` with S the sum of G if `reweight`, or the cumulative matrix if `cumulative`.
 
     Args:
         pred: `(M, H, W)`, floating point. The gradient flows here.
@@ -600,6 +628,10 @@ def glcm_loss(
         reweight: down-weight crowded cells.
         symmetric: count each pair in both orders.
         normalize: divide each matrix by its sum.
+        cumulative: compare the cumulative matrices, `C_ij` = sum of `G_kl` over k <= i and l <= j: the squared distance
+            of two joint distribution functions, as in the criterion of Cramér and von Mises. A pair of grey values
+            that is off by few levels then costs less than one that is off by many. Not together with `reweight`. Takes
+            time by the number of cells; meant for up to 64 levels.
         reduction: "mean" over the patches, or "none".
         backend: "dense" (the definition: both matrices in full), "sparse" (only the cells that pairs touch; equal but
             for weights below 1e-6 and the exp(-levels * sharpness) that the sigmoid's weights lack of 1; far cheaper,
@@ -630,12 +662,15 @@ def glcm_loss(
         )
     if reduction not in ("mean", "none"):
         raise ValueError(f"reduction must be mean or none, got {reduction!r}")
+    if cumulative and reweight:
+        raise ValueError("cumulative=True must not be combined with reweight=True: it would sum what is not a count")
     if backend != "auto" and backend not in BACKENDS:
         raise ValueError(f"backend must be one of auto, {', '.join(BACKENDS)}, got {backend!r}")
-    per_patch = BACKENDS[_fastest_backend(pred) if backend == "auto" else backend](
+    per_patch = BACKENDS[_fastest_backend(pred, levels, cumulative) if backend == "auto" else backend](
         pred,
         target,
         reweight,
+        cumulative,
         levels=levels,
         value_range=value_range,
         offsets=offsets,

@@ -251,11 +251,11 @@ def test_gradcheck_of_the_matrix(kernel, sharpness, symmetric, normalize):
 
 
 @pytest.mark.parametrize("backend", BACKENDS)
-@pytest.mark.parametrize("reweight", [False, True])
+@pytest.mark.parametrize(("reweight", "cumulative"), [(False, False), (True, False), (False, True)])
 @pytest.mark.parametrize("normalize", [False, True])
 @pytest.mark.parametrize("symmetric", [False, True])
 @pytest.mark.parametrize(("kernel", "sharpness"), SOFT[1:])
-def test_gradcheck_of_the_loss(kernel, sharpness, symmetric, normalize, reweight, backend):
+def test_gradcheck_of_the_loss(kernel, sharpness, symmetric, normalize, reweight, cumulative, backend):
     pred, target = patches(2, 5, 4, dtype=torch.float64).requires_grad_(), patches(2, 5, 4, seed=1).double()
     assert torch.autograd.gradcheck(
         lambda x: (
@@ -271,6 +271,7 @@ def test_gradcheck_of_the_loss(kernel, sharpness, symmetric, normalize, reweight
                 reweight=reweight,
                 symmetric=symmetric,
                 normalize=normalize,
+                cumulative=cumulative,
                 reduction="none",
                 backend=backend,
             )
@@ -287,10 +288,11 @@ LOSS = {"levels": 8, "value_range": RANGE, "offsets": [[0, 1], [1, 0]]}
 @pytest.mark.parametrize("backend", BACKENDS)
 @pytest.mark.parametrize("symmetric", [False, True])
 @pytest.mark.parametrize("normalize", [False, True])
-@pytest.mark.parametrize("reweight", [False, True])
-def test_loss_by_hand(reweight, normalize, symmetric, backend):
+@pytest.mark.parametrize(("reweight", "cumulative"), [(False, False), (True, False), (False, True)])
+def test_loss_by_hand(reweight, cumulative, normalize, symmetric, backend):
     pred, target = patches(3, 6, 7).double(), patches(3, 6, 7, seed=1).double()
     flags = {"normalize": normalize, "symmetric": symmetric, "kernel": "linear", "backend": backend}
+    flags["cumulative"] = cumulative
     expected = []
     for one_pred, one_target in zip(pred, target, strict=True):
         cells = []
@@ -305,6 +307,8 @@ def test_loss_by_hand(reweight, normalize, symmetric, backend):
                     counts = counts / counts.sum()
                 if reweight:
                     counts = counts * (counts.sum() - counts) / counts.sum()
+                if cumulative:
+                    counts = np.array([[counts[: i + 1, : j + 1].sum() for j in range(8)] for i in range(8)])
                 both.append(counts)
             cells.append((both[0] - both[1]) ** 2)
         expected.append(np.mean(cells))
@@ -369,6 +373,7 @@ def draw(rng: np.random.Generator, sharpnesses: list[float], dtype: torch.dtype,
     # hardly differ, and float32 leaves fewer digits of their difference, in the definition too.)
     spread = torch.from_numpy(10 ** rng.uniform(-0.5, 0.2, patches_at_once))[:, None, None] * (high - low)
     images = torch.from_numpy(rng.normal(size=(2, patches_at_once, height, width))) * spread / 2 + (low + high) / 2
+    arguments["cumulative"] = not arguments["reweight"] and arguments["levels"] <= 64 and rng.random() < 0.4
     return *images.to(dtype), arguments
 
 
@@ -534,6 +539,7 @@ def test_autocast_changes_nothing(dtype, backend):
         ({"sharpness": math.inf}, "sharpness.*inf"),
         ({"reduction": "sum"}, "reduction.*mean or none.*'sum'"),
         ({"backend": "cuda"}, "backend.*dense.*'cuda'"),
+        ({"cumulative": True}, "cumulative=True.*reweight=True"),  # reweight is the default
     ],
 )
 def test_wrong_argument_names_itself_and_what_is_allowed(arguments, said):
