@@ -104,6 +104,22 @@ def test_flat_images_are_refused(tmp_path):
         optimize(tmp_path, "--min_std=0.9")
 
 
+def test_texture_learning_of_a_corpus_that_cannot_be_probed(learn, tmp_path):
+    for index in range(24):
+        write(tmp_path / "images" / f"{index}.png", encode(grey(40, 40, seed=index)))
+    arguments = ["--presets", "mse", "--corpus", str(tmp_path / "images")]
+    with pytest.raises(SystemExit, match="error: corpus .*images' needs labels"):
+        learn(*arguments, "--num_test_images", "8")
+    with pytest.raises(SystemExit, match="error: held_out must be .* below 24.*got 24"):
+        learn(*arguments, "--num_test_images", "24")
+
+
+def test_texture_learning_trains_without_a_look_at_the_test_images(learning, tmp_path):
+    options, extra = learning.parse_options(["--corpus", str(tmp_path), "--num_test_images", "8"])
+    _, data_args, args = learning.arguments_of("mse", 0, options, extra, "unused")
+    assert data_args.held_out == 8 and args.eval_strategy == "no" and not args.load_best_model_at_end
+
+
 @pytest.mark.slow
 def test_texture_learning_of_a_corpus(learn, tmp_path):
     for index in range(40):

@@ -42,7 +42,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 from corpora.speckle import CLASS_SETS
 from modeling_glcm_mae import GLCMMAEForPreTraining, texture_fidelity
 from pretrain import Run
-from recipe_args import DataArguments, ModelArguments, PretrainingArguments, parse_args
+from recipe_args import DataArguments, ModelArguments, PretrainingArguments, UsageError, parse_args
 from recipe_benchmark import machine, markdown_table
 from recipe_data import PretrainDataset, collate, load_corpus
 from recipe_export import stock_encoder
@@ -100,7 +100,7 @@ def arguments_of(
     if options.corpus == "speckle":
         given |= {"speckle_classes": options.class_set, "speckle_images": options.num_images}
     else:
-        given["held_out"] = options.num_test_images
+        given |= {"held_out": options.num_test_images, "eval_strategy": "no"}
     argv = [f"--{name}={value}" for name, value in given.items()]
     return parse_args((ModelArguments, DataArguments, PretrainingArguments), argv + extra)
 
@@ -128,7 +128,9 @@ def settings_of(
     return json.loads(json.dumps(settings, default=str))
 
 
-def measure(preset: str, run: Run, options: argparse.Namespace) -> dict[str, Any]:
+def measure(
+    preset: str, run: Run, labelled: PretrainDataset, test: PretrainDataset, labels: Sequence[int]
+) -> dict[str, Any]:
     """Train one run, then probe its encoder and judge its reconstructions.
 
     Returns:
@@ -144,7 +146,6 @@ def measure(preset: str, run: Run, options: argparse.Namespace) -> dict[str, Any
         encoder = stock_encoder(run.trainer.accelerator.unwrap_model(run.trainer.model))
     minutes = (time.monotonic() - started) / 60
 
-    labelled, test = _labelled_and_test(run, options)
     encoder = encoder.to(run.args.device)
     features, test_features = (encoder_features(encoder, dataset) for dataset in (labelled, test))
     classes, test_classes = (np.array(dataset.dataset["label"]) for dataset in (labelled, test))
@@ -156,7 +157,7 @@ def measure(preset: str, run: Run, options: argparse.Namespace) -> dict[str, Any
                 strict=True,
             )
         )
-        for count in options.labels
+        for count in labels
     }
     metrics = run.trainer.evaluate(test)
     judged = {
@@ -171,6 +172,8 @@ def measure(preset: str, run: Run, options: argparse.Namespace) -> dict[str, Any
 def _labelled_and_test(run: Run, options: argparse.Namespace) -> tuple[PretrainDataset, PretrainDataset]:
     """Whole images that the probe learns from, and those that it is tested on."""
     if options.corpus != "speckle":
+        if run.data.labelled is None:
+            raise UsageError(f"corpus {options.corpus!r} needs labels for the probe, and must not be a stream")
         return run.data.labelled, run.data.held_out
     images = load_corpus(
         "speckle",
@@ -248,19 +251,24 @@ def main(argv: Sequence[str] | None = None) -> None:
         record = next((record for record in stored if record["settings"] == wanted), None)
         if record is None:
             with tempfile.TemporaryDirectory() as folder:
-                run = Run(*arguments_of(preset, seed, options, extra, folder))
-                results = measure(preset, run, options)
+                try:
+                    run = Run(*arguments_of(preset, seed, options, extra, folder))
+                    labelled_and_test = _labelled_and_test(run, options)
+                except (ValueError, OSError, StrictDataclassError) as error:
+                    sys.exit(f"error: {error}")
+                results = measure(preset, run, *labelled_and_test, options.labels)
             record = {"settings": wanted, "results": results, "machine": machine(run.args.device)}
             stored.append(record)
             if options.json:
                 _write(options.json, stored)
         records.append(record)
-    images = (
-        f"speckle {options.class_set}, {options.num_images} images" if options.corpus == "speckle" else options.corpus
-    )
+    images, at_most = f"speckle {options.class_set}, {options.num_images} images", ""
+    if options.corpus != "speckle":
+        images, at_most = options.corpus, "at most "  # whole groups
     print(
         f"{images}, {options.epochs:g} epochs; tested on "
-        f"{options.num_test_images} other images; torch {torch.__version__}, {torch.get_num_threads()} threads\n"
+        f"{at_most}{options.num_test_images} other images; torch {torch.__version__}, "
+        f"{torch.get_num_threads()} threads\n"
     )
     print(table(records, options.labels))
 
