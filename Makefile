@@ -35,7 +35,7 @@ $(STAMP): pyproject.toml constraints.txt
 	@touch "$@"
 
 quickstart: $(STAMP) ## Pretrain a small model on generated speckle images (CPU, minutes) and print where the results are
-	"$(BIN)/accelerate" launch --config_file recipes/configs/accelerate/cpu.yaml \
+	"$(BIN)/accelerate" launch --quiet --config_file recipes/configs/accelerate/cpu.yaml \
 	  recipes/pretrain.py --config recipes/configs/quickstart.yaml $(ARGS)
 
 test: $(STAMP) ## Run the fast tests (ARGS="-k texture -x" and the like are passed to pytest)
