@@ -13,6 +13,8 @@ import pytest
 from helpers import encode, grey, write
 from huggingface_hub import constants
 
+from prepare_corpus import PrepareArguments, prepare
+
 BENCHMARKS = Path(__file__).parents[1] / "recipes" / "benchmarks"
 TINY_RUN = {
     "image_size": 32,
@@ -106,10 +108,14 @@ def test_flat_images_are_refused(tmp_path):
 
 def test_texture_learning_of_a_corpus_that_cannot_be_probed(learn, tmp_path):
     for index in range(24):
-        write(tmp_path / "images" / f"{index}.png", encode(grey(40, 40, seed=index)))
+        image = encode(grey(40, 40, seed=index))
+        write(tmp_path / "images" / f"{index}.png", image)
+        write(tmp_path / "raw" / ("a", "b")[index % 2] / f"{index}.png", image)
     arguments = ["--presets", "mse", "--corpus", str(tmp_path / "images")]
     with pytest.raises(SystemExit, match="error: corpus .*images' needs labels"):
         learn(*arguments, "--num_test_images", "8")
+    with pytest.raises(SystemExit, match="error: corpus .*raw' has no groups.*prepare_corpus.py"):
+        learn("--presets", "mse", "--corpus", str(tmp_path / "raw"), "--num_test_images", "8")
     with pytest.raises(SystemExit, match="error: held_out must be .* below 24.*got 24"):
         learn(*arguments, "--num_test_images", "24")
 
@@ -125,10 +131,9 @@ def test_texture_learning_of_a_corpus(learn, tmp_path):
     for index in range(40):
         contrast = 1 if index < 20 else 8
         image = 112 + grey(40, 40, seed=index) // contrast - 112 // contrast
-        write(tmp_path / "images" / f"contrast_{contrast}" / f"{index}.png", encode(image.astype(np.uint8)))
-    runs, table = learn(
-        "--presets", "mse", "--corpus", str(tmp_path / "images"), "--num_test_images", "10", "--epochs", "8"
-    )
+        write(tmp_path / "raw" / f"contrast_{contrast}" / f"{index}.png", encode(image.astype(np.uint8)))
+    prepared = prepare(PrepareArguments(data_dir=str(tmp_path / "raw"), output_dir=str(tmp_path / "prepared")))
+    runs, table = learn("--presets", "mse", "--corpus", str(prepared), "--num_test_images", "10", "--epochs", "8")
     assert [run["settings"]["pretraining"] for run in runs] == ["none", "mse"]
     for run in runs:
         assert run["settings"]["num_test_images"] == 10 and run["settings"]["classes"] is None

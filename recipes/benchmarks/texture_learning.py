@@ -1,7 +1,8 @@
 """Does pretraining learn texture? Trains presets at equal budget, on generated speckle or any corpus.
 
     python recipes/benchmarks/texture_learning.py --presets mse texture --json texture_learning.json
-    python recipes/benchmarks/texture_learning.py --corpus busi --data_dir DOWNLOAD --num_test_images 200
+    python recipes/prepare_corpus.py --corpus busi --data_dir DOWNLOAD --output_dir data/busi
+    python recipes/benchmarks/texture_learning.py --corpus data/busi --num_test_images 200
 
 About 5 minutes a preset and seed on two CPU cores. The classes of the speckle differ in texture and nothing else. Every
 run is one of pretrain.py with the sizes of recipes/configs/quickstart.yaml; an option that is not listed by --help goes
@@ -9,10 +10,11 @@ to it as it is (`--glcm_weight 5000`).
 
 Columns: accuracy of a linear probe of the frozen encoder (mean patch token of whole images), fitted to a few labelled
 training images and tested on other images (speckle: of the test split, the same for all seeds; another corpus: images
-held out of the training, whole groups, drawn by the seed); then, on masked patches of these test images with fixed
-masks: the L1 distance of the hard, normalised 16-level co-occurrence matrices of reconstruction and original (0 to 2),
-the mean absolute horizontal difference of the reconstruction over that of the original (1 best, less is blur, more is
-noise), and the mean squared error in units of `pixel_values`. `none` is the model before training.
+held out of the training, whole groups, drawn by the seed; one without groups is refused, since copies of training images
+would be tested on); then, on masked patches of these test images with fixed masks: the L1 distance of the hard,
+normalised 16-level co-occurrence matrices of reconstruction and original (0 to 2), the mean absolute horizontal
+difference of the reconstruction over that of the original (1 best, less is blur, more is noise), and the mean squared
+error in units of `pixel_values`. `none` is the model before training.
 
 With --json, results are written after each run and runs found there with equal settings are not repeated: interrupt it
 and start it again as you like.
@@ -71,7 +73,7 @@ def parse_options(argv: Sequence[str] | None = None) -> tuple[argparse.Namespace
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False
     )
     parser.add_argument("--presets", nargs="+", default=["mse", "texture"], help="presets to compare")
-    parser.add_argument("--corpus", default="speckle", help="as for pretrain.py; its options too (--data_dir)")
+    parser.add_argument("--corpus", default="speckle", help="as for pretrain.py; with groups, as prepared")
     parser.add_argument("--class_set", choices=sorted(CLASS_SETS), default="easy", help="classes of the speckle corpus")
     parser.add_argument("--seeds", nargs="+", type=int, default=[0], help="of images, weights and masks")
     parser.add_argument("--epochs", type=float, default=30)
@@ -174,6 +176,11 @@ def _labelled_and_test(run: Run, options: argparse.Namespace) -> tuple[PretrainD
     if options.corpus != "speckle":
         if run.data.labelled is None:
             raise UsageError(f"corpus {options.corpus!r} needs labels for the probe, and must not be a stream")
+        if "group" not in run.data.labelled.dataset.column_names:
+            raise UsageError(
+                f"corpus {options.corpus!r} has no groups, so copies of training images would be tested on: give the "
+                "folder that prepare_corpus.py made of it"
+            )
         return run.data.labelled, run.data.held_out
     images = load_corpus(
         "speckle",
