@@ -87,6 +87,9 @@ class Run:
         self.model_args, self.data_args, self.args = model_args, data_args, args
         self.output_dir = Path(args.output_dir)
         set_seed(args.seed)
+        facts = facts_of(data_args.corpus)
+        if args.export_picture and facts and facts.no_copies:
+            raise UsageError(f"export_picture must not be true: {facts.no_copies}")
         self.publication = push_asked_for(args, self.output_dir / "export")
         self.model = build_model(model_args, data_args)
         self.checkpoint = checkpoint_to_resume(args, WRITTEN)
@@ -282,9 +285,8 @@ class Run:
 
     def _write_export(self, model: GLCMMAEForPreTraining, results: dict) -> None:
         picture = self.picture if self.picture.exists() else None
-        facts = facts_of(self.data_args.corpus)
-        if picture and facts and facts.no_copies:
-            logger.info("no picture in the export: %s", facts.no_copies)
+        if picture and not self._exports_picture():
+            logger.info("no picture in the export, which may be published: %s shows images of the corpus", picture)
             picture = None
         write_export(
             self.output_dir / "export",
@@ -294,6 +296,13 @@ class Run:
             [picture] if picture else [],
             self._card_facts(results, picture),
         )
+
+    def _exports_picture(self) -> bool:
+        """As asked for; else of corpora that are known to be open: images of one's own may show patients."""
+        if self.args.export_picture is not None:
+            return self.args.export_picture
+        facts = facts_of(self.data_args.corpus)
+        return facts is not None and not facts.no_copies
 
     def _export_as_it_is(self) -> None:
         model = self._whole_model()

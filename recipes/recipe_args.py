@@ -221,6 +221,9 @@ class PretrainingArguments(TrainingArguments):
     )
     picture_every_epochs: int = option(10, "Draw held-out images every so many epochs; 0: at the end only.")
     num_pictures: int = option(6, "Held-out images to draw.")
+    export_picture: bool | None = option(
+        None, "Put the picture, which shows held-out images, into the export. Left out: if the corpus is open."
+    )
     probe_labels: int = option(
         0, "Fit a linear probe to so many labelled images before and after, tested on the held-out ones. 0: no probe."
     )

@@ -17,6 +17,7 @@ import yaml
 from helpers import encode, grey, write
 from transformers import AutoImageProcessor, AutoModel, ViTMAEConfig, ViTMAEForPreTraining, ViTModel
 
+from corpora.facts import FACTS
 from modeling_glcm_mae import GLCMMAEConfig
 from recipe_args import DataArguments, ModelArguments, PretrainingArguments, UsageError, parse_args
 from recipe_setup import build_model
@@ -333,6 +334,34 @@ def test_mistake_gives_one_clear_message(arguments, message, images, run, tmp_pa
         pretrain.main(options(**given))
     assert str(stopped.value.code).startswith("error: ")
     assert re.search(message, str(stopped.value.code)), stopped.value.code
+
+
+@pytest.mark.parametrize(
+    ("corpus", "asked", "carried"),
+    [("own", None, False), ("own", True, True), ("gbcu", None, False), ("busi", None, True), ("busi", False, False)],
+)
+def test_the_export_shows_images_of_open_corpora_or_if_asked_to(
+    corpus, asked, carried, images, tmp_path, caplog, monkeypatch
+):
+    import pretrain
+
+    caplog.set_level("INFO")
+    monkeypatch.setattr(pretrain, "facts_of", lambda name: FACTS.get(corpus))
+    given = TINY | {"corpus": images, "output_dir": tmp_path / "run", "num_train_epochs": 1}
+    pretrain.main(options(**given | ({} if asked is None else {"export_picture": asked})))
+    assert (tmp_path / "run" / "reconstructions" / "last.png").exists()
+    export = tmp_path / "run" / "export"
+    assert bool(list(export.rglob("*.png"))) == ("last.png" in (export / "README.md").read_text()) == carried
+    assert ("no picture in the export" in caplog.text) == (not carried)
+
+
+def test_a_picture_of_images_that_must_not_be_given_out_is_refused(images, tmp_path):
+    import pretrain
+
+    given = TINY | {"corpus": "gbcu", "data_dir": images, "output_dir": tmp_path / "run", "export_picture": True}
+    with pytest.raises(SystemExit, match="error: export_picture must not be true: GBCU is given out"):
+        pretrain.main(options(**given))
+    assert not (tmp_path / "run").exists()
 
 
 def test_run_without_pictures_or_held_out_images_ends_well(images, tmp_path, capsys):
