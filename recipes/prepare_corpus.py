@@ -33,7 +33,7 @@ from publish import PublishArguments, publication_of
 from recipe_args import UsageError, option, parse_args
 from recipe_data import CORPORA, BadImageError, decode_image, luma
 from recipe_dicom import read_dicom
-from recipe_export import ADDRESS
+from recipe_export import DATA_ADDRESS
 from recipe_hub import check_repo_id, publish
 from recipe_quality import (
     FLAT_STD,
@@ -355,7 +355,7 @@ def _write_card(file: Path, args: PrepareArguments, report: dict, counts: dict, 
         metadata,
         template_path=str(CARD_TEMPLATE),
         facts=facts,
-        repo_id=ADDRESS,
+        repo_id=DATA_ADDRESS,
         counts=counts,
         class_counts=report["class_counts"],
         report=report,

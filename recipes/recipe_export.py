@@ -26,6 +26,7 @@ from modeling_glcm_mae import GLCMMAEForPreTraining
 CARDS = Path(__file__).resolve().parent.parent / "hub_cards"
 TRAINING_IMAGES = "training_images.txt"  # in an export: SHA-256 of what it was trained on
 ADDRESS = "path/to/export"  # stands for the repository in a card until it is published
+DATA_ADDRESS = "path/to/this/folder"  # the same in the card of a data set
 CARD_TEMPLATE = CARDS / "pretrained.md"
 CLASSIFIER_TEMPLATE = CARDS / "classifier.md"
 
@@ -202,7 +203,11 @@ def _preprocessing(processor: ViTImageProcessorPil) -> str:
         steps.append(
             "centre crop to " + " x ".join(f"{value}" for value in dict(processor.crop_size).values() if value)
         )
-    steps.append(f"values times {processor.rescale_factor:.6g}, mean {processor.image_mean}, std {processor.image_std}")
+    steps.append(f"values / {1 / processor.rescale_factor:.6g}")
+    for name, values in (("mean", processor.image_mean), ("std", processor.image_std)):
+        # One number where all channels have the same.
+        found = [f"{value:.6g}" for value in (values if isinstance(values, list | tuple) else [values])]
+        steps.append(f"{name} {found[0] if len(set(found)) == 1 else ' '.join(found)}")
     return ", ".join(steps)
 
 
@@ -253,7 +258,8 @@ def write_card(file: Path, model: GLCMMAEForPreTraining, facts: dict[str, Any]) 
     """Render the model card."""
     metadata = ModelCardData(
         library_name="transformers",
-        pipeline_tag="image-feature-extraction",
+        # `pipeline` makes every image RGB, which an encoder of one channel cannot take.
+        pipeline_tag=None if model.config.num_channels == 1 else "image-feature-extraction",
         base_model=facts.get("base_model"),
         datasets=facts.get("datasets"),
         tags=["medical", "masked-autoencoder", *(["texture", "glcm"] if model.config.glcm_weight else []), "vit"],

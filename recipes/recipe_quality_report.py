@@ -98,6 +98,17 @@ def write_report(
     majority = sum(item.coloured for item in items) > len(items) / 2
     if majority:  # a corpus in colour: only in a grey one are they a fault
         findings["coloured"] = []
+    # What could not be looked for is no row of the tables: 0 would say that there is none.
+    unchecked = set()
+    patients = any(item.group is not None for item in items)
+    if own is None:
+        unchecked |= {"across_official_split", "patients_across_official_split", "official_left_out"}
+    if not patients:
+        unchecked.add("patients_across_official_split")
+    if len(set(labels)) < 2:
+        unchecked |= {"label_conflicts", "suspected_conflicts", "excluded"}
+    if majority:
+        unchecked.add("coloured")
     class_counts: dict[str, Counter] = defaultdict(Counter)
     for i, item in enumerate(items):
         if i not in conflicts:
@@ -122,7 +133,8 @@ def write_report(
             "copy": f"the same bytes, or at most {COPY_BITS} bits and correlation at least {COPY_CORRELATION}",
             "conflict": "all images of a pair of copies with different labels are left out",
         },
-        "counts": {TITLES[name]: len(found) for name, found in findings.items()},
+        "patients_known": patients,
+        "counts": {TITLES[name]: len(found) for name, found in findings.items() if name not in unchecked},
         "findings": findings,
     }
     (folder / "report.json").write_text(json.dumps(report, indent=1) + "\n")
@@ -145,7 +157,7 @@ def _markdown(report: dict[str, Any], findings: dict[str, list], pictures: dict[
         "",
         "| finding | how many |",
         "|---|---|",
-        *(f"| {TITLES[name]} | {len(found)} |" for name, found in findings.items()),
+        *(f"| {title} | {count} |" for title, count in report["counts"].items()),
         "",
         *(f"- {name}: {text}." for name, text in report["rule"].items()),
     ]

@@ -186,6 +186,11 @@ def test_official_split_loses_training_images_of_test_patients(tmp_path):
     splits = json.loads((folder / "splits.json").read_text())
     assert splits["official"]["left_out"] == ["0.png"]
     assert findings(folder)["patients_across_official_split"] == ["shared"]
+    for file in ("report.md", "README.md"):
+        text = (folder / file).read_text()
+        assert "| patients on both sides of the official split | 1 |" in text
+        assert "whose group is in its test part | 1 |" in text
+    assert "`group` is the patient where the corpus tells" in text
     assert len(splits["official"]["test"]) == 10
     assert set(datasets.load_dataset(str(folder))) == {"train", "test"}
 
@@ -201,6 +206,11 @@ def test_busi_masks_are_joined_and_gbcu_boxes_kept(tmp_path):
     rows = {row["file_name"]: row for row in datasets.load_dataset(str(folder))["train"]}
     assert len(rows) == 24
     assert [len(rows[f"benign/benign ({i}).png"]["masks"]) for i in (0, 1)] == [0, 2]
+    for file in ("report.md", "README.md"):
+        text = (folder / file).read_text()
+        assert "official split" not in text and "copies with different labels (left out) | 0 |" in text
+    assert "Which patient an image shows is unknown" in text and "the patient where the corpus tells" not in text
+    assert 'load_dataset("path/to/this/folder")' in text
 
     lines = {"train": [], "test": []}
     for index in range(1, 61):

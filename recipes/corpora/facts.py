@@ -31,8 +31,8 @@ class CorpusFacts:
 FACTS = {
     "busi": CorpusFacts(
         "BUSI breast ultrasound",
-        "780 breast ultrasound images of 600 women, normal, benign or malignant, with lesion masks. Which woman an "
-        "image shows is not given.",
+        "780 breast ultrasound images of 600 women, normal, benign or malignant; the download also has lesion masks. "
+        "Which woman an image shows is not given.",
         licence_id="cc-by-4.0",
         citation="Al-Dhabyani, Gomaa, Khaled, Fahmy. Dataset of breast ultrasound images. Data in Brief 28, 2020.",
         positive=("malignant",),
