@@ -178,7 +178,12 @@ def embed(args: EmbedArguments) -> Path:
     images, skipped = verify_images(images, num_channels=1, white_level=args.white_level, bad_images=args.bad_images)
     measured = _texture(args, images) if args.features == "texture" else _encoded(args, images)
     kept = {name: images.features[name] for name in images.column_names if name != "image"}
-    columns = {name: images[name] for name in kept} | measured
+    columns = {name: images[name] for name in kept}
+    label = kept.get("label")
+    if isinstance(label, datasets.ClassLabel) and "label_name" not in kept:
+        kept["label_name"] = datasets.Value("string")
+        columns["label_name"] = [label.names[i] if i is not None and i >= 0 else None for i in columns["label"]]
+    columns |= measured
     types = kept | {name: datasets.Value("float64" if args.features == "texture" else "float32") for name in measured}
     table = datasets.Dataset.from_dict(columns, features=datasets.Features(types))
     output_dir = Path(args.output_dir)
@@ -188,7 +193,6 @@ def embed(args: EmbedArguments) -> Path:
     table.to_parquet(partial)
     partial.replace(path)
     if args.plot == "pca":
-        label = kept.get("label")
         names = label.names if label is not None else []
         labels = None if label is None else np.array(images["label"])
         draw_pca(

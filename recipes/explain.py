@@ -84,8 +84,9 @@ def explain(args: ExplainArguments) -> list[Path]:
     model.eval()
     output = Path(args.output_dir)
     output.mkdir(parents=True, exist_ok=True)
-    files = []
-    for index in tqdm(range(min(args.max_images, len(items))), unit=" images"):
+    files, count = [], min(args.max_images, len(items))
+    logger.info("%d of %d images%s", count, len(items), " (--max_images)" if count < len(items) else "")
+    for index in tqdm(range(count), unit=" images"):
         pixel_values, name = items[index]["pixel_values"], images[index]["file_name"]
         with torch.no_grad():
             probabilities = model(pixel_values=pixel_values[None]).logits.softmax(dim=1)[0]

@@ -41,7 +41,8 @@ def test_features_are_those_of_scikit_image(folder, tmp_path, levels, distances)
     )
     assert table["file_name"] == ["benign/0.png", "malignant/1.png", "malignant/2.png"]
     assert table.features["label"].names == ["benign", "malignant"] and table["label"] == [0, 1, 1]
-    assert len(table.column_names) == 2 + 25
+    assert table["label_name"] == ["benign", "malignant", "malignant"]
+    assert len(table.column_names) == 3 + 25
     for index, row in enumerate(table):
         bits = 16 if index == 2 else 8
         white = 2**bits - 1
@@ -103,7 +104,7 @@ def test_encoder_features_are_those_of_plain_transformers_for_any_batch_size(tmp
         out = tmp_path / f"out{size}"
         embed.main(["--corpus", str(root), "--output_dir", str(out), "--plot", "pca", *options])
         table = pd.read_parquet(out / "features.parquet")
-        tables.append(table.drop(columns=["file_name", "label"]).to_numpy())
+        tables.append(table.drop(columns=["file_name", "label", "label_name"]).to_numpy())
         assert (out / "features.png").stat().st_size > 0
     np.testing.assert_allclose(tables[1], tables[0], atol=1e-5)
     np.testing.assert_allclose(tables[2], tables[0], atol=1e-5)

@@ -80,7 +80,8 @@ def test_a_classifier_of_the_mean_token_is_opened_as_such(model, tmp_path, monke
     np.testing.assert_allclose(seen[0], expected, atol=1e-5)
 
 
-def test_the_script_draws_an_overlay_an_image(model, tmp_path):
+def test_the_script_draws_an_overlay_an_image(model, tmp_path, caplog):
+    caplog.set_level("INFO")
     model.save_pretrained(tmp_path / "model")
     ImageTransform(32, resize="squash").processor().save_pretrained(tmp_path / "model")
     for index in range(3):
@@ -92,5 +93,6 @@ def test_the_script_draws_an_overlay_an_image(model, tmp_path):
         pictures = sorted((tmp_path / method).glob("*.png"))
         assert [path.name for path in pictures] == ["0000_0.png", "0001_1.png"]
         assert np.asarray(Image.open(pictures[0])).std() > 0
+    assert caplog.messages.count("2 of 3 images (--max_images)") == 2
     with pytest.raises(SystemExit, match="target must be one of a, b"):
         explain.main([*given, "--target", "c"])
