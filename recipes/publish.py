@@ -20,7 +20,7 @@ from huggingface_hub import EvalResult, ModelCard
 
 from corpora.facts import facts_of
 from recipe_args import UsageError, option, parse_args
-from recipe_export import ADDRESS, eval_results
+from recipe_export import ADDRESS, DATA_ADDRESS, eval_results
 from recipe_hub import (
     Publication,
     check_model,
@@ -101,11 +101,12 @@ def publication_of(args: PublishArguments) -> tuple[Publication, Path]:
         for file in extra.values():
             refuse_secret_name(file, folder)
             refuse_secret_text(file)
+        ran = f"one of the {len(names)} folds that were run" if len(names) > 1 else "the only one that was run"
+        curves = "\n![Curves of all folds](curves.png)" if "curves.png" in extra else ""
         results = (
-            f"## Results of the cross-validation\n\nThis is the classifier of fold {fold} of {len(names)}; the figures "
-            "(those of the metadata too) are of all folds, each tested on its own part.\n\n"
-            f"{summary_markdown(summary)}"
-            f"{'![Curves of all folds](curves.png)' if 'curves.png' in extra else ''}"
+            f"## Results of the cross-validation\n\nThis is the classifier of fold {fold}, {ran}; the figures (those "
+            "of the metadata too) are of all of these, each tested on its own part.\n\n"
+            f"{summary_markdown(summary)}{curves}"
         )
         figures = {name: found["pooled"]["value"] for name, found in summary["figures"].items()}
         split = f"test parts of {len(names)} folds, pooled"
@@ -124,7 +125,7 @@ def publication_of(args: PublishArguments) -> tuple[Publication, Path]:
             card = card.replace(folder.resolve().relative_to(ROOT).as_posix(), args.repo_id)
         files["README.md"] = card.encode()
     elif args.repo_type == "dataset":
-        files["README.md"] = card.replace(ADDRESS, args.repo_id).encode()
+        files["README.md"] = card.replace(DATA_ADDRESS, args.repo_id).replace(ADDRESS, args.repo_id).encode()
     else:
         metadata = {name: getattr(args, name) for name in FOR_THE_CARD}
         if figures is not None:
@@ -168,6 +169,8 @@ def main(argv: Sequence[str] | None = None) -> None:
     try:
         (args,) = parse_args((PublishArguments,), argv, description=__doc__)
         publication, folder = publication_of(args)
+        if args.repo_type == "model" and not ModelCard(publication.files["README.md"].decode()).data.license:
+            logger.warning("the card names no licence: --license ID, e.g. cc-by-4.0")
         if args.dry_run:
             print("\n".join(shown(publication)))
             return

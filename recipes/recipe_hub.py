@@ -542,7 +542,7 @@ def _reason(error: BaseException, publication: Publication) -> str | None:
     if isinstance(error, HTTPError) and "Timeout" in type(error).__name__:
         return f"{endpoint} does not answer ({type(error).__name__} after {TIMEOUT:g} s): try later"
     if isinstance(error, HTTPError | ConnectionError):
-        return f"{endpoint} cannot be reached ({type(error).__name__}): is there a network?"
+        return f"{endpoint} cannot be reached ({type(error).__name__}: {_said(error)}); see whether there is a network"
     if isinstance(error, ValueError):  # of the card
         return str(error)
     if isinstance(error, RuntimeError):  # of the library that uploads large files
@@ -551,7 +551,7 @@ def _reason(error: BaseException, publication: Publication) -> str | None:
 
 
 def _said(error: BaseException) -> str:
-    return (getattr(error, "server_message", None) or str(error).splitlines()[-1]).strip()
+    return (getattr(error, "server_message", None) or (str(error).splitlines() or ["no message"])[-1]).strip()
 
 
 def shown(publication: Publication) -> Iterator[str]:

@@ -9,6 +9,7 @@ import socket
 import subprocess
 import sys
 import time
+from contextlib import nullcontext
 from pathlib import Path
 
 import numpy as np
@@ -18,7 +19,7 @@ import torch
 from helpers import encode, grey, write
 from huggingface_hub import HfApi, ModelCard
 from PIL import Image
-from transformers import AutoModelForImageClassification, TrainerControl, TrainerState, ViTConfig
+from transformers import AutoModelForImageClassification, TrainerControl, TrainerState, ViTConfig, pipeline
 
 import publish as publish_recipe
 import recipe_hub
@@ -29,7 +30,7 @@ from prepare_corpus import PrepareArguments, prepare
 from recipe_args import PretrainingArguments, UsageError
 from recipe_classifier import CLASSIFIERS
 from recipe_data import ImageTransform
-from recipe_export import ADDRESS, Origin, origin_of, write_classifier, write_export
+from recipe_export import ADDRESS, DATA_ADDRESS, Origin, origin_of, write_classifier, write_export
 from recipe_hub import Publication, PublishEverySave, files_of, open_repository, publish, push_asked_for, take_export
 from recipe_summary import summarise
 
@@ -97,6 +98,30 @@ def test_card_of_a_pretraining_names_its_objective_and_no_other(preset, facts, t
     )
 
 
+@pytest.mark.parametrize(("channels", "tag"), [(1, None), (3, "image-feature-extraction")])
+def test_pipeline_is_named_only_where_it_opens_the_encoder(channels, tag, tiny_config, tmp_path):
+    processor = ImageTransform(32, image_mean=(0.66,) * channels, image_std=(0.18,) * channels).processor()
+    given = {"title": "Tiny", "repo_id": ADDRESS, "num_train_epochs": 6.0}
+    model = GLCMMAEForPreTraining(tiny_config(num_channels=channels))
+    write_export(tmp_path / "export", model, processor, {}, [], given)
+    card = (tmp_path / "export" / "README.md").read_text()
+    assert_tables_are_whole(card)
+    assert ModelCard(card).data.get("pipeline_tag") == tag
+    assert ("Not by `pipeline`, which hands over colour" in card) == ('convert("L")' in card) == (tag is None)
+    extract = pipeline("image-feature-extraction", str(tmp_path / "export"), device="cpu")
+    with nullcontext() if tag else pytest.raises(ValueError, match="channel|shape|mean"):
+        assert np.array(extract(Image.fromarray(grey(40, 48)))).shape == (1, 17, 32)
+    assert "values / 255, mean 0.66, std 0.18" in card and "| Epochs | 6 |" in card
+    assert f"\n{channels} channel{'s' if tag else ''}; " in card
+
+
+@pytest.mark.parametrize(("preset", "said"), [("texture", True), ("mse", False)])
+def test_a_squared_error_above_the_mean_is_explained_where_texture_is_learned(preset, said, tiny_config, tmp_path):
+    card = export(tmp_path / "export", tiny_config(preset), metrics={"mse": ["1.6", "0.4", "1"]})
+    assert_tables_are_whole(card)
+    assert ("`glcm_l1` is what to look at" in card) == said
+
+
 @pytest.mark.parametrize("pooling", ["cls", "mean"])
 @pytest.mark.parametrize(
     "facts", [{}, FULL | {"figures": [("accuracy", "0.5", "0 to 1")], "values": {"accuracy": 0.5}}]
@@ -149,12 +174,14 @@ def test_figures_of_folds_that_are_not_in_the_summary_are_not_claimed(tmp_path):
     table["probability_benign"], table["probability_malignant"] = 1 - scores, scores
     write(tmp_path / "run" / "summary.json", json.dumps(summarise(table)).encode())
     classifier(tmp_path / "run" / "fold_0" / "finetune" / "export", values={"accuracy": 0.5})
+    write(tmp_path / "run" / "curves.png", encode(grey()))
     for fold in (1, 2):
         shutil.copytree(tmp_path / "run" / "fold_0", tmp_path / "run" / f"fold_{fold}")
     asked = publish_recipe.PublishArguments(str(tmp_path / "run"), REPO)
     publication, model = publish_recipe.publication_of(asked)
     card = publication.files["README.md"].decode()
-    assert "fold 1 of 2" in card and model == tmp_path / "run" / "fold_1" / "finetune" / "export"
+    assert "fold 1, one of the 2 folds that were run" in card and "\n\n![Curves of all folds](curves.png)" in card
+    assert model == tmp_path / "run" / "fold_1" / "finetune" / "export"
     assert ModelCard(card).data.eval_results[0].dataset_split == "test parts of 2 folds, pooled"
     assert_tables_are_whole(card)
     (tmp_path / "run" / "summary.json").rename(tmp_path / "elsewhere.json")
@@ -263,6 +290,25 @@ def test_a_hub_that_does_not_answer_is_given_up(client, monkeypatch, tmp_path):
     recipe_hub.get_session().timeout = None
 
 
+def test_a_hub_that_cannot_be_reached_is_named_with_the_cause(client, monkeypatch, tmp_path):
+    monkeypatch.setattr(recipe_hub, "PATIENCE", 0)
+    with socket.create_server(("127.0.0.1", 0)) as closed:
+        port = closed.getsockname()[1]
+    client(endpoint=f"http://127.0.0.1:{port}")
+    with pytest.raises(UsageError, match=r"\(\w+: .*refused\); see whether there is a network\. ") as told:
+        open_repository(Publication(tmp_path, REPO))
+    assert "?" not in str(told.value)
+
+
+@pytest.mark.parametrize("licence", [[], ["--license", "cc-by-4.0"]])
+def test_a_card_without_a_licence_is_hinted_at(licence, tmp_path, caplog, capsys):
+    classifier(tmp_path / "export")
+    given = ["--export_dir", str(tmp_path / "export"), "--repo_id", REPO, "--dry_run", "true"]
+    publish_recipe.main([*given, *licence])
+    assert "would publish" in capsys.readouterr().out
+    assert ("no licence: --license ID" in caplog.text) == (not licence)
+
+
 def test_a_pull_request_is_not_opened_twice_without_a_word(hub, client, publication):
     client()
     publish(publication, "first")
@@ -312,7 +358,7 @@ def test_push_to_hub_of_a_recipe_is_for_the_end_and_says_how_to_go_on(arguments,
 
 def test_a_data_set_goes_by_publish_and_what_must_not_be_copied_does_not(hub, client, tmp_path):
     write(tmp_path / "config.yaml", b"corpus: gbcu\n")
-    write(tmp_path / "README.md", f'---\npretty_name: x\n---\nload_dataset("{ADDRESS}")\n'.encode())
+    write(tmp_path / "README.md", f'---\npretty_name: x\n---\nload_dataset("{DATA_ADDRESS}")\n'.encode())
     with pytest.raises(UsageError, match="must not be published"):
         publish_recipe.PublishArguments(str(tmp_path), "org/images", "dataset")
     asked = publish_recipe.PublishArguments(str(tmp_path), "org/images", "dataset", private=True, collection="All")
