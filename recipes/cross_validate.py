@@ -146,6 +146,8 @@ def _run(recipe: str, folder: Path, options: list[str], environment: dict[str, s
     command = [sys.executable, str(RECIPES / f"{recipe}.py"), *options, "--output_dir", str(folder), *going_on]
     command += ["--push_to_hub", "false"]  # every fold would take the place of the one before
     log = folder / "log.txt"
+    fold, step = folder.parent.name.removeprefix("fold_"), {"pretrain": "pretraining", "finetune": "fine-tuning"}
+    logger.info("fold %s: %s, see %s", fold, step[recipe], log)
     with log.open("a") as lines:
         try:
             if fcntl is not None:  # the recipe inherits the lock with its output: it holds while that recipe runs
@@ -211,6 +213,8 @@ def cross_validate(args: CrossValidationArguments) -> Path:
         raise UsageError(f"{table['file_name'][twice].iloc[0]!r} was predicted in two folds: the splits overlap")
     table.to_parquet(output / "predictions.parquet")
     summary = summarise(table, args.positive_classes, args.seed)
+    for fold, answer in summary["only_answers"].items():
+        logger.warning("fold %s answers %s for every test image: it has learned nothing", fold, answer)
     (output / "summary.json").write_text(json.dumps(summary, indent=1) + "\n")
     (output / "summary.md").write_text(summary_markdown(summary))
     draw_curves(table, output / "curves.png", args.positive_classes)

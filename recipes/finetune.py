@@ -55,7 +55,16 @@ from recipe_frozen import MODES, fit_frozen, frozen_features
 from recipe_hub import PublishEverySave, open_repository, publish_export, push_asked_for
 from recipe_setup import normalization
 from recipe_splits import fingerprint_of, load_prepared
-from recipe_summary import FIGURES, figures_of, load_metric, positive_indices, predictions_table, summarise
+from recipe_summary import (
+    FIGURES,
+    figures_of,
+    load_metric,
+    means_explained,
+    only_answers,
+    positive_indices,
+    predictions_table,
+    summarise,
+)
 from recipe_trainer import ImagesProgressCallback, MetricsFileCallback, checkpoint_to_resume, earlier_run, took
 
 logger = logging.getLogger("finetune")
@@ -530,6 +539,12 @@ class Run:
             table.to_parquet(partial)
             partial.replace(self.output_dir / file)
             results |= {f"{part}_{name}": value for name, value in self._figures_of(probabilities, dataset).items()}
+        for answer in only_answers(table).values():
+            logger.warning(
+                "the classifier answers %s for every test image: it has learned nothing. Train longer, or with another "
+                "learning_rate than %.3g; see metrics.jsonl",
+                *(answer, self.args.learning_rate),
+            )
         if self.model_args.mode != "knn":
             self._export(model, results, table)
         # Last: a run with this file is finished.
@@ -603,6 +618,8 @@ class Run:
                 "pooling": self.model_args.pooling,
                 "deep": self.white > 255,
                 "figures": self._intervals(table) if values else [],
+                "means": means_explained(self.data_args.positive_classes),
+                "only_answer": next(iter(only_answers(table).values()), None) if values else None,
                 "values": values,
             },
         )

@@ -75,6 +75,30 @@ def figures_of(table: pd.DataFrame, metric: evaluate.Metric, positive: list[int]
     return figures
 
 
+def only_answers(table: pd.DataFrame) -> dict[str, str]:
+    """Folds in which every image gets the same answer, and that answer: nothing was learned there."""
+    classes = class_names_of(table)
+    return {
+        str(fold): classes[part["prediction"].iloc[0]]
+        for fold, part in table.groupby("fold", sort=True)
+        if len(part) > 1 and part["prediction"].nunique() == 1
+    }
+
+
+def means_explained(positive: Sequence[str] | None) -> str:
+    """What the figures without a class in their name are, and those that begin with `binary_`."""
+    text = (
+        "Sensitivity, specificity, AUROC and F1 without a class in their name are means over the classes, each against "
+        "the rest."
+    )
+    if positive:
+        text += (
+            f" Those under `binary_` are of {' + '.join(positive)} against the rest: answered where the probability is "
+            "0.5 or more."
+        )
+    return text
+
+
 def summarise(table: pd.DataFrame, positive: Sequence[str] | None = None, seed: int = 0) -> dict[str, Any]:
     """Every figure: of each fold, mean and standard deviation (n - 1) over folds, and pooled with its interval.
 
@@ -101,6 +125,8 @@ def summarise(table: pd.DataFrame, positive: Sequence[str] | None = None, seed: 
         "num_images": len(table),
         "num_groups": int(table["group"].nunique()),
         "classes": classes,
+        "positive_classes": list(positive) if positive else None,
+        "only_answers": only_answers(table),
         "figures": figures,
     }
 
@@ -120,8 +146,11 @@ def summary_markdown(summary: dict[str, Any]) -> str:
         lines.append(f"| {name} | {shown} | {pooled['low']:.3f} to {pooled['high']:.3f} |")
     lines += [
         "",
+        means_explained(summary.get("positive_classes")),
         "Intervals: bootstrap of whole groups of the pooled predictions. They do not cover the choice of folds.",
     ]
+    for fold, answer in (summary.get("only_answers") or {}).items():
+        lines += ["", f"**Fold {fold} answers {answer} for every test image**: it has learned nothing."]
     return "\n".join(lines) + "\n"
 
 

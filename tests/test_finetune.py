@@ -504,6 +504,36 @@ def test_the_collapsed_classes_are_those_of_the_fine_tuning(corpus, tmp_path, pr
         cross_validate.main(["compare", str(tmp_path / "a"), str(tmp_path / "c"), "--output_dir", str(tmp_path)])
 
 
+def test_the_summary_says_what_the_collapsed_figures_are_and_the_log_what_runs(corpus, tmp_path, pretended, caplog):
+    caplog.set_level("INFO")
+    given = ["--corpus", str(corpus), "--output_dir", str(tmp_path), "--positive_classes", "fine"]
+    cross_validate.main(given)
+    text = (tmp_path / "summary.md").read_text()
+    assert "`binary_` are of fine against the rest: answered where the probability is 0.5 or more" in text
+    assert "means over the classes" in text and "for every test image" not in text
+    log = tmp_path / "fold_1" / "finetune" / "log.txt"
+    assert f"fold 1: fine-tuning, see {log}" in caplog.messages and log.is_file()
+    assert "binary_" not in recipe_summary.means_explained(None)
+
+
+def test_a_classifier_with_one_answer_for_all_is_named(corpus, exported, tmp_path, caplog):
+    def one_answer(model, dataset, *reading):
+        return np.tile([0.6, 0.4], (len(dataset), 1))
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(finetune, "predict", one_answer)
+        folder = run(corpus, tmp_path / "run", "--model_name_or_path", str(exported), num_train_epochs="1")
+    name = load_prepared(str(corpus), None, "0")[1][0]
+    assert [r.levelname for r in caplog.records if f"answers {name} for every test image" in r.message] == ["WARNING"]
+    card = (folder / "export" / "README.md").read_text()
+    assert f"answers {name} for every test image" in card and "means over the classes" in card
+    table = pd.read_parquet(folder / "predictions.parquet")
+    both = pd.concat([table, table.assign(fold="1", prediction=np.arange(len(table)) % 2)])
+    assert recipe_summary.only_answers(both) == {"0": name}
+    text = recipe_summary.summary_markdown(recipe_summary.summarise(both))
+    assert f"Fold 0 answers {name} for every test image" in text and "Fold 1 answers" not in text
+
+
 def test_folds_are_checked_before_the_first_runs(corpus, tmp_path, pretended):
     with pytest.raises(SystemExit, match="folds must be different numbers from 0 to 2, or official alone, got 0 7"):
         cross_validate.main(["--corpus", str(corpus), "--output_dir", str(tmp_path), "--folds", "0", "7"])
