@@ -32,6 +32,11 @@ TINY = {
 }
 
 
+# Tensors of the tests are tiny: more threads would only wait for each other, here and in what the tests launch.
+torch.set_num_threads(1)
+os.environ["OMP_NUM_THREADS"] = "1"
+
+
 def pytest_configure(config: pytest.Config) -> None:
     config.addinivalue_line("markers", "plain: also run with the interpreter of an environment without the package")
 

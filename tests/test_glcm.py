@@ -353,6 +353,14 @@ def check_against_the_definition(
         assert (found - expected).norm() <= tolerance * expected.norm()
 
 
+@pytest.fixture
+def threads():
+    """`threads(number)` of PyTorch, for the test."""
+    before = torch.get_num_threads()
+    yield torch.set_num_threads
+    torch.set_num_threads(before)
+
+
 def draw(rng: np.random.Generator, sharpnesses: list[float], dtype: torch.dtype, patches_at_once: int = 5):
     """Patches and arguments from all over what the loss is used with."""
     height, width = rng.choice([8, 14, 16, 32], 2) if rng.random() < 0.4 else [rng.choice([8, 14, 16, 32])] * 2
@@ -379,7 +387,8 @@ def draw(rng: np.random.Generator, sharpnesses: list[float], dtype: torch.dtype,
 
 @pytest.mark.parametrize(("dtype", "tolerance"), [(torch.float32, 1e-5), (torch.float64, 1e-9)])
 @pytest.mark.parametrize("seed", range(100))
-def test_sparse_backend_is_the_definition(seed, dtype, tolerance):
+def test_sparse_backend_is_the_definition(seed, dtype, tolerance, threads):
+    threads(1 + seed % 2)  # decides how many patches it takes at once
     pred, target, arguments = draw(np.random.default_rng(seed), [2.5, 5.0, 30.0, 100.0], dtype)
     check_against_the_definition("sparse", pred, target, tolerance, **arguments)
 
