@@ -10,7 +10,7 @@ to it as it is (`--glcm_weight 5000`).
 
 Columns: accuracy of a linear probe of the frozen encoder (mean patch token of whole images), fitted to a few labelled
 training images and tested on other images (speckle: of the test split, the same for all seeds; another corpus: images
-held out of the training, whole groups, drawn by the seed; one without groups is refused, since copies of training images
+held out of the training, whole groups, drawn by the seed; one without groups is refused: copies of training images
 would be tested on); then, on masked patches of these test images with fixed masks: the L1 distance of the hard,
 normalised 16-level co-occurrence matrices of reconstruction and original (0 to 2), the mean absolute horizontal
 difference of the reconstruction over that of the original (1 best, less is blur, more is noise), and the mean squared
