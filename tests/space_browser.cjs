@@ -56,6 +56,12 @@ const [executablePath, address, encoder, image, dicom, width, colorScheme, folde
 
   await page.locator("input[type=file]").first().setInputFiles(image);
   await page.getByText("entropy").waitFor({ timeout: 60000 });
+  // The figures come last, and when asked for.
+  const figures = button("Results that the model's card states");
+  check((await button(SENSITIVE).boundingBox()).y < (await figures.boundingBox()).y, "the button is below the figures");
+  check(!(await page.getByText("0.250 to 0.750").isVisible()), "the figures are open");
+  await whole("answer");
+  await figures.click();
   await page.getByText("0.250 to 0.750").waitFor();
   await page.getByText("The reconstruction is by").waitFor();
   for (const name of PANELS) await shown(name).waitFor();

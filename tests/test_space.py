@@ -4,6 +4,7 @@ import contextlib
 import json
 import os
 import shutil
+import signal
 import socket
 import subprocess
 import time
@@ -139,7 +140,7 @@ def demo(server: str, script: str) -> list:
 import json
 from gradio_client import Client, handle_file
 client, found = Client({server + "/demo/"!r}, verbose=False), []
-names = ("seen", "label", "words", "note", "rebuilt", "matrices", "table")
+names = ("seen", "label", "words", "note", "rebuilt", "matrices", "table", "figures")
 def submit(model, file, mask_ratio=0.75, seed=0, down=30, right=60):
     return client.submit(model, handle_file(file), mask_ratio, seed, down, right, api_name="/answer")
 def ask(*args, **more):
@@ -170,7 +171,7 @@ found += [client.predict({str(finetuned)!r}, handle_file({str(image)!r}), api_na
     assert picture and "no outline of a lesion" in meaning
     expected = {row["label"]: row["score"] for row in pipeline("image-classification", str(finetuned))(str(image))}
     assert probabilities(answer) == pytest.approx(expected, abs=1e-5)
-    assert "entropy" in answer["words"] and "0.250 to 0.750" in answer["words"]
+    assert "entropy" in answer["words"] and "0.250 to 0.750" in answer["figures"]
     assert answer["note"] == f"The reconstruction is by {exported}, the base_model of {finetuned}."
     assert answer["seen"] and len(answer["table"]["data"]) == 25
     # Pictures are named by their content.
@@ -208,6 +209,22 @@ def test_a_missing_autoencoder_is_a_sentence(server, classifier, image, tmp_path
         "a classifier": f"No reconstruction: {classifier}, the base_model of {model}, has no pretraining/ folder.",
     }
     assert answer["note"].startswith(expected[base])
+    assert ("pass --base_model ORG/ENCODER to publish.py" in answer["note"]) == (base is None)
+
+
+def test_a_fold_shows_the_encoder_beside_it(server, classifier, exported, image, tmp_path):  # noqa: F811
+    """As cross_validate.py leaves it; a base_model that the card names goes first, and only a fold is looked into."""
+    asked = []
+    for name, base in (("fold_0", None), ("fold_1", "nowhere/at-all"), ("other", None)):
+        folder = tmp_path / name
+        shutil.copytree(exported, folder / "pretrain" / "export")
+        asked.append(str(with_base(classifier, folder / "finetune" / "export", base)))
+    fold, named, other = demo(server, f"found = [ask(name, {str(image)!r}) for name in {asked!r}]")
+    beside = tmp_path / "fold_0" / "pretrain" / "export"
+    assert fold["note"] == f"The reconstruction is by {beside}, the encoder of the same fold as {asked[0]}."
+    assert fold["rebuilt"] and fold["matrices"]
+    assert named["note"].startswith(f"No reconstruction: the base_model of {asked[1]} cannot be opened (")
+    assert not named["rebuilt"] and not other["rebuilt"] and "names no base_model" in other["note"]
 
 
 def test_deep_files_are_judged_by_their_white(server, classifier, tmp_path):  # noqa: F811
@@ -277,8 +294,8 @@ def test_a_cross_validated_model_by_its_hub_id(hub, space, exported, classifier,
     with started(space, "org/classifier", hub.environment(tmp_path / "home", None)) as server:
         whole, other = demo(server, f"found = [ask(name, {str(image)!r}) for name in ('org/classifier', 'org/other')]")
     pooled = summary["figures"]["auroc"]["pooled"]
-    assert f"| {pooled['value']:.3f} | {pooled['low']:.3f} to {pooled['high']:.3f} |" in whole["words"]
-    assert "Results of the cross-validation" in whole["words"] and "curves.png" not in whole["words"]
+    assert f"| {pooled['value']:.3f} | {pooled['low']:.3f} to {pooled['high']:.3f} |" in whole["figures"]
+    assert "Results of the cross-validation" in whole["figures"] and "curves.png" not in whole["figures"]
     assert whole["note"] == "The reconstruction is by org/encoder, the base_model of org/classifier."
     assert whole["rebuilt"] and len(whole["table"]["data"]) == 25
     assert probabilities(other) == probabilities(whole) and not other["rebuilt"]
@@ -313,7 +330,8 @@ def start(*options: str, cwd: Path = ROOT) -> list[str]:
     """What the demo says that does not start; its lines."""
     given = os.environ | {"PYTHONPATH": f"{ROOT}:{ROOT / 'recipes'}", "HF_HUB_OFFLINE": "1"}
     given.pop("GLCM_MAE_MODEL", None)
-    command = [str(PYTHON), str(ROOT / "hub_cards/space/app.py"), *options]
+    # Port 0 is any that is free.
+    command = [str(PYTHON), str(ROOT / "hub_cards/space/app.py"), "--port", "0", *options]
     done = subprocess.run(command, capture_output=True, text=True, env=given, cwd=cwd, timeout=120)
     assert done.returncode == 1 and not done.stdout
     return done.stderr.splitlines()
@@ -329,6 +347,53 @@ def test_without_the_quickstart_one_message_says_what_to_do(tmp_path):
     assert "run `make quickstart` first, or name a model (--model" in said
 
 
+@pytest.mark.parametrize("serve", ["true", "false"])
+def test_a_taken_port_is_one_message(tmp_path, serve):
+    """Also where there is no model yet, which is looked for later."""
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        port = taken.getsockname()[1]
+        said = start("--serve", serve, "--port", str(port), cwd=tmp_path)
+    assert said == [
+        f"error: cannot listen on port {port} of 127.0.0.1 (Address already in use): name another one with --port"
+    ]
+
+
+@pytest.mark.parametrize("serve", ["true", "false"])
+def test_it_says_where_it_answers_once_it_does(space, exported, finetuned, tmp_path, serve):
+    model = tmp_path / "model"
+    shutil.copytree(exported, model)
+    settings = json.loads((model / "pretraining" / "config.json").read_text()) | {"mask_ratio": 0.62}
+    (model / "pretraining" / "config.json").write_text(json.dumps(settings))
+    model = with_base(finetuned, tmp_path / "finetuned", str(model))
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    address = f"http://127.0.0.1:{port}"
+    command = [str(PYTHON), "app.py", "--model", str(model), "--port", str(port), "--serve", serve]
+    given = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"} | {"HF_HUB_OFFLINE": "1"}
+    with subprocess.Popen(
+        command, cwd=space, env=given, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
+    ) as process:
+        try:
+            path, line = "", ""
+            while not line.startswith(("answers at", "page at")):
+                line = process.stdout.readline()
+                assert line, "the server stopped"
+                assert "share" not in line
+            if serve == "true":
+                path = "/demo"
+                assert line == f"answers at {address}/classify, page at {address}/demo\n"
+            else:
+                assert line == f"page at {address}/\n"
+            with urllib.request.urlopen(f"{address}{path}/config", timeout=10) as answer:  # at once
+                parts = [part["props"] for part in json.load(answer)["components"]]
+            assert [part["value"] for part in parts if part.get("label") == "Mask ratio"] == [0.62]
+        finally:
+            process.send_signal(signal.SIGINT)
+            rest, _ = process.communicate(timeout=30)
+    assert "Traceback" not in rest and "share" not in rest
+
+
 @pytest.mark.parametrize(("width", "scheme"), [(1280, "light"), (390, "dark")])
 def test_in_a_browser(server, exported, image, dicom, tmp_path, width, scheme):
     chromium, node = shutil.which("chromium"), shutil.which("node")
@@ -339,4 +404,9 @@ def test_in_a_browser(server, exported, image, dicom, tmp_path, width, scheme):
     command += [str(image), str(dicom)]
     done = subprocess.run([*command, str(width), scheme, str(tmp_path)], capture_output=True, text=True, timeout=240)
     assert done.returncode == 0, done.stdout + done.stderr
-    assert {file.name for file in tmp_path.glob("*.png")} == {"start.png", "classifier.png", "autoencoder.png"}
+    assert {file.name for file in tmp_path.glob("*.png")} == {
+        "start.png",
+        "answer.png",
+        "classifier.png",
+        "autoencoder.png",
+    }

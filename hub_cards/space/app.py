@@ -9,11 +9,15 @@ With `--serve true`, POST /classify also answers as the Hub's image-classificati
 
 import argparse
 import base64
+import contextlib
+import errno
 import io
 import json
+import logging
 import math
 import os
 import re
+import socket
 import threading
 from dataclasses import dataclass
 from functools import lru_cache
@@ -44,6 +48,7 @@ from recipe_dicom import read_dicom
 from recipe_overlay import occlusion_map
 from vit_mean_pooling import ViTMeanPoolingForImageClassification
 
+logger = logging.getLogger("demo")
 CAVEAT = "**For research only.** This is not a medical device and must not be used for diagnosis."
 CLASSIFIERS = {kind.__name__: kind for kind in (ViTForImageClassification, ViTMeanPoolingForImageClassification)}
 DEFAULT_MODEL = "runs/quickstart/export"
@@ -106,7 +111,8 @@ class Patch:
 def load(name: str) -> Model:
     """Open a model by Hub id or folder. No code of a repository is run: the classes are this package's.
 
-    A classifier's repository has no decoder. The autoencoder is then that of the `base_model` which its card names.
+    A classifier's repository has no decoder. The autoencoder is then that of the `base_model` which its card names; if
+    it names none, that which a cross-validation left in the same fold.
 
     Raises:
         ValueError: it cannot be opened, or is of another kind; names the model.
@@ -167,18 +173,26 @@ def _autoencoder(name: str) -> Network | None:
 
 def _autoencoder_of_base(name: str, card: Path | None) -> tuple[Network | None, str]:
     """The autoencoder of the model that a classifier was trained from, and a sentence on it."""
+    origin, folder = f"the base_model of {name}", Path(name).resolve()
     try:
         base = (metadata_load(card) or {}).get("base_model") if card else None
         if isinstance(base, list):
             base = base[0] if base else None
+        if base is None and folder.is_dir() and folder.match("fold_*/finetune/export"):
+            beside = folder.parents[1] / "pretrain" / "export"  # as cross_validate.py leaves it
+            if beside.is_dir():
+                base, origin = str(beside), f"the encoder of the same fold as {name}"
         if base is None:
-            return None, f"No reconstruction: the card of {name} names no base_model, whose autoencoder could be shown."
+            return None, (
+                f"No reconstruction: the card of {name} names no base_model, whose autoencoder could be shown. "
+                "Publish the encoder and pass --base_model ORG/ENCODER to publish.py."
+            )
         autoencoder = _autoencoder(base)
     except UNUSABLE as error:
-        return None, f"No reconstruction: the base_model of {name} cannot be opened ({_first_line(error)})."
+        return None, f"No reconstruction: {origin} cannot be opened ({_first_line(error)})."
     if autoencoder is None:
-        return None, f"No reconstruction: {base}, the base_model of {name}, has no pretraining/ folder."
-    return autoencoder, f"The reconstruction is by {base}, the base_model of {name}."
+        return None, f"No reconstruction: {base}, {origin}, has no pretraining/ folder."
+    return autoencoder, f"The reconstruction is by {base}, {origin}."
 
 
 def _figures(card: Path | None) -> str:
@@ -236,7 +250,7 @@ def classify(model: Model, image: Image.Image) -> tuple[dict[str, float], str]:
     words = "sure" if entropy < 0.3 else "rather unsure" if entropy < 0.8 else "undecided"
     return (
         {network.config.id2label[index]: float(value) for index, value in enumerate(found)},
-        f"The model is **{words}** (entropy {entropy:.2f} of 1). Sure is not the same as right.\n\n{model.figures}",
+        f"The model is **{words}** (entropy {entropy:.2f} of 1). Sure is not the same as right.",
     )
 
 
@@ -395,14 +409,17 @@ def panels(model: Model, image: Image.Image, mask_ratio: float, seed: int, down:
 
 def build(first: str) -> gr.Blocks:
     """The page."""
+    model = load(first)
+    # As in the training, within the slider's range. Read before the first answer, which sets it.
+    trained = 0.75 if model.autoencoder is None else min(max(model.autoencoder.model.config.mask_ratio, 0.1), 0.95)
     # A first answer takes two seconds more than later ones: nobody shall wait for it.
-    panels(load(first), Image.new("RGB", (64, 64)), 0.75, 0, 50, 50)
+    panels(model, Image.new("RGB", (64, 64)), trained, 0, 50, 50)
 
     def answer(name, path, *settings):
         model, image, window = _opened(name, path)
         seen, probabilities, words, *others = panels(model, image, *settings)
         visible = [gr.Column(visible=part is not None) for part in (seen, model.classifier, model.autoencoder)]
-        return seen, probabilities, words, f"{model.note} {window}".strip(), *others, *visible
+        return seen, probabilities, words, f"{model.note} {window}".strip(), *others, model.figures, *visible
 
     def answer_again(name, path, *settings):
         return gr.skip() if path is None else answer(name, path, *settings)
@@ -420,7 +437,10 @@ def build(first: str) -> gr.Blocks:
         return gr.Image(label=what, alt_text=what, show_label=False, buttons=[])
 
     with gr.Blocks(title="GLCM-MAE", analytics_enabled=False) as page:
-        gr.Markdown(f"# GLCM-MAE\n{CAVEAT}")
+        gr.Markdown(
+            f"# GLCM-MAE\n{CAVEAT}\n\nDrop an image: the page then shows the class probabilities (of a classifier), "
+            "a masked reconstruction and the texture of one patch (of an autoencoder)."
+        )
         with gr.Row():
             with gr.Column(min_width=300):
                 name = gr.Textbox(first, label="Model: Hub id or local folder")
@@ -434,6 +454,8 @@ def build(first: str) -> gr.Blocks:
                     label = gr.Label(label="Class probabilities")
                     words = gr.Markdown()
                     sensitive = gr.Button("Where is the model sensitive? (slower)")
+                    with gr.Accordion("Results that the model's card states", open=False):
+                        figures = gr.Markdown()
         with gr.Column(visible=False) as explained:
             gr.Markdown("## Where the model is sensitive")
             heat, meaning = picture("Occlusion overlay"), gr.Markdown()
@@ -441,7 +463,7 @@ def build(first: str) -> gr.Blocks:
             with gr.Row():
                 with gr.Column(min_width=300):
                     gr.Markdown("## Masked reconstruction\nFramed: the chosen patch.")
-                    mask_ratio = gr.Slider(0.1, 0.95, 0.75, step=0.05, label="Mask ratio")
+                    mask_ratio = gr.Slider(0.1, 0.95, trained, step=0.01, label="Mask ratio")
                     seed = gr.Slider(0, 99, 0, step=1, label="Seed of the mask")
                     rebuilt = picture("Masked reconstruction")
                 with gr.Column(min_width=300):
@@ -459,7 +481,7 @@ def build(first: str) -> gr.Blocks:
             )
         inputs = [name, path, mask_ratio, seed, down, right]
         parts = [given, classified, reconstructed]
-        outputs = [seen, label, words, note, rebuilt, matrices, table, *parts]
+        outputs = [seen, label, words, note, rebuilt, matrices, table, figures, *parts]
         # A new image or model: nothing of the former one may stay, whatever becomes of the new.
         hidden = {"api_visibility": "private"}
         for change, reply, api in (
@@ -523,6 +545,33 @@ def serve(name: str) -> FastAPI:
     return app
 
 
+def check_port(host: str, port: int) -> None:
+    """Before a model is opened, which takes seconds.
+
+    Raises:
+        SystemExit: nothing can listen there; names the port.
+    """
+    family = socket.AF_INET6 if ":" in host else socket.AF_INET
+    try:
+        socket.create_server((host.strip("[]"), port), family=family).close()
+    except (OSError, OverflowError) as error:
+        reason = os.strerror(error.errno) if getattr(error, "errno", 0) == errno.EADDRINUSE else error
+        raise SystemExit(
+            f"error: cannot listen on port {port} of {host} ({reason}): name another one with --port"
+        ) from error
+
+
+class Server(uvicorn.Server):
+    """Says where it answers, once it does."""
+
+    async def startup(self, sockets: list[socket.socket] | None = None) -> None:
+        await super().startup(sockets)
+        host = "localhost" if self.config.host == "0.0.0.0" else self.config.host
+        port = self.servers[0].sockets[0].getsockname()[1]
+        address = f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}"
+        logger.info("answers at %s/classify, page at %s/demo", address, address)
+
+
 def main() -> None:
     """Start the server."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -531,19 +580,29 @@ def main() -> None:
     parser.add_argument("--port", type=int, default=7860)
     parser.add_argument("--serve", default="false", choices=["true", "false"])
     args = parser.parse_args()
+    logging.basicConfig(format="%(message)s")
+    logger.setLevel(logging.INFO)
+    on_the_hub = "SPACE_ID" in os.environ  # where Gradio sets address and port itself
+    if not on_the_hub or args.serve == "true":
+        check_port(args.host, args.port)
     try:
         if args.serve == "true":
             app = gr.mount_gradio_app(serve(args.model), build(args.model), path="/demo")
-            uvicorn.run(app, host=args.host, port=args.port, log_level="warning")
+            with contextlib.suppress(KeyboardInterrupt):
+                Server(uvicorn.Config(app, host=args.host, port=args.port, log_level="warning")).run()
             return
         page = build(args.model)
     except ValueError as error:
         missing = args.model == DEFAULT_MODEL and not Path(DEFAULT_MODEL).is_dir()
         hint = ": run `make quickstart` first, or name a model (--model, or the variable GLCM_MAE_MODEL)"
         raise SystemExit(f"error: {error}{hint if missing else ''}") from error
-    # On the Hub, Gradio sets address and port itself.
-    here = {} if "SPACE_ID" in os.environ else {"server_name": args.host, "server_port": args.port}
-    page.launch(**here)
+    if on_the_hub:
+        page.launch()
+        return
+    # Quiet: Gradio would advise a public link, which is nothing for medical images.
+    page.launch(server_name=args.host, server_port=args.port, quiet=True, prevent_thread_lock=True)
+    logger.info("page at %s", page.local_url)
+    page.block_thread()
 
 
 if __name__ == "__main__":
