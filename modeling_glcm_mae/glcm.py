@@ -413,8 +413,9 @@ def _sparse_loss_and_gradient(
     With D = g(G_pred) - g(G_target), and each matrix a sum of entries (weight v in cell c):
     `sum over cells of D^2 = sum over the entries of both of +-v * (g(G) / G)[c] * D[c]`, with + and G_pred for an entry
     of the prediction, - and G_target for one of the target, and `d loss / d v = 2 * D[c] * g'(G_pred[c])` for the
-    former. Both only read cells that were touched, so the cost does not grow with the number of levels, and only these
-    are set to zero first. The sum S of a matrix is the number of its pairs, since the weights of a pixel sum to 1.
+    former. Both only read cells that were touched, and only these are set to zero first, so the number of operations
+    does not grow with that of levels. The sum S of a matrix is the number of its pairs, since the weights of a pixel
+    sum to 1.
     """
     settings = (levels, value_range, kernel, sharpness)
     dtype = torch.promote_types(pred.dtype, torch.float32)

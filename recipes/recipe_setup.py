@@ -1,5 +1,6 @@
 """From arguments to model and data, for the recipes that train."""
 
+import logging
 from dataclasses import dataclass, field
 
 import datasets
@@ -19,6 +20,7 @@ from recipe_data import (
 )
 from recipe_splits import load_prepared
 
+logger = logging.getLogger(__name__)
 # Fields that decide the shapes of the weights.
 SIZES = (
     "patch_size",
@@ -180,6 +182,12 @@ def load_data(data_args: DataArguments, config: GLCMMAEConfig, seed: int) -> Pre
     white = white_level(images, data_args.white_level)
     if data_args.cache_images and white > 255:
         raise UsageError(f"cache_images keeps 8 bits, the images are deeper (white is {white:g}): set it to false")
+    if data_args.held_out and "group" not in images.column_names and data_args.corpus != "speckle":
+        logger.warning(
+            "corpus %s has no groups (patients), so copies of training images may be held out: prepare_corpus.py finds "
+            "them; give the folder that it makes",
+            data_args.corpus,
+        )
     train_images, held_out_images = split_held_out(images, data_args.held_out, seed)
     train = PretrainDataset(train_images, transform, cache=data_args.cache_images, **reading)
     held_out = None

@@ -364,10 +364,11 @@ def test_a_picture_of_images_that_must_not_be_given_out_is_refused(images, tmp_p
     assert not (tmp_path / "run").exists()
 
 
-def test_run_without_pictures_or_held_out_images_ends_well(images, tmp_path, capsys):
+def test_run_without_pictures_or_held_out_images_ends_well(images, tmp_path, capsys, caplog):
     import pretrain
 
     for changed in ({"held_out": 0}, {"num_pictures": 0}):
+        caplog.clear()
         pretrain.main(
             options(**TINY | {"num_train_epochs": 1} | changed, corpus=images, output_dir=tmp_path / "run")
             + ["--overwrite_output_dir=true"]
@@ -375,6 +376,8 @@ def test_run_without_pictures_or_held_out_images_ends_well(images, tmp_path, cap
         printed = capsys.readouterr().out
         assert "metrics  " in printed and "export   " in printed and "picture  " not in printed
         assert (tmp_path / "run" / "export" / "model.safetensors").exists()
+        # A plain folder tells no patients: copies may be on both sides of the held-out images, where there are any.
+        assert ("has no groups" in caplog.text) == ("held_out" not in changed)
 
 
 def test_a_mistake_deletes_nothing(run, images, tmp_path):
