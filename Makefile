@@ -38,8 +38,8 @@ quickstart: $(STAMP) ## Pretrain a small model on generated speckle images (CPU,
 	"$(BIN)/accelerate" launch --quiet --config_file recipes/configs/accelerate/cpu.yaml \
 	  recipes/pretrain.py --config recipes/configs/quickstart.yaml $(ARGS)
 
-test: $(STAMP) ## Run the fast tests (ARGS="-k texture -x" and the like are passed to pytest)
-	"$(BIN)/python" -m pytest -m "not slow and not gpu" $(ARGS)
+test: $(STAMP) ## Run the fast tests in two processes (ARGS="-k texture -n 0" and the like are passed to pytest)
+	"$(BIN)/python" -m pytest -n 2 -m "not slow and not gpu" $(ARGS)
 
 test-slow: $(STAMP) ## Run the slow tests (minutes)
 	"$(BIN)/python" -m pytest -m "slow and not gpu" $(ARGS)
