@@ -250,19 +250,19 @@ def _loss_kernel(
                     if WITH_GRADIENT:
                         pull += tl.where(first, 2 * scale * difference * rate * v * slope_pred, 0.0)
 
-                    j, v, _ = _share(after_target, lo, width, sharpness, b, LEVELS, KERNEL, HALF_WIDTH)
-                    _, _, share = _difference(
-                        pred_table,
-                        target_table,
-                        i_target * LEVELS + j,
-                        first,
-                        total,
-                        dtype,
-                        REWEIGHT,
-                        FIXED_POINT,
-                        FRACTION,
-                    )
                     if not CUMULATIVE:
+                        j, v, _ = _share(after_target, lo, width, sharpness, b, LEVELS, KERNEL, HALF_WIDTH)
+                        _, _, share = _difference(
+                            pred_table,
+                            target_table,
+                            i_target * LEVELS + j,
+                            first,
+                            total,
+                            dtype,
+                            REWEIGHT,
+                            FIXED_POINT,
+                            FRACTION,
+                        )
                         loss += tl.where(first, scale * v_target * v * share, 0.0)
 
                     if WITH_GRADIENT:

@@ -37,10 +37,6 @@ torch.set_num_threads(1)
 os.environ["OMP_NUM_THREADS"] = "1"
 
 
-def pytest_configure(config: pytest.Config) -> None:
-    config.addinivalue_line("markers", "plain: also run with the interpreter of an environment without the package")
-
-
 @pytest.fixture(autouse=True)
 def seeded() -> None:
     """A failure must come back when its test is run alone."""
