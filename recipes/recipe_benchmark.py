@@ -1,5 +1,6 @@
 """What the benchmarks share: fair timing, the machine, tables."""
 
+import importlib.metadata
 import os
 import platform
 import time
@@ -28,6 +29,7 @@ def machine(device: torch.device | str) -> dict[str, Any]:
         "python": platform.python_version(),
         "torch": torch.__version__,
         "transformers": transformers.__version__,
+        "numba": importlib.metadata.version("numba"),
     }
 
 

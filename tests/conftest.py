@@ -43,6 +43,14 @@ def seeded() -> None:
     torch.manual_seed(0)
 
 
+@pytest.fixture
+def threads() -> Iterator[Callable[[int], None]]:
+    """`threads(number)` of PyTorch, for the test."""
+    before = torch.get_num_threads()
+    yield torch.set_num_threads
+    torch.set_num_threads(before)
+
+
 @pytest.fixture(scope="session")
 def tiny_fields() -> dict[str, int]:
     """The sizes of the tiny model, also valid for a stock `ViTMAEConfig`."""

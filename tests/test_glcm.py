@@ -24,7 +24,7 @@ from modeling_glcm_mae import (
 DISTANCES, ANGLES = [1, 3], [0, math.pi / 4, math.pi / 2, 3 * math.pi / 4]
 OFFSETS = [[0, 1], [1, 1], [1, 0], [1, -1], [0, 3], [2, 2], [3, 0], [2, -2]]  # 3 sin 45 degrees is 2.1
 RANGE = (-1.0, 1.0)
-BACKENDS = ["dense", "sparse"]
+BACKENDS = ["dense", "sparse", "numba"]
 # Kernels with a gradient: the published sharpness, and two at which levels overlap.
 SOFT = [("sigmoid", 30.0), ("sigmoid", 5.0), ("sigmoid", 1.5), ("linear", 30.0)]
 
@@ -353,14 +353,6 @@ def check_against_the_definition(
         assert (found - expected).norm() <= tolerance * expected.norm()
 
 
-@pytest.fixture
-def threads():
-    """`threads(number)` of PyTorch, for the test."""
-    before = torch.get_num_threads()
-    yield torch.set_num_threads
-    torch.set_num_threads(before)
-
-
 def draw(rng: np.random.Generator, sharpnesses: list[float], dtype: torch.dtype, patches_at_once: int = 5):
     """Patches and arguments from all over what the loss is used with."""
     height, width = rng.choice([8, 14, 16, 32], 2) if rng.random() < 0.4 else [rng.choice([8, 14, 16, 32])] * 2
@@ -385,20 +377,22 @@ def draw(rng: np.random.Generator, sharpnesses: list[float], dtype: torch.dtype,
     return *images.to(dtype), arguments
 
 
+@pytest.mark.parametrize("backend", BACKENDS[1:])
 @pytest.mark.parametrize(("dtype", "tolerance"), [(torch.float32, 1e-5), (torch.float64, 1e-9)])
 @pytest.mark.parametrize("seed", range(100))
-def test_sparse_backend_is_the_definition(seed, dtype, tolerance, threads):
-    threads(1 + seed % 2)  # decides how many patches it takes at once
+def test_backend_is_the_definition(seed, dtype, tolerance, backend, threads):
+    threads(1 + seed % 2)  # decides how many patches are taken at once
     pred, target, arguments = draw(np.random.default_rng(seed), [2.5, 5.0, 30.0, 100.0], dtype)
-    check_against_the_definition("sparse", pred, target, tolerance, **arguments)
+    check_against_the_definition(backend, pred, target, tolerance, **arguments)
 
 
+@pytest.mark.parametrize("backend", BACKENDS[1:])
 @pytest.mark.parametrize("kernel", ["sigmoid", "linear", "hard"])
 @pytest.mark.parametrize("levels", [2, 3])
-def test_sparse_backend_with_fewer_levels_than_its_window(levels, kernel):
+def test_backend_with_fewer_levels_than_its_window(levels, kernel, backend):
     pred, target = 1.3 * patches(6, 7, 9), 1.3 * patches(6, 7, 9, seed=1)
     arguments = {"levels": levels, "value_range": RANGE, "offsets": [[0, 1], [-2, 3], [6, -8]], "kernel": kernel}
-    check_against_the_definition("sparse", pred, target, 1e-4, sharpness=5.0, **arguments)
+    check_against_the_definition(backend, pred, target, 1e-4, sharpness=5.0, **arguments)
 
 
 @pytest.mark.parametrize("reweight", [False, True])
@@ -422,29 +416,26 @@ def test_what_the_scratch_holds_reaches_no_patch(levels, reweight, monkeypatch):
     assert gradient.isnan().any((1, 2)).nonzero().flatten().tolist() == [2, 5]
 
 
-def test_gradient_of_patches_with_other_strides():
+@pytest.mark.parametrize("backend", BACKENDS[1:])
+def test_gradient_of_patches_with_other_strides(backend):
     pred, target = patches(3, 8, 6), patches(3, 8, 6, seed=1)
     transposed = pred.mT.contiguous().mT
     gradients = []
     for images in (pred, transposed):
         images.requires_grad_()
-        loss = glcm_loss(images, target, backend="sparse", **LOSS)
+        loss = glcm_loss(images, target, backend=backend, **LOSS)
         gradients.append(torch.autograd.grad(loss, images)[0])
     assert torch.equal(*gradients)
     # As the operator's stand-in says: compiled code checks the strides.
     assert not transposed.is_contiguous() and gradients[1].is_contiguous()
 
 
-def test_auto_is_one_of_the_backends():
-    pred, target = patches(3, 8, 8), patches(3, 8, 8, seed=1)
-    assert torch.equal(glcm_loss(pred, target, **LOSS), glcm_loss(pred, target, backend="sparse", **LOSS))
-
-
-def test_the_gradient_cannot_be_differentiated_again():
+@pytest.mark.parametrize("backend", BACKENDS[1:])
+def test_the_gradient_cannot_be_differentiated_again(backend):
     # Its derivative was never computed; a zero in its place would be a wrong answer.
     pred, target = patches(2, 8, 8).requires_grad_(), patches(2, 8, 8, seed=1)
     with pytest.raises(RuntimeError, match='create_graph=True.*backend="dense"'):
-        torch.autograd.grad(glcm_loss(pred, target, backend="sparse", **LOSS), pred, create_graph=True)
+        torch.autograd.grad(glcm_loss(pred, target, backend=backend, **LOSS), pred, create_graph=True)
     torch.autograd.grad(glcm_loss(pred, target, backend="dense", **LOSS), pred, create_graph=True)
 
 

@@ -1,0 +1,137 @@
+"""Tests of modeling_glcm_mae.glcm_numba beyond those that all backends share (test_glcm.py)."""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from test_glcm import LOSS, patches
+
+from modeling_glcm_mae import glcm_loss
+from modeling_glcm_mae.glcm_numba import numba_loss_and_gradient
+
+PAIR = patches(7, 8, 6), patches(7, 8, 6, seed=1)
+
+
+def loss_and_gradient(pred: torch.Tensor, target: torch.Tensor, **arguments) -> tuple[torch.Tensor, torch.Tensor]:
+    pred = pred.detach().requires_grad_()
+    losses = glcm_loss(pred, target, reduction="none", **(LOSS | arguments))
+    return losses.detach(), torch.autograd.grad(losses.sum(), pred)[0]
+
+
+@pytest.mark.parametrize("count", [0, 1, 7])
+def test_results_do_not_depend_on_the_number_of_threads(count, threads):
+    found = []
+    for number in (1, 2, 3):
+        threads(number)
+        found.append(loss_and_gradient(*(stack[:count] for stack in PAIR), backend="numba"))
+    for losses, gradient in found[1:]:
+        assert torch.equal(losses, found[0][0]) and torch.equal(gradient, found[0][1])
+
+
+def test_equal_patches_have_no_loss_at_all():
+    losses, gradient = loss_and_gradient(PAIR[0], PAIR[0], backend="numba")
+    assert losses.tolist() == [0] * 7 and not gradient.any()
+
+
+def test_it_is_the_default_on_the_cpu():
+    found, expected, other = (loss_and_gradient(*PAIR, backend=name) for name in ("auto", "numba", "sparse"))
+    assert torch.equal(found[1], expected[1])
+    assert not torch.equal(found[1], other[1])  # which rounds in another order: the test can tell them apart
+
+
+def test_half_precision_is_read_and_nothing_is_computed_in_it():
+    pred, target = PAIR[0].bfloat16(), PAIR[1]
+    losses, gradient = loss_and_gradient(pred, target, backend="numba")
+    expected, wide = loss_and_gradient(pred.float(), target, backend="numba")
+    assert torch.equal(losses, expected) and losses.dtype == torch.float32
+    assert torch.equal(gradient, wide.bfloat16())
+
+
+def test_tensors_elsewhere_are_refused():
+    arguments = LOSS | {"kernel": "linear", "sharpness": 30.0, "reweight": True, "cumulative": False}
+    meta = PAIR[0].to("meta")
+    with pytest.raises(ValueError, match='backend "numba" needs tensors on the CPU, got meta'):
+        numba_loss_and_gradient(meta, meta, True, symmetric=False, normalize=False, **arguments)
+
+
+CALL = """
+import os, sys, warnings
+{before}
+import torch
+from modeling_glcm_mae import glcm_loss
+pred, target = torch.rand(4, 8, 8), torch.rand(4, 8, 8)
+
+def loss(backend):
+    return glcm_loss(pred, target, levels=8, value_range=(0, 1), offsets=[[0, 1]], backend=backend).item()
+
+{code}
+"""
+
+
+def run_python(code: str, before: str = "", **environment: str) -> subprocess.CompletedProcess:
+    script = CALL.format(before=before, code=code)
+    return subprocess.run(
+        [sys.executable, "-c", script], env=os.environ | environment, capture_output=True, text=True, timeout=120
+    )
+
+
+def test_package_works_without_numba():
+    code = """
+print(loss("auto") == loss("sparse"))
+try:
+    loss("numba")
+except ImportError as error:
+    print(error)
+"""
+    done = run_python(code, before="sys.modules['numba'] = None")
+    assert done.stdout.startswith("True\n") and 'backend "numba" needs the package numba' in done.stdout
+    assert not done.stderr
+
+
+def test_a_numba_that_cannot_be_imported_is_said_once(tmp_path):
+    (tmp_path / "numba.py").write_text("raise ImportError('Numba needs NumPy 1.0 or less')\n")
+    done = run_python("print(loss('auto') == loss('sparse'), loss('auto') > 0)", PYTHONPATH=str(tmp_path))
+    assert done.stdout == "True True\n", done.stderr
+    assert done.stderr.count("will be slower: numba cannot be imported: Numba needs NumPy 1.0 or less") == 1
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="needs os.fork")
+def test_a_forked_process_has_threads_of_its_own():
+    # As a DataLoader's workers do. Threads of the parent would never answer.
+    code = """
+torch.set_num_threads(2)
+expected = loss("numba")
+child = os.fork()
+if child == 0:
+    os._exit(0 if loss("numba") == expected else 1)
+print(os.waitpid(child, 0)[1], loss("numba") == expected)
+"""
+    done = run_python(code)
+    assert done.stdout == "0 True\n", done.stderr
+
+
+def test_where_nothing_can_be_kept_it_is_compiled_again():
+    # A read-only installation and no home folder, as in many containers: Numba then refuses cache=True.
+    before = """
+import numba.core.caching
+numba.core.caching.CacheImpl._locator_classes = []
+"""
+    code = """
+import numba
+try:
+    numba.njit(cache=True)(lambda x: x)
+except RuntimeError:
+    print(loss("numba") > 0)
+"""
+    done = run_python(code, before=before)
+    assert done.stdout == "True\n", done.stderr
+
+
+def test_what_was_compiled_is_kept(tmp_path):
+    done = run_python("print(loss('numba') > 0)", NUMBA_CACHE_DIR=str(tmp_path))
+    assert done.stdout == "True\n", done.stderr
+    kept = {file.name.split("-")[0] for file in Path(tmp_path).rglob("*.nbi")}
+    assert "glcm_numba._compare_patches" in kept
