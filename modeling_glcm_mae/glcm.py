@@ -651,7 +651,7 @@ def glcm_loss(
         reduction: "mean" over the patches, or "none".
         backend: "dense" (the definition: both matrices in full), "sparse" (only the cells that pairs touch; equal but
             for weights below 1e-6 and the exp(-levels * sharpness) that the sigmoid's weights lack of 1; far cheaper,
-            once differentiable), "numba" (the same, compiled for the CPU: four times as fast), "triton" (the same,
+            once differentiable), "numba" (the same, compiled for the CPU), "triton" (the same,
             fused for CUDA) or "auto", the fastest of these: "numba" on the CPU where Numba is installed, "triton" for
             windows of up to 64 x 64 pixels on CUDA where Triton is installed, else "sparse".
 
@@ -737,13 +737,11 @@ def ssim_loss(pred: torch.Tensor, target: torch.Tensor, *, reduction: str = "mea
             return rows @ x @ columns.T
 
         mean_pred, mean_target = smooth(pred), smooth(target)
-        variance_pred = smooth(pred * pred) - mean_pred * mean_pred
-        variance_target = smooth(target * target) - mean_target * mean_target
-        covariance = smooth(pred * target) - mean_pred * mean_target
+        product, squares = mean_pred * mean_target, mean_pred * mean_pred + mean_target * mean_target
+        covariance = smooth(pred * target) - product
+        variances = smooth(pred * pred + target * target) - squares  # only their sum is asked for
         c1, c2 = 0.01**2, 0.03**2
-        ssim = ((2 * mean_pred * mean_target + c1) * (2 * covariance + c2)) / (
-            (mean_pred.square() + mean_target.square() + c1) * (variance_pred + variance_target + c2)
-        )
+        ssim = ((2 * product + c1) * (2 * covariance + c2)) / ((squares + c1) * (variances + c2))
         per_patch = 1 - ssim.mean(dim=(-3, -2, -1))
     return per_patch if reduction == "none" else per_patch.sum() / max(len(per_patch), 1)
 
