@@ -256,11 +256,22 @@ SUPPORT_TOLERANCE = {torch.float32: 1e-6, torch.float64: 1e-13}
 # shares a gather or scatter among threads only from about 2^15 elements each, which are 16 patches of 16 x 16.
 CELLS_AT_ONCE = 2**20
 ENTRIES_AT_ONCE = 3 * 2**14
+# Windows of more pixels are counted in float64.
+MAX_FLOAT32_PIXELS = 32 * 32
 # A GPU is served as if it were so many threads.
 GPU_THREADS = 16
 # The Triton backend holds a patch in the registers of a multiprocessor.
 MAX_TRITON_PIXELS = 64 * 64
 MAX_TRITON_CUMULATIVE_LEVELS = 64  # and a cumulative matrix too
+
+
+def _table_dtype(support: int, pixels: int, cumulative: bool, dtype: torch.dtype) -> torch.dtype:
+    """In which the entries of a matrix are added up.
+
+    A wide kernel adds thousands of small weights to each cell, and so does a large window: too many for a float32 sum,
+    as are the cells of a cumulative matrix.
+    """
+    return torch.float64 if support > 2 or pixels > MAX_FLOAT32_PIXELS or cumulative else dtype
 
 
 def _support_window(kernel: str, sharpness: float, dtype: torch.dtype) -> tuple[int, int]:
@@ -433,8 +444,7 @@ def _sparse_loss_and_gradient(
     size = max(1, min(len(pred), threads * ENTRIES_AT_ONCE // entries))
     held = max(1, min(size, threads * CELLS_AT_ONCE // cells))
     size = held if whole_matrices else size
-    # A wide kernel adds thousands of small weights to each cell: too many for a float32 sum.
-    precision = torch.float64 if support > 2 else dtype
+    precision = _table_dtype(support, height * width, cumulative, dtype)
     scratch = pred.new_empty(held, cells, dtype=precision.to_complex() if reweight else precision)
     for start in range(0, len(pred), size):
         part = slice(start, start + size)
@@ -594,10 +604,9 @@ def _fastest_backend(device: str, pixels: int, levels: int, cumulative: bool) ->
 def _can_import(name: str) -> bool:
     try:
         importlib.import_module(name)
-    except ModuleNotFoundError:
-        return False
-    except ImportError as error:  # Numba refuses releases of NumPy that it does not know
-        warnings.warn(f"the co-occurrence loss will be slower: {name} cannot be imported: {error}", stacklevel=1)
+    except Exception as error:  # a library that does not load is no ImportError
+        if not isinstance(error, ModuleNotFoundError) or error.name != name:
+            warnings.warn(f"the co-occurrence loss will be slower: {name} cannot be imported: {error!r}", stacklevel=1)
         return False
     return True
 

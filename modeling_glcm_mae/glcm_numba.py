@@ -11,12 +11,15 @@ Nothing is written by two threads, so results do not depend on their number.
 
 import functools
 import os
-from collections.abc import Callable, Sequence
+import warnings
+from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
+from pickle import UnpicklingError
+from typing import Any
 
 import torch
 
-from .glcm import _support_window
+from .glcm import _support_window, _table_dtype
 
 try:  # transformers asks for every package that a file imports outside a `try`
     import numba
@@ -25,14 +28,8 @@ except ImportError as error:
     raise ImportError(f'backend "numba" needs the package numba: {error}') from error
 
 
-def _compiled(function: Callable) -> Callable:
-    """Compile at the first call; what is compiled is kept on disk for the next process."""
-    # The threads of Python run it side by side; a division by zero is not an exception.
-    options = {"nogil": True, "error_model": "numpy"}
-    try:
-        return numba.njit(cache=True, **options)(function)
-    except RuntimeError:  # Numba found no folder that it may write to: compiled in every process
-        return numba.njit(**options)(function)
+# The threads of Python run what is compiled side by side; a division by zero is not an exception.
+_compiled = numba.njit(nogil=True, error_model="numpy")
 
 
 @_compiled
@@ -125,7 +122,6 @@ def _accumulate(table, levels):
     return loss
 
 
-@_compiled
 def _compare_patches(
     pred,
     target,
@@ -238,6 +234,22 @@ def _compare_patches(
             gradient[m] = pull.reshape(height, width) * number(2 * mean)
 
 
+_not_kept = _compiled(_compare_patches)
+try:
+    # With all that it calls, on disk for the next process.
+    _kept = numba.njit(nogil=True, error_model="numpy", cache=True)(_compare_patches)
+except RuntimeError:  # Numba found no folder that it may write to
+    _kept = _not_kept
+
+
+def _compare_patches_compiled(*arguments: Any) -> None:
+    try:
+        _kept(*arguments)
+    except (OSError, EOFError, UnpicklingError) as error:  # of the file: a full disk, half a file
+        warnings.warn(f"Numba cannot keep what it compiled, or read what it kept: {error!r}", stacklevel=2)
+        _not_kept(*arguments)
+
+
 @functools.cache
 def _workers(count: int, process: int) -> ThreadPoolExecutor:
     """Threads, kept from call to call. Those of a parent process do not exist in its children."""
@@ -273,8 +285,7 @@ def numba_loss_and_gradient(
     half_width, support = _support_window(kernel, sharpness, dtype)
     # The length of a tuple is known to the compiler, which then unrolls the loops; one version does for all others.
     members = tuple(range(support)) if support <= 2 else np.arange(support)
-    # A wide kernel adds thousands of small weights to each cell: too many for a float32 sum.
-    precision = np.float64 if support > 2 or dtype == torch.float64 else np.float32
+    double = _table_dtype(support, height * width, cumulative, dtype) == torch.float64
     # Arrays of NumPy: an operator of PyTorch in a thread that is not its own would start more threads.
     pred, target = (np.ascontiguousarray(patches.to(dtype).numpy()) for patches in (pred, target))
     losses = np.empty(count, pred.dtype)
@@ -283,7 +294,7 @@ def numba_loss_and_gradient(
 
     def compare(thread: int) -> None:
         own = slice(count * thread // threads, count * (thread + 1) // threads)
-        _compare_patches(
+        _compare_patches_compiled(
             pred[own],
             target[own],
             members,
@@ -297,14 +308,19 @@ def numba_loss_and_gradient(
             symmetric,
             normalize,
             cumulative,
-            np.zeros((levels**2, 2), precision),
+            np.zeros((levels**2, 2), np.float64 if double else np.float32),
             losses[own],
             gradient[own],
         )
 
-    workers = _workers(threads, os.getpid())
-    others = [workers.submit(compare, thread) for thread in range(1, threads)]
+    workers = _workers(torch.get_num_threads(), os.getpid())
+    others = []
+    for thread in range(1, threads):
+        try:
+            others.append(workers.submit(compare, thread))
+        except RuntimeError:  # the interpreter is about to end, and takes no more work for threads
+            compare(thread)
     compare(0)
     for other in others:
         other.result()
-    return torch.from_numpy(losses), torch.from_numpy(gradient)
+    return torch.from_numpy(losses), torch.from_numpy(gradient if with_gradient else gradient.reshape(0))

@@ -18,7 +18,7 @@ from collections.abc import Sequence
 
 import torch
 
-from .glcm import MAX_TRITON_CUMULATIVE_LEVELS, _support_window
+from .glcm import MAX_TRITON_CUMULATIVE_LEVELS, _support_window, _table_dtype
 
 try:  # transformers asks for every package that a file imports outside a `try`
     import triton
@@ -351,8 +351,7 @@ def triton_loss_and_gradient(
         return losses, gradient
     half_width, support = _support_window(kernel, sharpness, dtype)
     fixed_point = torch.are_deterministic_algorithms_enabled()
-    # A wide kernel adds thousands of small weights to each cell: too many for a float32 sum.
-    table_dtype = torch.int64 if fixed_point else torch.float64 if support > 2 else dtype
+    table_dtype = torch.int64 if fixed_point else _table_dtype(support, height * width, cumulative, dtype)
     programs = SCRATCH_BYTES // (2 * levels**2 * table_dtype.itemsize)
     if pred.device.type == "cuda":
         multiprocessors = torch.cuda.get_device_properties(pred.device).multi_processor_count

@@ -1,6 +1,7 @@
 """What the benchmarks share: fair timing, the machine, tables."""
 
 import importlib.metadata
+import importlib.util
 import os
 import platform
 import time
@@ -29,7 +30,7 @@ def machine(device: torch.device | str) -> dict[str, Any]:
         "python": platform.python_version(),
         "torch": torch.__version__,
         "transformers": transformers.__version__,
-        "numba": importlib.metadata.version("numba"),
+        "numba": importlib.metadata.version("numba") if importlib.util.find_spec("numba") else None,
     }
 
 

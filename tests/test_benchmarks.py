@@ -197,6 +197,7 @@ def test_loss(tmp_path, capsys):
         "extra_mb_per_image",
         "levels_256_over_16",
         "offsets_8_over_2",
+        "ms_per_image",
     ]
     assert len(table) == 2 + sum(len(found["settings"]) for found in report.values())
     for found in report.values():

@@ -387,6 +387,22 @@ def test_backend_is_the_definition(seed, dtype, tolerance, backend, threads):
 
 
 @pytest.mark.parametrize("backend", BACKENDS[1:])
+@pytest.mark.parametrize("cumulative", [False, True])
+def test_backend_is_the_definition_of_a_whole_image(cumulative, backend):
+    # Against float64: the definition, too, loses digits in its float32 sums.
+    pred, target = 0.7 * patches(1, 512, 512), 0.7 * patches(1, 512, 512, seed=1)
+    found = []
+    for dtype, name in ((torch.float32, backend), (torch.float64, "dense")):
+        own = pred.to(dtype).requires_grad_()
+        loss = glcm_loss(
+            own, target.to(dtype), kernel="linear", reweight=False, cumulative=cumulative, backend=name, **LOSS
+        )
+        found.append((loss.detach(), torch.autograd.grad(loss, own)[0]))
+    for one, expected in zip(*found, strict=True):
+        assert (one - expected).norm() <= 1e-5 * expected.norm()
+
+
+@pytest.mark.parametrize("backend", BACKENDS[1:])
 @pytest.mark.parametrize("kernel", ["sigmoid", "linear", "hard"])
 @pytest.mark.parametrize("levels", [2, 3])
 def test_backend_with_fewer_levels_than_its_window(levels, kernel, backend):

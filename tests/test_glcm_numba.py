@@ -3,13 +3,12 @@
 import os
 import subprocess
 import sys
-from pathlib import Path
 
 import pytest
 import torch
 from test_glcm import LOSS, patches
 
-from modeling_glcm_mae import glcm_loss
+from modeling_glcm_mae import glcm, glcm_loss
 from modeling_glcm_mae.glcm_numba import numba_loss_and_gradient
 
 PAIR = patches(7, 8, 6), patches(7, 8, 6, seed=1)
@@ -61,7 +60,7 @@ CALL = """
 import os, sys, warnings
 {before}
 import torch
-from modeling_glcm_mae import glcm_loss
+from modeling_glcm_mae import glcm, glcm_loss
 pred, target = torch.rand(4, 8, 8), torch.rand(4, 8, 8)
 
 def loss(backend):
@@ -91,11 +90,13 @@ except ImportError as error:
     assert not done.stderr
 
 
-def test_a_numba_that_cannot_be_imported_is_said_once(tmp_path):
-    (tmp_path / "numba.py").write_text("raise ImportError('Numba needs NumPy 1.0 or less')\n")
+@pytest.mark.parametrize("error", ["ImportError", "OSError"])
+def test_a_numba_that_cannot_be_imported_is_said_once(error, tmp_path):
+    (tmp_path / "numba.py").write_text(f"raise {error}('Numba needs NumPy 1.0 or less')\n")
     done = run_python("print(loss('auto') == loss('sparse'), loss('auto') > 0)", PYTHONPATH=str(tmp_path))
     assert done.stdout == "True True\n", done.stderr
-    assert done.stderr.count("will be slower: numba cannot be imported: Numba needs NumPy 1.0 or less") == 1
+    said = f"will be slower: numba cannot be imported: {error}('Numba needs NumPy 1.0 or less')"
+    assert done.stderr.count(said) == 1
 
 
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="needs os.fork")
@@ -131,7 +132,50 @@ except RuntimeError:
 
 
 def test_what_was_compiled_is_kept(tmp_path):
-    done = run_python("print(loss('numba') > 0)", NUMBA_CACHE_DIR=str(tmp_path))
+    kept = []
+    for _ in range(2):
+        done = run_python("print(loss('numba') > 0)", NUMBA_CACHE_DIR=str(tmp_path))
+        assert done.stdout == "True\n" and not done.stderr, done.stderr
+        kept.append({file: file.stat().st_mtime_ns for file in tmp_path.rglob("*.nb?")})
+    assert len(kept[0]) == 2 and kept[1] == kept[0]  # an index and the code: read, not made again
+
+
+@pytest.mark.parametrize("fault", ["full disk", "half a file"])
+def test_what_cannot_be_kept_or_read_is_compiled_again(fault, tmp_path):
+    before = ""
+    if fault == "full disk":
+        before = (
+            "import resource, signal, modeling_glcm_mae.glcm_numba\nsignal.signal(signal.SIGXFSZ, signal.SIG_IGN)\n"
+        )
+        before += "resource.setrlimit(resource.RLIMIT_FSIZE, (0, 0))"
+    else:
+        run_python("loss('numba')", NUMBA_CACHE_DIR=str(tmp_path))
+        (code,) = tmp_path.rglob("*.nbc")
+        code.write_bytes(code.read_bytes()[:100])
+    script = "torch.set_num_threads(2)\nprint(abs(loss('numba') / loss('sparse') - 1) < 1e-5)"
+    done = run_python(script, before=before, NUMBA_CACHE_DIR=str(tmp_path))
     assert done.stdout == "True\n", done.stderr
-    kept = {file.name.split("-")[0] for file in Path(tmp_path).rglob("*.nbi")}
-    assert "glcm_numba._compare_patches" in kept
+    assert "Numba cannot keep what it compiled, or read what it kept" in done.stderr
+
+
+def test_a_thread_that_outlives_the_main_one_gets_its_loss():
+    # Pools of Python's take no work then.
+    code = """
+import threading
+torch.set_num_threads(2)
+
+def train():
+    threading.main_thread().join()
+    print(loss("numba") > 0, flush=True)
+
+threading.Thread(target=train).start()
+"""
+    done = run_python(code)
+    assert done.stdout == "True\n", done.stderr
+
+
+@pytest.mark.parametrize("backend", ["sparse", "numba"])
+@pytest.mark.parametrize("with_gradient", [True, False])
+def test_operator_is_what_compiled_code_takes_it_for(with_gradient, backend):
+    settings = [8, [-1.0, 1.0], [0, 1, 1, 0], "linear", 30.0, True, False, False, False]
+    torch.library.opcheck(glcm._loss_and_gradient, (*PAIR, with_gradient, backend, *settings))

@@ -2,7 +2,7 @@
 
     python recipes/benchmarks/loss.py --threads 2 --json loss.json
 
-About 6 minutes on two CPU cores. All inputs are generated speckle images, normalised as for training, and a
+About 3 minutes on two CPU cores. All inputs are generated speckle images, normalised as for training, and a
 reconstruction of them with 10 % noise. Compared calls run in turns in this process; a ratio is the median of the
 rounds, with the lowest and the highest. Patches are 16x16, three quarters of an image masked (147 at 224 pixels).
 
@@ -16,6 +16,10 @@ rounds, with the lowest and the highest. Patches are 16x16, three quarters of an
   image, beyond inputs and libraries (MiB of resident memory on Linux, of allocated memory on CUDA). Preset `paper`.
 - levels_256_over_16: time of the loss with 256 levels over that with 16.
 - offsets_8_over_2: the same for eight offsets over two.
+- ms_per_image: milliseconds of the loss and its gradient for an image of a batch, by preset.
+
+Few rounds (or --tiny) only show that the script works. On a shared machine, take --threads 1: threads wait for
+each other, and short calls suffer most.
 """
 
 import argparse
@@ -24,6 +28,7 @@ import subprocess
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from statistics import median
 from typing import Any
 
 import torch
@@ -67,9 +72,11 @@ def masked_patches(count: int, size: int, device: str) -> tuple[torch.Tensor, to
     return (patches + noise).to(device).requires_grad_(), patches.to(device)
 
 
-def loss_call(pred: torch.Tensor, target: torch.Tensor, backend: str, **overrides: Any) -> Callable[[], None]:
-    """Loss and gradient with the setting of `paper`."""
-    config = GLCMMAEConfig.from_preset("paper")
+def loss_call(
+    pred: torch.Tensor, target: torch.Tensor, backend: str, preset: str = "paper", **overrides: Any
+) -> Callable[[], None]:
+    """Loss and gradient with the setting of a preset."""
+    config = GLCMMAEConfig.from_preset(preset)
     settings = {
         "levels": config.glcm_levels,
         "value_range": config.glcm_value_range,
@@ -77,6 +84,7 @@ def loss_call(pred: torch.Tensor, target: torch.Tensor, backend: str, **override
         "kernel": config.glcm_kernel,
         "sharpness": config.glcm_sharpness,
         "reweight": config.glcm_reweight,
+        "normalize": config.glcm_normalize,
     } | overrides
 
     def call() -> None:
@@ -154,6 +162,15 @@ def measure(options: argparse.Namespace) -> dict[str, dict[str, Any]]:
         results["levels_256_over_16"][name] = ratio(seconds_side_by_side(calls, **rounds), "256", "16")
     calls = {str(count): loss_call(pred, target, "auto", offsets=EIGHT_OFFSETS[:count]) for count in (2, 8)}
     results["offsets_8_over_2"] = {"paper": ratio(seconds_side_by_side(calls, **rounds), "8", "2")}
+    calls = {
+        preset + suffix: loss_call(pred, target, backend, preset)
+        for preset in ("paper", "texture")
+        for suffix, backend in (("", "auto"), (", plain PyTorch", "sparse"))
+    }
+    results["ms_per_image"] = {
+        name: dict(zip(SHOWN, (1e3 / options.batch_size * f(found) for f in (median, min, max)), strict=True))
+        for name, found in seconds_side_by_side(calls, **rounds).items()
+    }
     return results
 
 
