@@ -2,7 +2,7 @@
 
     python recipes/benchmarks/loss.py --threads 2 --json loss.json
 
-About 3 minutes on two CPU cores. All inputs are generated speckle images, normalised as for training, and a
+About 2 minutes on two CPU cores. All inputs are generated speckle images, normalised as for training, and a
 reconstruction of them with 10 % noise. Compared calls run in turns in this process; a ratio is the median of the
 rounds, with the lowest and the highest. Patches are 16x16, three quarters of an image masked (147 at 224 pixels).
 
