@@ -114,6 +114,7 @@ print(os.waitpid(child, 0)[1], loss("numba") == expected)
     assert done.stdout == "0 True\n", done.stderr
 
 
+@pytest.mark.slow
 def test_where_nothing_can_be_kept_it_is_compiled_again():
     # A read-only installation and no home folder, as in many containers: Numba then refuses cache=True.
     before = """
@@ -131,6 +132,7 @@ except RuntimeError:
     assert done.stdout == "True\n", done.stderr
 
 
+@pytest.mark.slow
 def test_what_was_compiled_is_kept(tmp_path):
     kept = []
     for _ in range(2):
@@ -140,6 +142,7 @@ def test_what_was_compiled_is_kept(tmp_path):
     assert len(kept[0]) == 2 and kept[1] == kept[0]  # an index and the code: read, not made again
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("fault", ["full disk", "half a file"])
 def test_what_cannot_be_kept_or_read_is_compiled_again(fault, tmp_path):
     before = ""
