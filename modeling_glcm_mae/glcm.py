@@ -660,9 +660,9 @@ def glcm_loss(
         reduction: "mean" over the patches, or "none".
         backend: "dense" (the definition: both matrices in full), "sparse" (only the cells that pairs touch; equal but
             for weights below 1e-6 and the exp(-levels * sharpness) that the sigmoid's weights lack of 1; far cheaper,
-            once differentiable), "numba" (the same, compiled for the CPU), "triton" (the same,
-            fused for CUDA) or "auto", the fastest of these: "numba" on the CPU where Numba is installed, "triton" for
-            windows of up to 64 x 64 pixels on CUDA where Triton is installed, else "sparse".
+            once differentiable), "numba" (the same, compiled for the CPU), "triton" (the same, fused for CUDA) or
+            "auto", the fastest of these: "numba" on the CPU where Numba is installed, "triton" for windows of up to
+            64 x 64 pixels on CUDA where Triton is installed, else "sparse".
 
     Returns:
         A scalar, or `(M,)` with `reduction="none"`. With no patch (M = 0) the mean is 0, with a gradient of zeros.

@@ -23,13 +23,14 @@ from .glcm import _support_window, _table_dtype
 
 try:  # transformers asks for every package that a file imports outside a `try`
     import numba
-    import numpy as np
+    import numpy as np  # comes with Numba
 except ImportError as error:
     raise ImportError(f'backend "numba" needs the package numba: {error}') from error
 
 
 # The threads of Python run what is compiled side by side; a division by zero is not an exception.
-_compiled = numba.njit(nogil=True, error_model="numpy")
+OPTIONS = {"nogil": True, "error_model": "numpy"}
+_compiled = numba.njit(**OPTIONS)
 
 
 @_compiled
@@ -237,7 +238,7 @@ def _compare_patches(
 _not_kept = _compiled(_compare_patches)
 try:
     # With all that it calls, on disk for the next process.
-    _kept = numba.njit(nogil=True, error_model="numpy", cache=True)(_compare_patches)
+    _kept = numba.njit(cache=True, **OPTIONS)(_compare_patches)
 except RuntimeError:  # Numba found no folder that it may write to
     _kept = _not_kept
 
