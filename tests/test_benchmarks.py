@@ -214,9 +214,12 @@ def test_throughput(tmp_path, capsys):
     file = tmp_path / "throughput.json"
     sizes = [f"--{name}={value}" for name, value in TINY_RUN.items() if not name.startswith(("epochs", "num_"))]
     data = ["--corpus=speckle", "--speckle_images=48", "--num_channels=1", "--held_out=0", "--use_cpu=true"]
-    own = ["--rounds=2", "--workers", "0", "1", "--presets", "mse", "texture", f"--json={file}"]
+    own = ["--rounds=2", "--workers", "0", "1", "--presets", "mse", "texture", "--profile", f"--json={file}"]
     load("throughput").main([*data, f"--output_dir={tmp_path}", *sizes, *own])
-    table = capsys.readouterr().out.splitlines()
+    profiles, table = capsys.readouterr().out.split("| what |")
+    of_mse, of_texture = profiles.removeprefix("A step, mse").split("A step, texture")
+    assert "Self CPU %" in of_mse and "::loss_and_gradient" not in of_mse
+    assert "::loss_and_gradient" in of_texture
     report = json.loads(file.read_text())
     assert [(row["workers"], row["cached"]) for row in report["loader"]] == [
         (0, False),
@@ -227,7 +230,7 @@ def test_throughput(tmp_path, capsys):
     assert list(report["step"]) == ["mse", "texture"]
     for row in (*report["loader"], *report["step"].values()):
         assert len(row["images_per_second"]) == 2 and min(row["images_per_second"]) > 0
-    assert len(table) == 2 + 4 + 2
+    assert len(table.splitlines()) == 2 + 4 + 2
     with pytest.raises(SystemExit, match="error: .*mask_ratio"):
         load("throughput").main([*data, "--mask_ratio=1.5"])
 

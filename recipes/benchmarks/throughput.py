@@ -9,6 +9,8 @@ are the first --num_images of the corpus.
   with `cached`, after a first pass with `--cache_images true`. Median of the rounds, a round being a pass.
 - step: images a second of a training step (forward, backward, AdamW) on one batch in memory, with the objective of each
   preset on the same model, in turns. On CUDA also the peak of allocated memory.
+- with --profile, what a step of each preset spends its time on, by PyTorch's profiler: `loss_and_gradient` is the
+  co-occurrence term, forward and gradient in one (on CUDA its kernel, `_loss_kernel`).
 """
 
 import argparse
@@ -16,13 +18,14 @@ import json
 import math
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from statistics import median
 from typing import Any
 
 import torch
 from huggingface_hub.errors import StrictDataclassError
+from torch.profiler import ProfilerActivity, profile
 
 # The recipes import each other by bare names, and Python looks beside this file only.
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
@@ -74,7 +77,19 @@ def step_rates(
     seconds = seconds_side_by_side(steps, repeats=options.rounds, device=device)
     for preset in steps:
         results[preset]["images_per_second"] = [len(batch["noise"]) / value for value in seconds[preset]]
+        if options.profile:
+            print(f"A step, {preset}\n{profile_table(steps[preset], device)}")
     return results
+
+
+def profile_table(step: Callable[[], torch.Tensor], device: torch.device) -> str:
+    """The operators (on CUDA: kernels) that a step spends most time in, with their shares."""
+    activities = [ProfilerActivity.CUDA if device.type == "cuda" else ProfilerActivity.CPU]
+    with profile(activities=activities) as profiler:
+        step()
+    unit = "device" if device.type == "cuda" else "cpu"
+    averages = profiler.key_averages()
+    return averages.table(sort_by=f"self_{unit}_time_total", row_limit=20, max_name_column_width=70)
 
 
 def main(argv: Sequence[str] | None = None) -> None:
@@ -86,6 +101,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument("--num_images", type=int, default=512)
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--steps", type=int, default=3, help="steps of each preset before the clock runs")
+    parser.add_argument("--profile", action="store_true", help="also print what a step of each preset is spent on")
     parser.add_argument("--threads", type=int, help="CPU threads of PyTorch")
     parser.add_argument("--json", type=Path, help="results, settings and machine")
     options, extra = parser.parse_known_args(argv)
