@@ -83,11 +83,11 @@ def step_rates(
 
 
 def profile_table(step: Callable[[], torch.Tensor], device: torch.device) -> str:
-    """The operators (on CUDA: kernels) that a step spends most time in, with their shares."""
-    activities = [ProfilerActivity.CUDA if device.type == "cuda" else ProfilerActivity.CPU]
-    with profile(activities=activities) as profiler:
+    """The operators, and the kernels on CUDA, that a step spends most time in, with their shares."""
+    on_cuda = device.type == "cuda"
+    with profile(activities=[ProfilerActivity.CPU] + [ProfilerActivity.CUDA] * on_cuda) as profiler:
         step()
-    unit = "device" if device.type == "cuda" else "cpu"
+    unit = "device" if on_cuda else "cpu"
     averages = profiler.key_averages()
     return averages.table(sort_by=f"self_{unit}_time_total", row_limit=20, max_name_column_width=70)
 
