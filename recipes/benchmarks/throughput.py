@@ -83,13 +83,12 @@ def step_rates(
 
 
 def profile_table(step: Callable[[], torch.Tensor], device: torch.device) -> str:
-    """The operators, and the kernels on CUDA, that a step spends most time in, with their shares."""
+    """The operators of a step, and the kernels on CUDA, with their shares of its time, the largest first."""
     on_cuda = device.type == "cuda"
     with profile(activities=[ProfilerActivity.CPU] + [ProfilerActivity.CUDA] * on_cuda) as profiler:
         step()
     unit = "device" if on_cuda else "cpu"
-    averages = profiler.key_averages()
-    return averages.table(sort_by=f"self_{unit}_time_total", row_limit=20, max_name_column_width=70)
+    return profiler.key_averages().table(sort_by=f"self_{unit}_time_total", max_name_column_width=70)
 
 
 def main(argv: Sequence[str] | None = None) -> None:
