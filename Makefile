@@ -18,7 +18,7 @@ SPACE_STAMP := $(SPACE_VENV)/.installed
 PLAIN_VENV ?= .venv-plain
 PLAIN_STAMP := $(PLAIN_VENV)/.installed
 
-.PHONY: help quickstart test test-slow test-plain test-space demo serve lint format clean
+.PHONY: help quickstart test test-slow mutations test-plain test-space demo serve lint format clean
 
 help: ## Show this list
 	@echo "usage: make TARGET [ARGS=\"...\"] [PYTHON=python3.12]"
@@ -43,6 +43,9 @@ test: $(STAMP) ## Run the fast tests in two processes (ARGS="-k texture -n 0" an
 
 test-slow: $(STAMP) ## Run the slow tests (minutes)
 	"$(BIN)/python" -m pytest -m "slow and not gpu" $(ARGS)
+
+mutations: $(STAMP) ## Break the code on purpose, edit by edit, and see that the tests notice (tens of minutes)
+	"$(BIN)/python" tests/mutations.py $(ARGS)
 
 # What somebody has who only opens a published model: not this package, no recipes, no torchvision.
 $(PLAIN_STAMP): constraints.txt
