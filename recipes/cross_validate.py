@@ -33,6 +33,7 @@ from tqdm.auto import tqdm
 
 from publish import PublishArguments, publication_of
 from recipe_args import UsageError, option, parse_args
+from recipe_files import check_output
 from recipe_hub import Publication, check_repo_id, open_repository, publish_verified
 from recipe_splits import fingerprint_of, load_prepared
 from recipe_summary import compare, comparison_markdown, draw_curves, positive_indices, summarise, summary_markdown
@@ -166,6 +167,7 @@ def _run(recipe: str, folder: Path, options: list[str], environment: dict[str, s
 
 def cross_validate(args: CrossValidationArguments) -> Path:
     """Run all folds and sum up; returns the output folder."""
+    output = check_output(args.output_dir)
     splits_file = Path(args.splits_file or Path(args.corpus) / "splits.json")
     # Checks the corpus and the names before hours of training.
     folds = args.folds
@@ -187,7 +189,6 @@ def cross_validate(args: CrossValidationArguments) -> Path:
     labelled = (zip(part["file_name"], part["label"], strict=True) for part in parts.values())
     settings["labels_sha256"] = fingerprint_of(sorted(f"{name} {label}" for part in labelled for name, label in part))
     settings["splits_sha256"] = hashlib.sha256(splits_file.read_bytes()).hexdigest()
-    output = Path(args.output_dir)
     _keep_settings(settings, output)
     devices: Queue[str] = Queue()
     num_gpus = torch.cuda.device_count()
@@ -250,6 +251,7 @@ def _keep_settings(settings: dict[str, Any], output: Path) -> None:
 
 def compare_runs(first: str, second: str, args: CompareArguments) -> Path:
     """Paired tests of two runs; returns the output folder."""
+    output = check_output(args.output_dir or ".")
     tables, collapsed = [], []
     for run in (first, second):
         file = Path(run) / "predictions.parquet"
@@ -261,7 +263,6 @@ def compare_runs(first: str, second: str, args: CompareArguments) -> Path:
     if args.positive_classes is None and collapsed[0] != collapsed[1]:
         raise UsageError(f"the runs have the positive_classes {collapsed[0]} and {collapsed[1]}: give positive_classes")
     comparison: dict[str, Any] = compare(*tables, args.positive_classes or collapsed[0], args.seed)
-    output = Path(args.output_dir or ".")
     output.mkdir(parents=True, exist_ok=True)
     (output / "comparison.json").write_text(json.dumps(comparison, indent=1) + "\n")
     (output / "comparison.md").write_text(comparison_markdown(comparison, (first, second)))
@@ -280,6 +281,7 @@ def main(argv: Sequence[str] | None = None) -> None:
             print((output / "comparison.md").read_text())
             return
         (args,) = parse_args((CrossValidationArguments,), given, description=__doc__)
+        check_output(args.output_dir)
         if args.push_to_hub:  # known before hours of training
             open_repository(Publication(Path(args.output_dir), args.hub_model_id, private=args.hub_private_repo))
         output = cross_validate(args)

@@ -37,12 +37,14 @@ from recipe_args import UsageError, parse_args
 from recipe_classification_data import ImagesAsEvaluated
 from recipe_classifier import load_classifier
 from recipe_data import BadImageError, decode_image, load_corpus, transform_of_processor, verify_images
+from recipe_files import check_output, replaced_folder
 from recipe_summary import COLOURS
 
 logger = logging.getLogger(__name__)
 
 FEATURES = ("texture", "cls", "mean")
 PLOTS = ("none", "pca")
+WRITTEN = ("features.parquet", "features.png", "config.yaml")
 ANGLES = [0, math.pi / 4, math.pi / 2, 3 * math.pi / 4]
 
 
@@ -168,6 +170,9 @@ def draw_pca(values: np.ndarray, labels: np.ndarray | None, class_names: Sequenc
 
 def embed(args: EmbedArguments) -> Path:
     """Compute the features and write them; returns the path of the table."""
+    output_dir = check_output(args.output_dir)
+    if (output_dir / "config.yaml").exists() and not (output_dir / "features.parquet").exists():
+        raise UsageError(f"output_dir {output_dir} holds the config.yaml of something else: give another folder")
     images = load_corpus(
         args.corpus,
         data_dir=args.data_dir,
@@ -186,24 +191,20 @@ def embed(args: EmbedArguments) -> Path:
     columns |= measured
     types = kept | {name: datasets.Value("float64" if args.features == "texture" else "float32") for name in measured}
     table = datasets.Dataset.from_dict(columns, features=datasets.Features(types))
-    output_dir = Path(args.output_dir)
-    output_dir.mkdir(parents=True, exist_ok=True)
-    path = output_dir / "features.parquet"
-    partial = path.with_suffix(".partial")
-    table.to_parquet(partial)
-    partial.replace(path)
-    if args.plot == "pca":
-        names = label.names if label is not None else []
-        labels = None if label is None else np.array(images["label"])
-        draw_pca(
-            np.stack([np.asarray(column) for column in measured.values()], axis=1),
-            labels,
-            names,
-            output_dir / "features.png",
-        )
     settings = asdict(args) | {"num_images": len(table), "skipped": [name for name, _ in skipped]}
-    (output_dir / "config.yaml").write_text(yaml.safe_dump(settings, sort_keys=False))
-    return path
+    with replaced_folder(output_dir, WRITTEN) as new:
+        table.to_parquet(new / "features.parquet")
+        if args.plot == "pca":
+            names = label.names if label is not None else []
+            labels = None if label is None else np.array(images["label"])
+            draw_pca(
+                np.stack([np.asarray(column) for column in measured.values()], axis=1),
+                labels,
+                names,
+                new / "features.png",
+            )
+        (new / "config.yaml").write_text(yaml.safe_dump(settings, sort_keys=False))
+    return output_dir / "features.parquet"
 
 
 def main(argv: Sequence[str] | None = None) -> None:

@@ -22,6 +22,7 @@ from recipe_args import UsageError, option, parse_args
 from recipe_classification_data import ImagesAsEvaluated
 from recipe_classifier import CLASSIFIERS
 from recipe_data import BadImageError, load_corpus, transform_of_processor
+from recipe_files import check_output
 from recipe_overlay import attention_rollout, occlusion_map
 
 logger = logging.getLogger(__name__)
@@ -55,6 +56,7 @@ class ExplainArguments:
 
 def explain(args: ExplainArguments) -> list[Path]:
     """Draw the overlays; returns their files."""
+    output = check_output(args.output_dir)
     source = {"revision": args.model_revision}
     try:
         # eager: no other implementation returns attention
@@ -82,7 +84,6 @@ def explain(args: ExplainArguments) -> list[Path]:
     items = ImagesAsEvaluated(images, transform, white_level=white)
     patch = model.config.patch_size
     model.eval()
-    output = Path(args.output_dir)
     output.mkdir(parents=True, exist_ok=True)
     files, count = [], min(args.max_images, len(items))
     logger.info("%d of %d images%s", count, len(items), " (--max_images)" if count < len(items) else "")

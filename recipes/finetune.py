@@ -11,7 +11,6 @@ all_results.json, predictions.parquet (the test part), validation_predictions.pa
 
 import json
 import logging
-import shutil
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
@@ -51,6 +50,7 @@ from recipe_data import (
     white_level,
 )
 from recipe_export import ADDRESS, TRAINING_IMAGES, origin_of, write_classifier
+from recipe_files import check_output, delete, replaced_file
 from recipe_frozen import MODES, fit_frozen, frozen_features
 from recipe_hub import PublishEverySave, open_repository, publish_export, push_asked_for
 from recipe_setup import normalization
@@ -301,7 +301,7 @@ class Run:
         if args.n_gpu > 1:
             raise UsageError("start several GPUs with `accelerate launch`, or choose one with CUDA_VISIBLE_DEVICES=0")
         self.model_args, self.data_args, self.args = model_args, data_args, args
-        self.output_dir = Path(args.output_dir)
+        self.output_dir = check_output(args.output_dir)
         self.publication = push_asked_for(args, self.output_dir / "export")
         if self.publication is not None and model_args.mode == "knn":
             raise UsageError("push_to_hub: there is no model to publish in mode knn")
@@ -507,7 +507,7 @@ class Run:
             if self.checkpoint is None:
                 # Only now, when nothing can be wrong any more with what was asked for.
                 for path in earlier_run(self.output_dir, WRITTEN):
-                    shutil.rmtree(path) if path.is_dir() else path.unlink()
+                    delete(path)
             self.output_dir.mkdir(parents=True, exist_ok=True)
             (self.output_dir / "config.yaml").write_text(yaml.safe_dump(self.resolved, sort_keys=False))
         PartialState().wait_for_everyone()
@@ -535,9 +535,8 @@ class Run:
             found = answers.get(part)
             probabilities = predict(model, dataset, *reading) if found is None else found
             table = self._table(probabilities, dataset)
-            partial = self.output_dir / f"{file}.partial"
-            table.to_parquet(partial)
-            partial.replace(self.output_dir / file)
+            with replaced_file(self.output_dir / file) as new:
+                table.to_parquet(new)
             results |= {f"{part}_{name}": value for name, value in self._figures_of(probabilities, dataset).items()}
         for answer in only_answers(table).values():
             logger.warning(
@@ -548,9 +547,8 @@ class Run:
         if self.model_args.mode != "knn":
             self._export(model, results, table)
         # Last: a run with this file is finished.
-        partial = self.output_dir / "all_results.json.partial"
-        partial.write_text(json.dumps(results, indent=2) + "\n")
-        partial.replace(self.output_dir / "all_results.json")
+        with replaced_file(self.output_dir / "all_results.json") as new:
+            new.write_text(json.dumps(results, indent=2) + "\n")
         shown = ", ".join(
             f"{name} {results[f'test_{name}']:.3f}" for name in ("accuracy", "balanced_accuracy", "auroc")
         )

@@ -12,7 +12,6 @@ report.md and pictures of what was found, README.md (the data set's card) and co
 import json
 import logging
 import os
-import shutil
 import sys
 import tempfile
 from collections.abc import Iterator, Sequence
@@ -34,6 +33,7 @@ from recipe_args import UsageError, option, parse_args
 from recipe_data import CORPORA, BadImageError, decode_image, luma
 from recipe_dicom import read_dicom
 from recipe_export import DATA_ADDRESS
+from recipe_files import STAGING, check_output, replaced_folder
 from recipe_hub import check_repo_id, publish
 from recipe_quality import (
     FLAT_STD,
@@ -50,6 +50,7 @@ from recipe_splits import make_splits
 logger = logging.getLogger("prepare_corpus")
 CARD_TEMPLATE = Path(__file__).resolve().parent.parent / "hub_cards" / "dataset.md"
 IMAGES_PER_FILE = 5000  # of a Parquet file
+WRITTEN = ("data", "splits.json", "report", "report.json", "report.md", "README.md", "config.yaml")
 NOT_PUBLISHED = ("salt", "data_dir", "table", "output_dir")  # a secret, and paths of this machine
 
 
@@ -259,13 +260,14 @@ def build_dataset(items: list[Item], groups: list[str], class_names: list[str], 
 
 
 def prepare(args: PrepareArguments) -> Path:
-    """Do all of it; returns the output folder. It is written beside and then put in place.
+    """Do all of it; returns the output folder. What it receives is put in place when it is whole.
 
     Raises:
         ValueError, OSError: on a mistake in the arguments or the images, in one clear message.
     """
-    output = Path(args.output_dir)
-    if output.exists() and (not output.is_dir() or any(output.iterdir())) and not args.overwrite_output_dir:
+    output = check_output(args.output_dir)
+    occupied = output.exists() and any(not entry.name.startswith(STAGING) for entry in output.iterdir())
+    if occupied and not args.overwrite_output_dir:
         raise UsageError(
             f"output_dir {output} is not empty: pass --overwrite_output_dir to replace it, or another folder"
         )
@@ -273,8 +275,8 @@ def prepare(args: PrepareArguments) -> Path:
         source = getattr(args, name)
         if source is not None and Path(source).expanduser().resolve().is_relative_to(output.resolve()):
             raise UsageError(f"output_dir {output} holds {name} {source}, which would be deleted: give another folder")
-    if output.is_dir() and any(output.iterdir()) and not (output / "splits.json").is_file():
-        raise UsageError(f"output_dir {output} is not empty and no prepared corpus: give another folder")
+    if occupied and not (output / "splits.json").is_file():
+        raise UsageError(f"output_dir {output} is not empty and not a prepared corpus: give another folder")
     items, class_names, problems = read_items(args)
     pairs = similar_pairs([item.print for item in tqdm(items, desc="comparing", leave=False)])
     conflicts = find_conflicts(items, pairs)
@@ -284,33 +286,25 @@ def prepare(args: PrepareArguments) -> Path:
         )
     groups = merged_groups([item.group for item in items], pairs)
     kept = [i for i in range(len(items)) if i not in conflicts]
-    partial = output.with_name(output.name + ".partial")
-    shutil.rmtree(partial, ignore_errors=True)
-    partial.mkdir(parents=True)
-    with tempfile.TemporaryDirectory(dir=partial) as cache:
-        dataset = build_dataset([items[i] for i in kept], [groups[i] for i in kept], class_names, cache)
-        official = [items[i].record.split for i in kept] if items[0].record.split else None
-        splits = make_splits(dataset, num_folds=args.num_folds, seed=args.seed, official=official)
-        counts = {}
-        (partial / "data").mkdir()
-        for split in ("train", "validation", "test"):
-            chosen = [p for p in range(len(kept)) if (official[p] if official else "train") == split]
-            if chosen:
-                counts[split] = len(chosen)
-                _write_parquet(dataset.select(chosen), partial / "data", split)
-        features = dataset.features
-        del dataset
-    (partial / "splits.json").write_text(json.dumps(splits, indent=1) + "\n")
-    settings = {name: value for name, value in asdict(args).items() if name not in NOT_PUBLISHED}
-    (partial / "config.yaml").write_text(yaml.safe_dump(settings, sort_keys=False))
-    report = write_report(partial, items, pairs, conflicts, groups, problems, splits, counts)
-    _write_card(partial / "README.md", args, report, counts, class_names, features)
-    old = output.with_name(output.name + ".old")
-    shutil.rmtree(old, ignore_errors=True)
-    if output.exists():
-        output.rename(old)
-    partial.rename(output)
-    shutil.rmtree(old, ignore_errors=True)
+    with replaced_folder(output, WRITTEN) as new:
+        with tempfile.TemporaryDirectory(dir=new) as cache:
+            dataset = build_dataset([items[i] for i in kept], [groups[i] for i in kept], class_names, cache)
+            official = [items[i].record.split for i in kept] if items[0].record.split else None
+            splits = make_splits(dataset, num_folds=args.num_folds, seed=args.seed, official=official)
+            counts = {}
+            (new / "data").mkdir()
+            for split in ("train", "validation", "test"):
+                chosen = [p for p in range(len(kept)) if (official[p] if official else "train") == split]
+                if chosen:
+                    counts[split] = len(chosen)
+                    _write_parquet(dataset.select(chosen), new / "data", split)
+            features = dataset.features
+            del dataset
+        (new / "splits.json").write_text(json.dumps(splits, indent=1) + "\n")
+        settings = {name: value for name, value in asdict(args).items() if name not in NOT_PUBLISHED}
+        (new / "config.yaml").write_text(yaml.safe_dump(settings, sort_keys=False))
+        report = write_report(new, items, pairs, conflicts, groups, problems, splits, counts)
+        _write_card(new / "README.md", args, report, counts, class_names, features)
     return output
 
 

@@ -11,7 +11,6 @@ import json
 import logging
 import math
 import re
-import shutil
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -30,6 +29,7 @@ from modeling_glcm_mae import GLCMMAEForPreTraining
 from recipe_args import DataArguments, ModelArguments, PretrainingArguments, UsageError, parse_args
 from recipe_data import BadImageError, PretrainIterableDataset, collate, grey_statistics
 from recipe_export import ADDRESS, TRAINING_IMAGES, origin_of, stock_encoder, write_export
+from recipe_files import check_output, delete
 from recipe_hub import PublishEverySave, open_repository, publish_export, push_asked_for
 from recipe_probe import encoder_features, probe_accuracy
 from recipe_setup import build_model, load_data
@@ -85,7 +85,7 @@ class Run:
                 "with `accelerate launch` or `torchrun`, or let it see one GPU by CUDA_VISIBLE_DEVICES=0"
             )
         self.model_args, self.data_args, self.args = model_args, data_args, args
-        self.output_dir = Path(args.output_dir)
+        self.output_dir = check_output(args.output_dir)
         set_seed(args.seed)
         facts = facts_of(data_args.corpus)
         if args.export_picture and facts and facts.no_copies:
@@ -240,7 +240,7 @@ class Run:
             if self.checkpoint is None:
                 # Only now, when nothing can be wrong any more with what was asked for.
                 for path in earlier_run(self.output_dir, WRITTEN):
-                    shutil.rmtree(path) if path.is_dir() else path.unlink()
+                    delete(path)
             self.output_dir.mkdir(parents=True, exist_ok=True)
             (self.output_dir / "config.yaml").write_text(yaml.safe_dump(self.resolved, sort_keys=False))
         PartialState().wait_for_everyone()

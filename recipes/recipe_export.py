@@ -22,6 +22,7 @@ from transformers.utils import cached_file
 
 from corpora.speckle import CLASS_SETS, speckle_image
 from modeling_glcm_mae import GLCMMAEForPreTraining
+from recipe_files import replaced_folder
 
 CARDS = Path(__file__).resolve().parent.parent / "hub_cards"
 TRAINING_IMAGES = "training_images.txt"  # in an export: SHA-256 of what it was trained on
@@ -111,30 +112,29 @@ def write_export(
 ) -> None:
     """Write a folder shaped as the Hub repository: encoder at the root, whole model in `pretraining/`, `README.md`.
 
-    It is written beside and then put in place, so an interruption leaves the former export whole.
+    It is put in place when it is whole, so an interruption leaves the former export as it was.
 
     Args:
-        folder: the export; replaced if it exists.
+        folder: the export; all that it holds is replaced.
         model: in full precision on any device.
         processor: the image processor of the evaluation transform.
         texts: name -> content of a file at the root (the resolved recipe).
         files: copied to the root (a picture).
         card_facts: what the template of the card fills in; a fact that is missing is left out of the card.
     """
-    partial = _begin(folder)
-    stock_encoder(model).save_pretrained(partial)
-    model.save_pretrained(partial / "pretraining")
-    # transformers 5.23 looks for the code of a subfolder's model in the root.
-    for code in (partial / "pretraining").glob("*.py"):
-        shutil.copy2(code, partial / code.name)
-    processor.save_pretrained(partial)
-    processor.save_pretrained(partial / "pretraining")
-    for name, text in texts.items():
-        (partial / name).write_text(text)
-    for file in files:
-        shutil.copy2(file, partial / file.name)
-    write_card(partial / "README.md", model, card_facts | {"preprocessing": _preprocessing(processor)})
-    _put_in_place(partial, folder)
+    with replaced_folder(folder) as new:
+        stock_encoder(model).save_pretrained(new)
+        model.save_pretrained(new / "pretraining")
+        # transformers 5.23 looks for the code of a subfolder's model in the root.
+        for code in (new / "pretraining").glob("*.py"):
+            shutil.copy2(code, new / code.name)
+        processor.save_pretrained(new)
+        processor.save_pretrained(new / "pretraining")
+        for name, text in texts.items():
+            (new / name).write_text(text)
+        for file in files:
+            shutil.copy2(file, new / file.name)
+        write_card(new / "README.md", model, card_facts | {"preprocessing": _preprocessing(processor)})
 
 
 def write_classifier(
@@ -146,33 +146,34 @@ def write_classifier(
     card_facts: dict[str, Any],
 ) -> None:
     """Write a classifier as the Hub repository that `pipeline("image-classification")` opens. As `write_export`."""
-    partial = _begin(folder)
-    model.save_pretrained(partial)
-    processor.save_pretrained(partial)
-    for name, text in texts.items():
-        (partial / name).write_text(text)
-    for file in files:
-        shutil.copy2(file, partial / file.name)
-    card_facts = card_facts | {"preprocessing": _preprocessing(processor)}
-    widget = [] if card_facts.get("deep") else widget_examples(partial, model)
-    corpus = card_facts["corpus"]
-    results = eval_results(corpus, corpus, card_facts.get("values") or {}, f"test part of fold {card_facts['fold']}")
-    metadata = ModelCardData(
-        library_name="transformers",
-        pipeline_tag="image-classification",
-        widget=widget or None,
-        # A server that does not run the custom code would answer with the stock class, and wrongly.
-        inference=False if card_facts["pooling"] == "mean" else None,
-        base_model=card_facts.get("base_model"),
-        tags=["medical", "vit"],
-        model_name=card_facts["title"] if results else None,
-        eval_results=results,
-    )
-    card = ModelCard.from_template(
-        metadata, template_path=str(CLASSIFIER_TEMPLATE), config=model.config, widget=widget, **card_facts
-    )
-    card.save(partial / "README.md")
-    _put_in_place(partial, folder)
+    with replaced_folder(folder) as new:
+        model.save_pretrained(new)
+        processor.save_pretrained(new)
+        for name, text in texts.items():
+            (new / name).write_text(text)
+        for file in files:
+            shutil.copy2(file, new / file.name)
+        card_facts = card_facts | {"preprocessing": _preprocessing(processor)}
+        widget = [] if card_facts.get("deep") else widget_examples(new, model)
+        corpus = card_facts["corpus"]
+        results = eval_results(
+            corpus, corpus, card_facts.get("values") or {}, f"test part of fold {card_facts['fold']}"
+        )
+        metadata = ModelCardData(
+            library_name="transformers",
+            pipeline_tag="image-classification",
+            widget=widget or None,
+            # A server that does not run the custom code would answer with the stock class, and wrongly.
+            inference=False if card_facts["pooling"] == "mean" else None,
+            base_model=card_facts.get("base_model"),
+            tags=["medical", "vit"],
+            model_name=card_facts["title"] if results else None,
+            eval_results=results,
+        )
+        card = ModelCard.from_template(
+            metadata, template_path=str(CLASSIFIER_TEMPLATE), config=model.config, widget=widget, **card_facts
+        )
+        card.save(new / "README.md")
 
 
 def eval_results(
@@ -236,22 +237,6 @@ def widget_examples(folder: Path, model: ViTForImageClassification) -> list[dict
         output = [{"label": answer["label"], "score": round(answer["score"], 4)} for answer in answers]
         found.append({"src": name, "example_title": f"Generated speckle {index + 1}", "output": output})
     return found
-
-
-def _begin(folder: Path) -> Path:
-    partial = folder.with_name(folder.name + ".partial")
-    shutil.rmtree(partial, ignore_errors=True)
-    partial.mkdir(parents=True)
-    return partial
-
-
-def _put_in_place(partial: Path, folder: Path) -> None:
-    old = folder.with_name(folder.name + ".old")
-    shutil.rmtree(old, ignore_errors=True)
-    if folder.exists():
-        folder.rename(old)
-    partial.rename(folder)
-    shutil.rmtree(old, ignore_errors=True)
 
 
 def write_card(file: Path, model: GLCMMAEForPreTraining, facts: dict[str, Any]) -> None:

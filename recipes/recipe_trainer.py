@@ -2,7 +2,6 @@
 
 import json
 import math
-import os
 import time
 from collections.abc import Sequence
 from pathlib import Path
@@ -15,6 +14,7 @@ from transformers import EvalPrediction, ProgressCallback, Trainer, TrainerCallb
 from modeling_glcm_mae import GLCMMAEForPreTraining, texture_fidelity
 from recipe_args import UsageError
 from recipe_data import EpochSampler
+from recipe_files import replaced_file
 from recipe_pictures import draw_reconstructions
 
 TERMS = ("loss", "glcm", "ssim", "mse")
@@ -320,9 +320,8 @@ class MetricsFileCallback(TrainerCallback):
             return
         rows = [row for row in map(_json_or_none, self.file.read_text().splitlines()) if row is not None]
         kept = [row for row in rows if row["step"] <= state.global_step] if state.global_step else []
-        partial = self.file.with_suffix(".partial")
-        partial.write_text("".join(json.dumps(row) + "\n" for row in kept))
-        os.replace(partial, self.file)
+        with replaced_file(self.file) as new:
+            new.write_text("".join(json.dumps(row) + "\n" for row in kept))
 
     def on_log(self, args, state, control, logs=None, **kwargs):
         """Write one line."""

@@ -42,7 +42,44 @@ class Mutation:
 PACKAGE = []
 
 # ------------------------------------------------------------------------------------ files, runs and resuming
-FILES = []
+FILES = [
+    Mutation(
+        "recipes/recipe_files.py",
+        "if entry != new.parent and (ours is None or entry.name in ours or entry.name in coming)",
+        "if entry != new.parent",
+        "tests/test_files.py::test_an_overwritten_corpus_keeps_what_prepare_corpus_did_not_write",
+    ),
+    Mutation(
+        "recipes/recipe_files.py",
+        "            target.rename(source)",
+        "            pass",
+        "tests/test_files.py::test_an_entry_that_cannot_be_moved_leaves_what_was_there",
+    ),
+    Mutation(
+        "recipes/recipe_files.py",
+        "    if path.is_dir() and (path.is_symlink() or path.is_mount()):",
+        "    if path.is_dir() and path.is_mount():",
+        "tests/test_files.py::test_deleting_keeps_the_link_and_what_it_does_not_hold",
+    ),
+    Mutation(
+        "recipes/recipe_files.py",
+        "    if not existing.is_dir():",
+        "    if existing.is_file() and existing == output:",
+        "tests/test_files.py::test_a_folder_that_cannot_be_written_is_known_before_the_work",
+    ),
+    Mutation(
+        "recipes/explain.py",
+        "    output = check_output(args.output_dir)",
+        "    output = Path(args.output_dir)",
+        "tests/test_files.py::test_a_folder_that_cannot_be_written_is_known_before_the_work",
+    ),
+    Mutation(
+        "recipes/prepare_corpus.py",
+        '    if occupied and not (output / "splits.json").is_file():',
+        "    if False:",
+        "tests/test_files.py::test_a_corpus_is_not_prepared_into_a_folder_of_something_else",
+    ),
+]
 
 # ------------------------------------------------------------------------------------- corpora, tables, labels
 CORPORA = []

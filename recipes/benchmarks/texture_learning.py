@@ -23,7 +23,6 @@ and start it again as you like.
 import argparse
 import json
 import logging
-import os
 import sys
 import tempfile
 import time
@@ -48,6 +47,7 @@ from recipe_args import DataArguments, ModelArguments, PretrainingArguments, Usa
 from recipe_benchmark import machine, markdown_table
 from recipe_data import PretrainDataset, collate, load_corpus
 from recipe_export import stock_encoder
+from recipe_files import replaced_file
 from recipe_probe import encoder_features, probe_accuracy
 from recipe_setup import build_model
 
@@ -234,9 +234,8 @@ def table(records: list[dict[str, Any]], labels: Sequence[int]) -> str:
 
 
 def _write(file: Path, records: list[dict[str, Any]]) -> None:
-    partial = file.with_name(file.name + ".partial")
-    partial.write_text(json.dumps({"runs": records}, indent=2) + "\n")
-    os.replace(partial, file)
+    with replaced_file(file) as new:
+        new.write_text(json.dumps({"runs": records}, indent=2) + "\n")
 
 
 def main(argv: Sequence[str] | None = None) -> None:

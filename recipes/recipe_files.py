@@ -1,0 +1,111 @@
+"""Where results are written: known to be writable before the work, put in place whole, nothing else touched."""
+
+import os
+import shutil
+import tempfile
+from collections.abc import Collection, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from recipe_args import UsageError
+
+STAGING = ".glcm_mae-writing-"  # begins the names of our temporary folders, which tempfile ends
+
+
+def check_output(folder: str | Path, option: str = "output_dir") -> Path:
+    """The folder that results will go to, after seeing that files can be written there; it is not made yet.
+
+    Args:
+        folder: may be a link, a mounted volume, or `.`.
+        option: names it in messages.
+
+    Raises:
+        UsageError: a file or a broken link is in the way, or the folder cannot be written to.
+    """
+    output = Path(folder).expanduser()
+    existing = next(path for path in (output, *output.absolute().parents) if os.path.lexists(path))
+    if not existing.exists():
+        raise UsageError(
+            f"{option} {folder}: {existing} is a link to {existing.resolve()}, which does not exist: make that folder, "
+            "or mount its disk"
+        )
+    if not existing.is_dir():
+        raise UsageError(f"{option} {folder}: {existing} is not a folder")
+    try:
+        with tempfile.TemporaryFile(dir=existing, prefix=STAGING):
+            pass
+    except OSError as error:
+        raise UsageError(f"{option} {folder}: nothing can be written to {existing} ({error.strerror})") from error
+    return output
+
+
+@contextmanager
+def replaced_folder(folder: Path, ours: Collection[str] | None = None) -> Iterator[Path]:
+    """A new folder to write to. Its content takes its place in `folder` once the block ends without an error.
+
+    It is written inside `folder`, which is never renamed: that may be a link or a mounted volume.
+
+    Args:
+        folder: made if it does not exist.
+        ours: names in `folder` that go when the new content comes; everything if `None`.
+
+    Raises:
+        OSError: an entry could not be moved. `folder` then holds what it held before.
+    """
+    made = not folder.exists()
+    folder.mkdir(parents=True, exist_ok=True)
+    for left in folder.glob(f"{STAGING}*"):  # by a process that was killed
+        shutil.rmtree(left, ignore_errors=True)
+    staging = Path(tempfile.mkdtemp(prefix=STAGING, dir=folder))
+    new, old = staging / "new", staging / "old"  # not `staging` itself, which nobody else may read
+    new.mkdir()
+    old.mkdir()
+    try:
+        yield new
+        _exchange(folder, new, old, ours)
+    except BaseException:
+        if not any(old.iterdir()):  # else what was there could not be put back
+            shutil.rmtree(staging, ignore_errors=True)
+        if made and not any(folder.iterdir()):
+            folder.rmdir()
+        raise
+    shutil.rmtree(staging, ignore_errors=True)
+
+
+def _exchange(folder: Path, new: Path, old: Path, ours: Collection[str] | None) -> None:
+    coming = [entry.name for entry in new.iterdir()]
+    going = [
+        entry.name
+        for entry in folder.iterdir()
+        if entry != new.parent and (ours is None or entry.name in ours or entry.name in coming)
+    ]
+    moves = [(folder / name, old / name) for name in going] + [(new / name, folder / name) for name in coming]
+    done = []
+    try:
+        for source, target in moves:
+            source.rename(target)
+            done.append((source, target))
+    except BaseException:
+        for source, target in reversed(done):
+            target.rename(source)
+        raise
+
+
+@contextmanager
+def replaced_file(file: Path) -> Iterator[Path]:
+    """A path to write to. The file takes the place of `file` once the block ends without an error."""
+    with tempfile.TemporaryDirectory(prefix=STAGING, dir=file.parent) as staging:
+        written = Path(staging) / file.name
+        yield written
+        os.replace(written, file)
+
+
+def delete(path: Path) -> None:
+    """Delete a file or a folder. Of a link to a folder and of a mounted volume only what is in it: that stays."""
+    if path.is_dir() and (path.is_symlink() or path.is_mount()):
+        for entry in path.iterdir():
+            delete(entry)
+    elif path.is_dir():
+        shutil.rmtree(path)
+    else:
+        path.unlink()

@@ -1,0 +1,216 @@
+"""Where results go: links and mounted folders, what of others lies beside them, and what is known before the work."""
+
+import errno
+import importlib
+import os
+from pathlib import Path
+
+import pytest
+from helpers import encode, grey, write
+from test_prepare_corpus import arguments, picture
+
+import prepare_corpus
+import recipe_files
+from modeling_glcm_mae import GLCMMAEForPreTraining
+from prepare_corpus import prepare
+from recipe_args import UsageError
+from recipe_data import ImageTransform
+from recipe_export import write_export
+from recipe_files import check_output, delete, replaced_file, replaced_folder
+
+SCRIPTS = {
+    "prepare_corpus": ["--corpus", "folder", "--data_dir", "nowhere"],
+    "pretrain": ["--corpus", "nowhere", "--use_cpu", "true"],
+    "finetune": ["--corpus", "nowhere", "--use_cpu", "true"],
+    "cross_validate": ["--corpus", "nowhere"],
+    "cross_validate compare": ["nowhere", "nor/here"],
+    "embed": ["--corpus", "nowhere"],
+    "explain": ["--corpus", "nowhere", "--model_name_or_path", "nowhere"],
+}
+
+
+@pytest.fixture
+def raw(tmp_path) -> Path:
+    """A folder with two classes of 8 pictures."""
+    for index in range(16):
+        write(tmp_path / "raw" / ("a", "b")[index % 2] / f"{index:02d}.png", encode(picture(index, 64)))
+    return tmp_path / "raw"
+
+
+@pytest.fixture
+def model(tiny_config) -> GLCMMAEForPreTraining:
+    return GLCMMAEForPreTraining(tiny_config("texture"))
+
+
+def export(folder: Path, model: GLCMMAEForPreTraining) -> None:
+    write_export(folder, model, ImageTransform(32).processor(), {}, [], {"title": "t", "repo_id": "r"})
+
+
+def names(folder: Path) -> set[str]:
+    return {path.name for path in folder.iterdir()}
+
+
+# ------------------------------------------------------------------------------------------------- nothing of others
+
+
+@pytest.mark.parametrize("writer", ["prepare_corpus", "export"])
+def test_what_lies_beside_the_output_stays(writer, raw, model, tmp_path):
+    out = tmp_path / "out"
+    for name in ("out.old", "out.partial"):
+        write(tmp_path / name / "notes.txt", b"two years of annotations")
+    for _ in range(2):
+        if writer == "export":
+            export(out, model)
+        else:
+            prepare(arguments(raw, num_folds=2, overwrite_output_dir=True))
+    assert names(tmp_path) == {"raw", "out", "out.old", "out.partial"}
+    for name in ("out.old", "out.partial"):
+        assert (tmp_path / name / "notes.txt").read_bytes() == b"two years of annotations"
+    assert not [name for name in names(out) if name.startswith(".")]
+
+
+def test_an_overwritten_corpus_keeps_what_prepare_corpus_did_not_write(raw):
+    folder = prepare(arguments(raw, num_folds=2))
+    write(folder / "annotations.csv", b"mine")
+    write(raw / "a" / "new.png", encode(picture(77, 64)))
+    before = names(folder)
+    prepare(arguments(raw, num_folds=2, overwrite_output_dir=True))
+    assert names(folder) == before and (folder / "annotations.csv").read_bytes() == b"mine"
+    assert "a/new.png" in (folder / "splits.json").read_text()
+
+
+def test_an_error_while_writing_leaves_what_was_there(tmp_path):
+    write(tmp_path / "out" / "a.txt", b"former")
+    for folder in ("out", "new"):
+        with pytest.raises(RuntimeError, match="full"), replaced_folder(tmp_path / folder) as new:
+            write(new / "a.txt", b"latter")
+            raise RuntimeError("full")
+    with pytest.raises(RuntimeError, match="full"), replaced_file(tmp_path / "out" / "a.txt") as new:
+        new.write_bytes(b"latter")
+        raise RuntimeError("full")
+    assert names(tmp_path) == {"out"} and names(tmp_path / "out") == {"a.txt"}
+    assert (tmp_path / "out" / "a.txt").read_bytes() == b"former"
+
+
+def test_an_entry_that_cannot_be_moved_leaves_what_was_there(tmp_path, monkeypatch):
+    for name in "abc":
+        write(tmp_path / name, b"former")
+    rename = Path.rename
+
+    def once_denied(path: Path, target: Path) -> Path:
+        if path.parent.name == "new" and path.name == "b":
+            raise PermissionError(errno.EACCES, "denied")
+        return rename(path, target)
+
+    monkeypatch.setattr(Path, "rename", once_denied)
+    with pytest.raises(PermissionError), replaced_folder(tmp_path, "abc") as new:
+        for name in "abd":
+            write(new / name, b"latter")
+    assert {path.name: path.read_bytes() for path in tmp_path.iterdir()} == dict.fromkeys("abc", b"former")
+
+
+def test_others_may_read_what_is_written_and_what_was_killed_is_cleared_away(tmp_path):
+    write(tmp_path / f"{recipe_files.STAGING}x" / "new" / "left.parquet", b"half")
+    with replaced_folder(tmp_path / "out", ()) as new:
+        write(new / "data" / "a.txt", b"1")
+    with replaced_file(tmp_path / "b.txt") as file:
+        file.write_bytes(b"2")
+    mask = os.umask(0)
+    os.umask(mask)
+    assert (tmp_path / "out" / "data").stat().st_mode & 0o777 == 0o777 & ~mask
+    assert (tmp_path / "b.txt").stat().st_mode & 0o777 == 0o666 & ~mask
+    with replaced_folder(tmp_path, ()):
+        pass
+    assert names(tmp_path) == {"out", "b.txt"}
+
+
+# -------------------------------------------------------------------------------------- links, mounts, this folder
+
+
+@pytest.mark.parametrize("kind", ["link", "mount", "here"])
+@pytest.mark.parametrize("writer", ["prepare_corpus", "export"])
+def test_the_output_may_be_a_link_a_mounted_folder_or_this_one(writer, kind, raw, model, tmp_path, monkeypatch):
+    disk = tmp_path / "disk"
+    disk.mkdir()
+    # A mounted folder can be written to and cannot be renamed: it is to be the same folder afterwards.
+    before = disk.stat().st_ino
+    out = {"link": tmp_path / "out", "mount": disk, "here": Path(".")}[kind]
+    if kind == "link":
+        out.symlink_to(disk)
+    monkeypatch.chdir(disk if kind == "here" else tmp_path)
+    for _ in range(2):
+        if writer == "export":
+            export(out, model)
+        else:
+            prepare(arguments(raw, num_folds=2, output_dir=str(out), overwrite_output_dir=True))
+    assert disk.stat().st_ino == before and names(tmp_path) - {"out"} == {"raw", "disk"}
+    assert out.is_symlink() == (kind == "link")
+    assert (disk / "README.md").is_file() and not [name for name in names(disk) if name.startswith(".")]
+
+
+def test_deleting_keeps_the_link_and_what_it_does_not_hold(tmp_path):
+    write(tmp_path / "disk" / "deep" / "a.txt")
+    (tmp_path / "export").symlink_to(tmp_path / "disk")
+    (tmp_path / "disk" / "elsewhere").symlink_to(write(tmp_path / "mine.txt"))
+    delete(tmp_path / "export")
+    assert names(tmp_path) == {"disk", "export", "mine.txt"} and not names(tmp_path / "disk")
+
+
+# ------------------------------------------------------------------------------------------------ before the work
+
+
+@pytest.mark.parametrize("script", SCRIPTS)
+def test_a_folder_that_cannot_be_written_is_known_before_the_work(script, tmp_path, monkeypatch):
+    name, *more = script.split()
+    main = importlib.import_module(name).main
+    write(tmp_path / "file")
+    (tmp_path / "link").symlink_to(tmp_path / "unmounted")
+
+    def said(output: Path) -> str:
+        with pytest.raises(SystemExit) as stopped:
+            main([*more, *SCRIPTS[script], "--output_dir", str(output)])
+        return str(stopped.value)
+
+    # `nowhere` would be the next mistake to be found
+    assert "file is not a folder" in said(tmp_path / "file") and "file is not a folder" in said(tmp_path / "file" / "x")
+    assert f"link is a link to {tmp_path / 'unmounted'}, which does not exist" in said(tmp_path / "link" / "x")
+
+    def read_only(**kwargs):
+        raise OSError(errno.EROFS, "Read-only file system")
+
+    monkeypatch.setattr(recipe_files.tempfile, "TemporaryFile", read_only)
+    assert f"nothing can be written to {tmp_path} (Read-only file system)" in said(tmp_path / "new")
+    assert names(tmp_path) == {"file", "link"}
+
+
+def test_the_check_makes_nothing_and_takes_a_folder_that_will_be_made(tmp_path):
+    assert check_output(tmp_path / "a" / "b") == tmp_path / "a" / "b" and not names(tmp_path)
+    with pytest.raises(UsageError, match="^json "):
+        check_output(write(tmp_path / "file"), "json")
+
+
+def test_a_corpus_is_not_prepared_into_a_folder_of_something_else(raw, tmp_path):
+    write(tmp_path / "out" / "thesis.txt", b"mine")
+    for overwrite in ("false", "true"):
+        with pytest.raises(SystemExit, match="error: output_dir .*is not empty"):
+            prepare_corpus.main(
+                ["--data_dir", str(raw), "--output_dir", str(tmp_path / "out"), "--overwrite_output_dir", overwrite]
+            )
+    assert names(tmp_path / "out") == {"thesis.txt"}
+
+
+def test_features_do_not_replace_the_settings_of_a_run(tmp_path):
+    import embed
+
+    for index in range(3):
+        write(tmp_path / "images" / f"{index}.png", encode(grey(seed=index)))
+    given = ["--corpus", str(tmp_path / "images"), "--output_dir", str(tmp_path / "out")]
+    write(tmp_path / "out" / "config.yaml", b"of: a run")
+    with pytest.raises(SystemExit, match="holds the config.yaml of something else"):
+        embed.main(given)
+    assert (tmp_path / "out" / "config.yaml").read_bytes() == b"of: a run"
+    (tmp_path / "out" / "config.yaml").unlink()
+    write(tmp_path / "out" / "notes.txt", b"mine")
+    embed.main([*given, "--plot", "pca"])
+    embed.main(given)  # the picture is of the former features, and goes with them
+    assert names(tmp_path / "out") == {"features.parquet", "config.yaml", "notes.txt"}
