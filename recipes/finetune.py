@@ -49,7 +49,7 @@ from recipe_data import (
     verify_images,
     white_level,
 )
-from recipe_export import ADDRESS, TRAINING_IMAGES, origin_of, write_classifier
+from recipe_export import ADDRESS, TRAINING_IMAGES, origin_of, without_paths, write_classifier
 from recipe_files import check_output, delete, replaced_file
 from recipe_frozen import MODES, fit_frozen, frozen_features
 from recipe_hub import PublishEverySave, open_repository, publish_export, push_asked_for
@@ -582,17 +582,8 @@ class Run:
         ]
 
     def _export(self, model: ViTForImageClassification, results: dict, table: pd.DataFrame | None) -> None:
-        published = json.loads(json.dumps(self.resolved))
+        published = without_paths(self.resolved)
         published["derived"]["skipped_images"] = len(self.skipped)
-        for section in ("model", "data", "training"):
-            for name, value in published[section].items():
-                # Paths of this machine, which may tell more than their last part.
-                if (
-                    isinstance(value, str)
-                    and ("/" in value or value.startswith("~"))
-                    and Path(value).expanduser().exists()
-                ):
-                    published[section][name] = Path(value).name
         origin = origin_of(self.model_args.model_name_or_path, self.model_args.model_revision)
         counts = {part: self.resolved["derived"][f"num_{part}_images"] for part in ("train", "validation", "test")}
         values = {name: results[f"test_{name}"] for name in FIGURES if f"test_{name}" in results}

@@ -6,7 +6,8 @@
 (`--table FILE.csv` with columns file, label, patient), DICOM files. No GPU; minutes for thousands of images.
 
 `output_dir` receives data/*.parquet (`datasets.load_dataset(output_dir)` reads them), splits.json, report.json,
-report.md and pictures of what was found, README.md (the data set's card) and config.yaml.
+report.md and pictures of what was found, README.md (the data set's card) and config.yaml. Images and patients of your
+own get names of our own there; private/names.csv, which is never published, knows the original ones.
 """
 
 import json
@@ -32,9 +33,10 @@ from publish import PublishArguments, publication_of
 from recipe_args import UsageError, option, parse_args
 from recipe_data import CORPORA, BadImageError, decode_image, luma
 from recipe_dicom import read_dicom
-from recipe_export import DATA_ADDRESS
+from recipe_export import DATA_ADDRESS, without_paths
 from recipe_files import STAGING, check_output, replaced_folder
 from recipe_hub import check_repo_id, publish
+from recipe_names import PRIVATE, pseudonym_of_file, publishable, with_written_names, write_names
 from recipe_quality import (
     FLAT_STD,
     Fingerprint,
@@ -50,7 +52,11 @@ from recipe_splits import make_splits
 logger = logging.getLogger("prepare_corpus")
 CARD_TEMPLATE = Path(__file__).resolve().parent.parent / "hub_cards" / "dataset.md"
 IMAGES_PER_FILE = 5000  # of a Parquet file
-WRITTEN = ("data", "splits.json", "report", "report.json", "report.md", "README.md", "config.yaml")
+WRITTEN = (
+    *("data", "splits.json", "report", "report.json", "report.md", "README.md", "config.yaml"),
+    *(".gitignore", PRIVATE),
+)
+MIN_SALT = 16  # characters
 NOT_PUBLISHED = ("salt", "data_dir", "table", "output_dir")  # a secret, and paths of this machine
 
 
@@ -72,8 +78,15 @@ class PrepareArguments:
     window: list[float] | None = field(
         default=None, metadata={"help": "Centre and width of the grey window of DICOM files, instead of their own."}
     )
+    keep_file_names: bool | None = option(
+        None,
+        "Write file names and a table's patients as they are. Left out: for the public corpora only; else they are "
+        "hashed, and private/names.csv knows the originals.",
+    )
     salt: str | None = option(
-        None, "Secret that DICOM patient ids are hashed with; drawn at random and forgotten if left out."
+        None,
+        "Secret that file names and patient ids are hashed with; the same one gives the same names. Drawn at random "
+        "and forgotten if left out.",
     )
     speckle_images: int = option(2560, "Images to generate, for speckle.")
     speckle_classes: str = option("easy", "Class set, for speckle: easy or hard.")
@@ -95,6 +108,12 @@ class PrepareArguments:
             )
         if self.table is not None and self.corpus != "folder":
             raise UsageError(f"table is for corpus folder, got corpus {self.corpus}")
+        if self.keep_file_names is None:
+            self.keep_file_names = self.corpus in FACTS
+        if self.salt is None:
+            self.salt = os.urandom(16).hex()
+        elif not self.salt:
+            raise UsageError("salt must not be empty: anyone could find the hash of a name")
         if self.num_folds < 2:
             raise UsageError(f"num_folds must be at least 2, got {self.num_folds}")
         if self.window is not None and (len(self.window) != 2 or self.window[1] < 1):
@@ -121,10 +140,11 @@ class Item:
     coloured: bool
     group: str | None  # patient
     window: tuple[float, float, str] | None = None  # of a DICOM file
+    original: ImageRecord | None = None  # before file names and patients were replaced
 
 
-def read_items(args: PrepareArguments) -> tuple[list[Item], list[str], list[str]]:
-    """Every image of the download, its classes (label 0 first), and why files were left out."""
+def read_items(args: PrepareArguments) -> tuple[list[Item], list[str], list[tuple[str, str]]]:
+    """Every image of the download, its classes (label 0 first), and name and reason of each file that is left out."""
     if args.corpus == "speckle":
         return _generate(args)
     module = CORPORA[args.corpus]
@@ -144,35 +164,37 @@ def read_items(args: PrepareArguments) -> tuple[list[Item], list[str], list[str]
             f"{len(unsplit)} of {len(records)} images are in no official split, the others are: "
             f"{', '.join(unsplit[:3])}. Say it of all images, or of none"
         )
-    salt = args.salt if args.salt is not None else os.urandom(16).hex()
 
-    def read(record: ImageRecord) -> list[Item] | str:
+    def read(record: ImageRecord) -> list[Item] | tuple[str, str]:
         try:
-            return list(_items_of(record, args, salt))
+            return list(_items_of(record, args))
         except BadImageError as error:
-            return str(error)
+            return record.file_name, str(error)
 
     items, problems = [], []
     with ThreadPoolExecutor(os.cpu_count() or 1) as pool:
         for found in tqdm(pool.map(read, records), total=len(records), desc="reading", unit=" files"):
-            if isinstance(found, str):
+            if isinstance(found, tuple):
                 problems.append(found)
             else:
                 items += found
     if problems and args.bad_images != "skip":
-        raise BadImageError(f"{problems[0]} {len(problems)} file(s) are bad; pass --bad_images skip to leave them out.")
+        raise BadImageError(
+            f"{problems[0][1]} {len(problems)} file(s) are bad; pass --bad_images skip to leave them out."
+        )
     if not items:
-        raise BadImageError(f"no image can be read. The first: {problems[0]}")
+        raise BadImageError(f"no image can be read. The first: {problems[0][1]}")
     return items, list(getattr(module, "CLASS_NAMES", labels)) if labels else [], problems
 
 
-def _items_of(record: ImageRecord, args: PrepareArguments, salt: str) -> Iterator[Item]:
+def _items_of(record: ImageRecord, args: PrepareArguments) -> Iterator[Item]:
     if is_dicom(record.path):
         window = tuple(args.window) if args.window else None
-        for image in read_dicom(record.path, name=record.file_name, salt=salt, window=window):
+        for image in read_dicom(record.path, name=record.file_name, salt=args.salt, window=window):
             suffix = "" if image.frame is None else f"#{image.frame}"
             named = ImageRecord(record.path, record.file_name + suffix, record.label, record.group, record.split)
-            yield _item(named, image.png, record.group or image.patient or record.file_name, None, image.window)
+            patient = image.patient or pseudonym_of_file(args.salt, record.file_name)
+            yield _item(named, image.png, record.group or patient, None, image.window)
     else:
         try:
             data = record.path.read_bytes()
@@ -190,7 +212,7 @@ def _item(record: ImageRecord, data: bytes, group, white_level, window) -> Item:
     )
 
 
-def _generate(args: PrepareArguments) -> tuple[list[Item], list[str], list[str]]:
+def _generate(args: PrepareArguments) -> tuple[list[Item], list[str], list[tuple[str, str]]]:
     generated = load_speckle(
         split="train",
         num_images=args.speckle_images,
@@ -235,14 +257,20 @@ def build_dataset(items: list[Item], groups: list[str], class_names: list[str], 
 
     def rows() -> Iterator[dict[str, Any]]:
         for item, group in zip(items, groups, strict=True):
-            record = item.record
+            record, name = item.record, Path(item.record.file_name)
             row = {
-                "image": {"bytes": item.data, "path": Path(record.file_name).name},
+                "image": {"bytes": item.data, "path": name.name},
                 "file_name": record.file_name,
                 "group": group,
                 "sha256": item.print.sha256,
                 "label": record.label,
-                "masks": [{"bytes": mask.read_bytes(), "path": mask.name} for mask in record.masks],
+                "masks": [
+                    {
+                        "bytes": mask.read_bytes(),
+                        "path": mask.name if item.original is None else f"{name.stem}_mask_{number}{mask.suffix}",
+                    }
+                    for number, mask in enumerate(record.masks)
+                ],
                 "annotation": record.annotation,
                 "dicom_window": item.window
                 and f"centre {item.window[0]:g}, width {item.window[1]:g} ({item.window[2]})",
@@ -277,7 +305,16 @@ def prepare(args: PrepareArguments) -> Path:
             raise UsageError(f"output_dir {output} holds {name} {source}, which would be deleted: give another folder")
     if occupied and not (output / "splits.json").is_file():
         raise UsageError(f"output_dir {output} is not empty and not a prepared corpus: give another folder")
+    if len(args.salt) < MIN_SALT:
+        logger.warning("salt has %d characters, which can be guessed: take at least %d", len(args.salt), MIN_SALT)
+    if args.push_to_hub and args.keep_file_names and args.corpus not in FACTS:
+        logger.warning("keep_file_names: file names and patients of %s are published as they are", args.data_dir)
     items, class_names, problems = read_items(args)
+    if args.keep_file_names:
+        reasons = [reason for _, reason in problems]
+    else:
+        items = with_written_names(items, args.salt)
+        reasons = sorted(publishable(problem, args.salt) for problem in problems)
     pairs = similar_pairs([item.print for item in tqdm(items, desc="comparing", leave=False)])
     conflicts = find_conflicts(items, pairs)
     if conflicts:
@@ -290,7 +327,8 @@ def prepare(args: PrepareArguments) -> Path:
         with tempfile.TemporaryDirectory(dir=new) as cache:
             dataset = build_dataset([items[i] for i in kept], [groups[i] for i in kept], class_names, cache)
             official = [items[i].record.split for i in kept] if items[0].record.split else None
-            splits = make_splits(dataset, num_folds=args.num_folds, seed=args.seed, official=official)
+            how = {"num_folds": args.num_folds, "seed": args.seed, "by_content": not args.keep_file_names}
+            splits = make_splits(dataset, official=official, **how)
             counts = {}
             (new / "data").mkdir()
             for split in ("train", "validation", "test"):
@@ -302,8 +340,10 @@ def prepare(args: PrepareArguments) -> Path:
             del dataset
         (new / "splits.json").write_text(json.dumps(splits, indent=1) + "\n")
         settings = {name: value for name, value in asdict(args).items() if name not in NOT_PUBLISHED}
-        (new / "config.yaml").write_text(yaml.safe_dump(settings, sort_keys=False))
-        report = write_report(new, items, pairs, conflicts, groups, problems, splits, counts)
+        (new / "config.yaml").write_text(yaml.safe_dump(without_paths(settings), sort_keys=False))
+        report = write_report(new, items, pairs, conflicts, groups, reasons, splits, counts)
+        if not args.keep_file_names:
+            write_names(new, items, groups, conflicts, problems, args.salt)
         _write_card(new / "README.md", args, report, counts, class_names, features)
     return output
 
@@ -356,6 +396,7 @@ def _write_card(file: Path, args: PrepareArguments, report: dict, counts: dict, 
         columns=list(features),
         num_folds=args.num_folds,
         seed=args.seed,
+        keep_file_names=args.keep_file_names,
     )
     card.save(file)
 
@@ -381,6 +422,8 @@ def main(argv: Sequence[str] | None = None) -> None:
         sys.exit(f"error: {error}")
     print(f"data set {output}")
     print(f"report   {output / 'report.md'}")
+    if not args.keep_file_names:
+        print(f"names    {output / PRIVATE / 'names.csv'}, which is not published")
     if args.push_to_hub:
         try:
             print(f"address  {push(output, args.push_to_hub, args.private)}")

@@ -28,7 +28,7 @@ from corpora.facts import facts_of
 from modeling_glcm_mae import GLCMMAEForPreTraining
 from recipe_args import DataArguments, ModelArguments, PretrainingArguments, UsageError, parse_args
 from recipe_data import BadImageError, PretrainIterableDataset, collate, grey_statistics
-from recipe_export import ADDRESS, TRAINING_IMAGES, origin_of, stock_encoder, write_export
+from recipe_export import ADDRESS, TRAINING_IMAGES, origin_of, stock_encoder, without_paths, write_export
 from recipe_files import check_output, delete
 from recipe_hub import PublishEverySave, open_repository, publish_export, push_asked_for
 from recipe_probe import encoder_features, probe_accuracy
@@ -312,16 +312,8 @@ class Run:
 
     def _published(self) -> dict:
         """The resolved recipe without the paths of this machine and the names of files, which may name patients."""
-        published = json.loads(json.dumps(self.resolved))
+        published = without_paths(self.resolved)
         published["model_config"].pop("_name_or_path", None)
-        paths = [("data", name) for name in ("corpus", "data_dir", "splits_file")] + [("model", "model_name_or_path")]
-        for section, name in paths:
-            value = published[section][name]
-            if value is not None and Path(value).exists():
-                published[section][name] = Path(value).name
-        for name, value in published["training"].items():
-            if isinstance(value, str) and Path(value).is_absolute():
-                published["training"][name] = Path(value).name
         published["derived"]["skipped_images"] = len(self.data.skipped)
         return published
 

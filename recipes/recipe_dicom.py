@@ -1,6 +1,5 @@
 """DICOM files as PNG images that keep their grey depth. Pixels and windows follow DICOM PS3.3, C.7.6.3 and C.11."""
 
-import hashlib
 import io
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -13,6 +12,7 @@ from pydicom.errors import InvalidDicomError
 from pydicom.pixels import apply_modality_lut, iter_pixels
 
 from corpora.folder import BadImageError
+from recipe_names import pseudonym
 
 _GREY = ("MONOCHROME1", "MONOCHROME2")
 _FRAME_GROUPS = ("PixelValueTransformationSequence", "FrameVOILUTSequence")
@@ -66,7 +66,7 @@ def read_dicom(path: Path, *, name: str, salt: str, window: tuple[float, float] 
         kind = header.get("PhotometricInterpretation", "")
         # Where the id was taken out, at least the images of one examination stay together.
         patient = str(header.get("PatientID") or header.get("StudyInstanceUID") or "").strip()
-        hashed = hashlib.sha256(f"{salt}\0{patient}".encode()).hexdigest()[:16] if patient else None
+        hashed = pseudonym(salt, patient) if patient else None
         several = int(header.get("NumberOfFrames") or 1) > 1
         frames = iter_pixels(header)
         for number, pixels in enumerate(frames):

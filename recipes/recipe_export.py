@@ -1,6 +1,7 @@
 """Write what others load: the encoder as a stock ViT, the whole model with its code, and a card."""
 
 import math
+import os
 import re
 import shutil
 from dataclasses import dataclass
@@ -174,6 +175,22 @@ def write_classifier(
             metadata, template_path=str(CLASSIFIER_TEMPLATE), config=model.config, widget=widget, **card_facts
         )
         card.save(new / "README.md")
+
+
+def without_paths(settings: Any) -> Any:
+    """A copy of settings (dicts, lists, strings, numbers) that keeps only the last part of a path of this machine.
+
+    Folders above it may name people, and `ORG/NAME` that is no path here is an id on the Hub.
+    """
+    if isinstance(settings, dict):
+        return {name: without_paths(value) for name, value in settings.items()}
+    if isinstance(settings, list):
+        return [without_paths(value) for value in settings]
+    if isinstance(settings, str) and "/" in settings:
+        # os.path.exists is False, and raises nothing, for what can be no path.
+        if settings.startswith(("/", "~", "../")) or os.path.exists(settings):
+            return Path(settings).name
+    return settings
 
 
 def eval_results(

@@ -40,6 +40,7 @@ from transformers.trainer_utils import HubStrategy
 
 from recipe_args import UsageError
 from recipe_export import ADDRESS
+from recipe_names import PRIVATE
 
 logger = logging.getLogger("publish")
 for client in ("httpx", "httpx2"):
@@ -150,7 +151,9 @@ def files_of(folder: Path) -> tuple[dict[str, Path], dict[str, str]]:
         if file.is_dir():
             continue
         hidden = any(part.startswith(".") for part in parts) and name not in PLAIN_NAMES
-        if hidden or NOT_OURS.intersection(parts) or any(part.startswith("checkpoint-") for part in parts):
+        if PRIVATE in parts:
+            left_out[name] = "the original names of files and patients: never published"
+        elif hidden or NOT_OURS.intersection(parts) or any(part.startswith("checkpoint-") for part in parts):
             left_out[name] = "not part of an export"
         elif file.suffix.lower() not in SUFFIXES and file.name not in PLAIN_NAMES:
             left_out[name] = f"files {file.suffix or 'without a suffix'} are not published (a pickle can run code)"

@@ -144,16 +144,17 @@ def write_report(
             (folder / "report").mkdir(exist_ok=True)
             pictures[name] = f"report/{name}.png"
             _draw_pairs(folder / pictures[name], TITLES[name], items, found)
-    (folder / "report.md").write_text(_markdown(report, findings, pictures))
+    (folder / "report.md").write_text(_markdown(report, findings, pictures, any(item.original for item in items)))
     return report
 
 
-def _markdown(report: dict[str, Any], findings: dict[str, list], pictures: dict[str, str]) -> str:
+def _markdown(report: dict[str, Any], findings: dict[str, list], pictures: dict[str, str], renamed: bool) -> str:
     lines = [
         "# Quality report",
         "",
         f"{report['images_read']} images read, {report['images_written']} written, in {report['num_groups']} groups "
         f"(the largest has {report['largest_group']} images).",
+        *(["", "Files and patients go by names of our own: who prepared it can look up the original ones."] * renamed),
         "",
         "| finding | how many |",
         "|---|---|",

@@ -8,6 +8,7 @@ from typing import Any
 
 import datasets
 import numpy as np
+import pandas as pd
 from sklearn.model_selection import StratifiedGroupKFold
 
 from recipe_args import UsageError
@@ -42,7 +43,12 @@ def grouped_parts(labels: np.ndarray, groups: Sequence[str], num_parts: int, see
 
 
 def make_splits(
-    dataset: datasets.Dataset, *, num_folds: int, seed: int, official: Sequence[str] | None = None
+    dataset: datasets.Dataset,
+    *,
+    num_folds: int,
+    seed: int,
+    official: Sequence[str] | None = None,
+    by_content: bool = False,
 ) -> dict[str, Any]:
     """Folds for cross-validation, and the corpus's own split.
 
@@ -54,6 +60,8 @@ def make_splits(
         seed: of the shuffles.
         official: the split of each image as published ("train", "validation" or "test"), if the corpus comes split.
             Images of the training part that share a group with the test part are left out of it.
+        by_content: take the images in the order of their SHA-256, so that the names of images and groups, where they
+            are hashes with a salt, make no difference.
 
     Returns:
         What splits.json holds: version, seed, num_folds, `images` (file name -> SHA-256), `folds` (train, validation
@@ -70,10 +78,14 @@ def make_splits(
         raise SplitError(
             f"two images have the file_name {table['file_name'][table['file_name'].duplicated()].iloc[0]!r}"
         )
-    table = table.sort_values("file_name", ignore_index=True)
+    # Images of the same bytes are of one group and one label.
+    order = ["sha256", "official", "file_name"] if by_content else "file_name"
+    table = table.sort_values(order, ignore_index=True)
     if "label" not in table:
         table["label"] = 0
     names, groups, labels = (table[name].to_numpy() for name in ("file_name", "group", "label"))
+    if by_content:
+        groups = pd.factorize(groups)[0]
 
     def named(positions: np.ndarray) -> list[str]:
         return names[np.sort(positions)].tolist()

@@ -24,6 +24,13 @@ def colour(height: int = 40, width: int = 56, *, channels: int = 3, seed: int = 
     return np.stack([grey(height, width, seed=seed + channel) for channel in range(channels)], axis=-1)
 
 
+def picture(seed: int, size: int = 128) -> np.ndarray:
+    """A grey picture with large structures of its own, `(size, size)` uint8."""
+    random = np.random.default_rng(seed)
+    coarse = Image.fromarray(random.integers(0, 256, (8, 8), dtype=np.uint8))
+    return np.asarray(coarse.resize((size, size), Image.Resampling.BICUBIC))
+
+
 def encode(image: Image.Image | np.ndarray, image_format: str = "PNG", **options: object) -> bytes:
     """The bytes of an image file."""
     if isinstance(image, np.ndarray):

@@ -82,7 +82,80 @@ FILES = [
 ]
 
 # ------------------------------------------------------------------------------------- corpora, tables, labels
-CORPORA = []
+CORPORA = [
+    Mutation(
+        "recipes/recipe_names.py",
+        'f"{salt}\0{text}".encode',
+        'f"{text}".encode',
+        "tests/test_names.py::test_the_salt_decides_the_names_and_nothing_else",
+    ),
+    Mutation(
+        "recipes/recipe_names.py",
+        "group = item.group if record.group is None else pseudonym(salt, record.group)",
+        "group = item.group",
+        "tests/test_names.py::test_nothing_that_is_published_names_files_patients_or_this_machine",
+    ),
+    Mutation(
+        "recipes/recipe_names.py",
+        "key=lambda item: (item.print.sha256, item.record.split or",
+        "key=lambda item: (item.original.file_name, item.record.split or",
+        "tests/test_names.py::test_the_order_of_the_images_tells_nothing_of_the_names",
+    ),
+    Mutation(
+        "recipes/recipe_names.py",
+        """{after.partition(': ')[0]}""",
+        """{after}""",
+        "tests/test_names.py::test_the_detail_of_an_error_is_not_published",
+    ),
+    Mutation(
+        "recipes/recipe_names.py",
+        "annotation = annotation.replace(json.dumps(known), json.dumps(name))",
+        "pass",
+        "tests/test_names.py::test_masks_and_boxes_go_by_the_written_names",
+    ),
+    Mutation(
+        "recipes/recipe_names.py",
+        "os.open(path, flags, 0o600)",
+        "os.open(path, flags, 0o644)",
+        "tests/test_names.py::test_the_private_table_leads_back_to_each_file_and_only_its_owner_can_read_it",
+    ),
+    Mutation(
+        "recipes/recipe_splits.py",
+        "groups = pd.factorize(groups)[0]",
+        "pass",
+        "tests/test_names.py::test_the_salt_decides_the_names_and_nothing_else",
+    ),
+    Mutation(
+        "recipes/recipe_hub.py",
+        "if PRIVATE in parts:",
+        "if False:",
+        "tests/test_names.py::test_nothing_that_is_published_names_files_patients_or_this_machine",
+    ),
+    Mutation(
+        "recipes/prepare_corpus.py",
+        "self.keep_file_names = self.corpus in FACTS",
+        "self.keep_file_names = True",
+        "tests/test_names.py::test_names_are_kept_where_they_are_asked_for_and_of_public_corpora",
+    ),
+    Mutation(
+        "recipes/prepare_corpus.py",
+        "reasons = sorted(publishable(problem, args.salt) for problem in problems)",
+        "reasons = [reason for _, reason in problems]",
+        "tests/test_names.py::test_nothing_that_is_published_names_files_patients_or_this_machine",
+    ),
+    Mutation(
+        "recipes/prepare_corpus.py",
+        'mask.name if item.original is None else f"{name.stem}_mask_{number}{mask.suffix}"',
+        "mask.name",
+        "tests/test_names.py::test_masks_and_boxes_go_by_the_written_names",
+    ),
+    Mutation(
+        "recipes/recipe_export.py",
+        "        return [without_paths(value) for value in settings]",
+        "        return settings",
+        "tests/test_names.py::test_paths_of_this_machine_stay_out_of_published_settings",
+    ),
+]
 
 # ------------------------------------------------------------------------------- decoding, DICOM, what is shown
 IMAGES = []

@@ -9,7 +9,7 @@ import datasets
 import numpy as np
 import pydicom
 import pytest
-from helpers import colour, encode, grey, truncated_png, write
+from helpers import colour, encode, grey, picture, truncated_png, write
 from PIL import Image
 from pydicom.data import get_testdata_file
 
@@ -20,13 +20,6 @@ from recipe_args import UsageError
 from recipe_data import BadImageError, load_corpus
 from recipe_dicom import read_dicom
 from recipe_splits import SplitError, check_overlap, load_split
-
-
-def picture(seed: int, size: int = 128) -> np.ndarray:
-    """A grey picture with large structures of its own, `(size, size)` uint8."""
-    random = np.random.default_rng(seed)
-    coarse = Image.fromarray(random.integers(0, 256, (8, 8), dtype=np.uint8))
-    return np.asarray(coarse.resize((size, size), Image.Resampling.BICUBIC))
 
 
 def recoded(values: np.ndarray, scale: float = 0.6, quality: int = 60) -> bytes:
@@ -44,7 +37,12 @@ def raw(tmp_path) -> Path:
 
 
 def arguments(raw: Path, **options) -> PrepareArguments:
-    given = {"data_dir": str(raw), "output_dir": str(raw.parent / "out"), "num_folds": 3} | options
+    given = {
+        "data_dir": str(raw),
+        "output_dir": str(raw.parent / "out"),
+        "num_folds": 3,
+        "keep_file_names": True,
+    } | options
     return PrepareArguments(**given)
 
 

@@ -5,6 +5,7 @@ with torch, transformers and pillow only, from `make test-plain`. By default it 
 """
 
 import copy
+import csv
 import hashlib
 import json
 import os
@@ -555,10 +556,13 @@ found["streamed"] = read(load_dataset("org/images", split="train", streaming=Tru
         interpreter=sys.executable,
     )
     assert found["whole"] == found["streamed"] and len(found["whole"]) == 24
+    with (tmp_path / "data" / "private" / "names.csv").open(newline="") as lines:
+        names = {row["file_name"]: row["written_name"] for row in csv.DictReader(lines)}
+    assert not any(name.startswith("private") or name == ".gitignore" for name in sent)
     for index in range(24):
         name = f"{'ab'[index % 2]}/{index:02d}.png"
         digest = hashlib.sha256((tmp_path / "raw" / name).read_bytes()).hexdigest()
-        assert found["whole"][name] == [index % 2, digest, [48, 48]]
+        assert found["whole"][names[name]] == [index % 2, digest, [48, 48]]
 
 
 def test_the_demo_and_the_metric_are_published_as_spaces(hub, tmp_path):
