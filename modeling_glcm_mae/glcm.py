@@ -146,7 +146,8 @@ def cooccurrence_matrix(
         sharpness: of the sigmoid kernel.
         symmetric: count each pair in both orders (G + G^T).
         normalize: divide each matrix by its sum. A matrix without a pair stays 0.
-        mask: bool, shape of `image`; pairs with a pixel outside it do not count.
+        mask: bool, shape of `image`; pairs with a pixel outside it do not count. What the image holds outside has no
+            effect on the matrix or on the gradient, nor has NaN or infinity there.
 
     Returns:
         `(..., D, K, K)` joint counts (probabilities if normalised); float64 for a float64 image, else float32,
@@ -164,6 +165,9 @@ def cooccurrence_matrix(
         raise ValueError(
             f"mask must be bool of the image's shape {tuple(image.shape)}, got {mask.dtype} of {tuple(mask.shape)}"
         )
+    if mask is not None:
+        # Before anything is computed: weight 0 would not silence a NaN.
+        image = image.masked_fill(~mask, 0)
     with torch.autocast(image.device.type, enabled=False):
         if kernel == "hard":
             glcm = _hard_counts(image, levels, value_range, offsets, mask)  # ... D K K
@@ -201,20 +205,26 @@ def _hard_counts(
 ) -> torch.Tensor:
     """Matrices `(..., D, K, K)` of the hard kernel: whole pairs are counted, without a weight for each level."""
     *leading, height, width = image.shape
-    images = image.reshape(-1, height, width)  # m H W
+    place = _place_of_counting(image.device, torch.float64)
+    images = image.to(place).reshape(-1, height, width)  # m H W
     dtype = torch.promote_types(image.dtype, torch.float32)
     index, weight, _ = (x.flatten(0, 1) for x in _support(images.to(dtype), levels, value_range, "hard", math.inf))
     if mask is not None:
-        weight = weight * mask.view_as(images)
+        weight = weight * mask.to(place).view_as(images)
     matrices = []
     for dy, dx in offsets:
         (rows, shifted_rows), (columns, shifted_columns) = _pair_slices(dy, height), _pair_slices(dx, width)
         first, second = (slice(None), rows, columns), (slice(None), shifted_rows, shifted_columns)
         cell = (index[first] * levels + index[second]).flatten(1)
         # float32 stops counting at 2^24 pairs in a cell: a large black background has more.
-        counts = torch.zeros(len(images), levels**2, dtype=torch.float64, device=image.device)
+        counts = torch.zeros(len(images), levels**2, dtype=torch.float64, device=place)
         matrices.append(counts.scatter_add_(1, cell, (weight[first] * weight[second]).flatten(1).double()).to(dtype))
-    return torch.stack(matrices, dim=1).view(*leading, len(offsets), levels, levels)
+    return torch.stack(matrices, dim=1).view(*leading, len(offsets), levels, levels).to(image.device)
+
+
+def _place_of_counting(device: torch.device, dtype: torch.dtype) -> torch.device:
+    """Where counts of `dtype` are added up: on `device`, or on the CPU if `device` has no float64 (Apple's GPUs)."""
+    return torch.device("cpu") if device.type == "mps" and dtype == torch.float64 else device
 
 
 def _dense_loss(
@@ -505,15 +515,20 @@ def _loss_and_gradient(
     normalize: bool,
     cumulative: bool,
 ) -> tuple[torch.Tensor, torch.Tensor]:
+    home, pixels = pred.device, pred.shape[1] * pred.shape[2]
+    dtype = torch.promote_types(pred.dtype, torch.float32)
+    _, support = _support_window(kernel, sharpness, dtype)
+    place = _place_of_counting(home, _table_dtype(support, pixels, cumulative, dtype))
+    pred, target = pred.to(place), target.to(place)
     if backend == "auto":
-        backend = _fastest_backend(pred.device.type, pred.shape[1] * pred.shape[2], levels, cumulative)
+        backend = _fastest_backend(place.type, pixels, levels, cumulative)
     if backend == "triton":
         from .glcm_triton import triton_loss_and_gradient as compute
     elif backend == "numba":
         from .glcm_numba import numba_loss_and_gradient as compute
     else:
         compute = _sparse_loss_and_gradient
-    return compute(
+    losses, gradient = compute(
         pred,
         target,
         with_gradient,
@@ -527,6 +542,7 @@ def _loss_and_gradient(
         normalize=normalize,
         cumulative=cumulative,
     )
+    return losses.to(home), gradient.to(home)
 
 
 @_loss_and_gradient.register_fake
@@ -644,7 +660,7 @@ def glcm_loss(
 
     Args:
         pred: `(M, H, W)`, floating point. The gradient flows here.
-        target: `(M, H, W)`. No gradient flows here.
+        target: `(M, H, W)`, floating point. No gradient flows here.
         levels: number K of grey levels.
         value_range: (lo, hi) spanned by the levels, in the units of both stacks; values outside are clamped.
         offsets: `[[dy, dx], ...]` in pixels.
@@ -687,6 +703,8 @@ def glcm_loss(
         raise ValueError(
             f"pred and target must have the same shape (M, H, W), got {tuple(pred.shape)} and {tuple(target.shape)}"
         )
+    if not (pred.is_floating_point() and target.is_floating_point()):
+        raise ValueError(f"pred and target must be floating point, got {pred.dtype} and {target.dtype}")
     if reduction not in ("mean", "none"):
         raise ValueError(f"reduction must be mean or none, got {reduction!r}")
     if cumulative and reweight:

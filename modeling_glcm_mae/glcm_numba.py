@@ -12,12 +12,13 @@ Nothing is written by two threads, so results do not depend on their number.
 import functools
 import os
 import warnings
-from collections.abc import Sequence
+from collections.abc import Callable, Hashable, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from pickle import UnpicklingError
+from pathlib import Path
 from typing import Any
 
 import torch
+from huggingface_hub.utils import WeakFileLock
 
 from .glcm import _support_window, _table_dtype
 
@@ -241,14 +242,43 @@ try:
     _kept = numba.njit(cache=True, **OPTIONS)(_compare_patches)
 except RuntimeError:  # Numba found no folder that it may write to
     _kept = _not_kept
+LOCK_SECONDS = 300  # many times what another process needs to compile
+_ready: dict[Hashable, Callable[..., None]] = {}  # what runs arguments of these types, in this process
 
 
-def _compare_patches_compiled(*arguments: Any) -> None:
+def _compile(arguments: Sequence[Any]) -> Callable[..., None]:
+    """`_compare_patches`, compiled for arguments of these types or read from where an earlier process kept it.
+
+    Numba numbers the files that it keeps by an index which it reads and writes without a lock: two processes that
+    compile at the same time could give two versions the same file, and one would be taken for the other ever after.
+    So one process at a time reads or compiles. What cannot be read, or is the code of other types, is made anew.
+    """
+    if _kept.stats.cache_path is None:
+        return _kept
+    folder = Path(_kept.stats.cache_path)
+    signature = tuple(numba.typeof(argument) for argument in arguments)
     try:
-        _kept(*arguments)
-    except (OSError, EOFError, UnpicklingError) as error:  # of the file: a full disk, half a file
-        warnings.warn(f"Numba cannot keep what it compiled, or read what it kept: {error!r}", stacklevel=2)
-        _not_kept(*arguments)
+        with WeakFileLock(folder / "glcm_numba.lock", timeout=LOCK_SECONDS):
+            try:
+                _kept.compile(signature)
+                if signature not in _kept.overloads:
+                    raise TypeError("it is the code of other types")
+            except Exception as error:  # reading a damaged file raises nearly anything
+                _warn_of(folder, error)
+                for index in folder.glob(f"*{_compare_patches.__name__}*.nbi"):
+                    index.unlink()
+                _kept.compile(signature)
+    except OSError as error:  # there is no lock to be had, or nothing can be written
+        _warn_of(folder, error)
+        return _not_kept
+    return _kept
+
+
+def _warn_of(folder: Path, error: Exception) -> None:
+    warnings.warn(
+        f"Numba cannot keep what it compiled in {folder}, or read what it kept, and compiles again: {error!r}",
+        stacklevel=2,
+    )
 
 
 @functools.cache
@@ -293,9 +323,8 @@ def numba_loss_and_gradient(
     gradient = np.empty(pred.shape if with_gradient else (0, height, width), pred.dtype)
     threads = max(1, min(torch.get_num_threads(), count))
 
-    def compare(thread: int) -> None:
-        own = slice(count * thread // threads, count * (thread + 1) // threads)
-        _compare_patches_compiled(
+    def arguments_of(own: slice) -> tuple[Any, ...]:
+        return (
             pred[own],
             target[own],
             members,
@@ -313,6 +342,14 @@ def numba_loss_and_gradient(
             losses[own],
             gradient[own],
         )
+
+    types = (dtype, min(support, 3), double)
+    if types not in _ready:
+        _ready[types] = _compile(arguments_of(slice(0)))
+    compare_patches = _ready[types]
+
+    def compare(thread: int) -> None:
+        compare_patches(*arguments_of(slice(count * thread // threads, count * (thread + 1) // threads)))
 
     workers = _workers(torch.get_num_threads(), os.getpid())
     others = []

@@ -2,6 +2,7 @@
 
 import logging
 from dataclasses import dataclass, field
+from typing import Any
 
 import datasets
 from accelerate import PartialState
@@ -113,6 +114,10 @@ def _whole_corpus(
     )
 
 
+def _is_not_among(row: dict[str, Any], names: frozenset[str]) -> bool:
+    return row["file_name"] not in names
+
+
 @dataclass
 class PretrainingData:
     """What a pretraining run reads."""
@@ -175,7 +180,8 @@ def load_data(data_args: DataArguments, config: GLCMMAEConfig, seed: int) -> Pre
             kept, _ = verify_images(kept, bad_images=data_args.bad_images, transform=transform, **checking)
             held_out = PretrainDataset(kept, transform, train=False, **reading)
             names = frozenset(row["file_name"] for row in first)
-            images = images.filter(lambda row: row["file_name"] not in names)
+            # A function of this module: workers that are spawned, as on macOS, get it by its name.
+            images = images.filter(_is_not_among, fn_kwargs={"names": names})
         train = PretrainIterableDataset(images, transform, shuffle_buffer=data_args.shuffle_buffer, **stream)
         return PretrainingData(train, held_out, transform, white_level=white_level(first, data_args.white_level))
     images, skipped = verify_images(images, bad_images=data_args.bad_images, transform=transform, **checking)

@@ -11,10 +11,8 @@ os.environ["HF_HUB_DISABLE_XET"] = "1"  # read at import; the tests' Hub stores 
 if not torch.cuda.is_available():
     os.environ["TRITON_INTERPRET"] = "1"  # read where the kernels are defined
 
-# Two processes of `make test` may compile different versions at once, and Numba does not lock what it keeps.
-os.environ["NUMBA_CACHE_DIR"] = str(
-    Path(__file__).parents[1] / ".pytest_cache" / f"numba-{os.environ.get('PYTEST_XDIST_WORKER', 'alone')}"
-)
+# Not beside the package, which tests must leave as it is.
+os.environ["NUMBA_CACHE_DIR"] = str(Path(__file__).parents[1] / ".pytest_cache" / "numba")
 
 from hub_server import HubServer
 

@@ -225,6 +225,53 @@ def test_result_dtype():
         assert cooccurrence_matrix(patches(6, 6).to(given), **arguments).dtype == expected
 
 
+@pytest.mark.parametrize("outside", [math.nan, math.inf, -math.inf, 1e30])
+@pytest.mark.parametrize("kernel", ["sigmoid", "linear", "hard"])
+def test_what_lies_outside_the_mask_does_not_matter(kernel, outside):
+    image, mask = patches(2, 9, 8), torch.zeros(2, 9, 8, dtype=torch.bool)
+    mask[:, 2:7, 1:6] = True
+    mask[1, 4, 3] = False  # a hole, too
+    found = []
+    for filled in (image, image.masked_fill(~mask, outside)):
+        filled = filled.requires_grad_()
+        matrix = cooccurrence_matrix(
+            filled, levels=6, value_range=RANGE, offsets=[[0, 1], [1, -1]], kernel=kernel, mask=mask, normalize=True
+        )
+        found.append([matrix.detach()])
+        if kernel != "hard":
+            (gradient,) = torch.autograd.grad(matrix.square().sum(), filled)
+            assert gradient[mask].abs().sum() > 0 and gradient[~mask].abs().max() == 0
+            found[-1].append(gradient)
+    for one, other in zip(*found, strict=True):
+        assert torch.equal(one, other)
+
+
+def test_a_pixel_inside_the_mask_that_is_not_a_number_shows():
+    image, mask = patches(8, 8), torch.ones(8, 8, dtype=torch.bool)
+    image[4, 4] = math.nan
+    for kernel in ("sigmoid", "linear", "hard"):
+        matrix = cooccurrence_matrix(image, levels=6, value_range=RANGE, offsets=[[0, 1]], kernel=kernel, mask=mask)
+        assert matrix.isnan().any(), kernel
+
+
+def test_devices_without_float64_leave_counts_in_it_to_the_cpu(monkeypatch):
+    mps, cuda, cpu = (torch.device(name) for name in ("mps", "cuda", "cpu"))
+    assert glcm._place_of_counting(mps, torch.float64) == cpu
+    assert glcm._place_of_counting(mps, torch.float32) == mps
+    assert glcm._place_of_counting(cuda, torch.float64) == cuda
+    # Asked, and obeyed: nothing can be brought back from a place that holds no data.
+    asked = []
+    monkeypatch.setattr(glcm, "_place_of_counting", lambda *question: asked.append(question) or torch.device("meta"))
+    wide = LOSS | {"sharpness": 5.0, "backend": "sparse"}
+    for compute in (
+        lambda: cooccurrence_matrix(patches(8, 8), kernel="hard", **LOSS),
+        lambda: glcm_loss(patches(2, 8, 8), patches(2, 8, 8), **wide),
+    ):
+        with pytest.raises(NotImplementedError, match="meta"):
+            compute()
+    assert asked == [(cpu, torch.float64)] * 2
+
+
 # Gradients
 
 
@@ -561,6 +608,16 @@ def test_autocast_changes_nothing(dtype, backend):
 def test_wrong_argument_names_itself_and_what_is_allowed(arguments, said):
     with pytest.raises(ValueError, match=said):
         glcm_loss(patches(2, 8, 8), patches(2, 8, 8), **(LOSS | arguments))
+
+
+@pytest.mark.parametrize("backend", [*BACKENDS, "triton", "auto"])
+@pytest.mark.parametrize("dtype", [torch.uint8, torch.int64, torch.bool, torch.complex64])
+def test_every_backend_refuses_what_is_not_floating_point(dtype, backend):
+    whole, real = torch.ones(2, 8, 8, dtype=dtype), patches(2, 8, 8)
+    for pred, target in ((whole, whole), (real, whole), (whole, real)):
+        said = f"pred and target must be floating point, got {pred.dtype} and {target.dtype}"
+        with pytest.raises(ValueError, match=said):
+            glcm_loss(pred, target, backend=backend, **LOSS)
 
 
 def test_wrong_images_are_refused():

@@ -2,6 +2,7 @@
 
 import json
 import os
+import pickle
 import re
 import signal
 import socket
@@ -444,10 +445,36 @@ def test_held_out_images_of_a_stream_are_not_trained_on(tmp_path):
     for workers in (0, 2):
         data = load_data(arguments, config, seed=0)
         held_out = [data.held_out[i]["file_name"] for i in range(len(data.held_out))]
-        loader = torch.utils.data.DataLoader(data.train, batch_size=None, num_workers=workers)
+        # Pickled, as for workers that are spawned: the only kind on macOS and Windows.
+        train, held_out_items = pickle.loads(pickle.dumps((data.train, data.held_out)))
+        assert [item["file_name"] for item in map(held_out_items.__getitem__, range(5))] == held_out
+        loader = torch.utils.data.DataLoader(train, batch_size=None, num_workers=workers)
         trained = [item["file_name"] for item in loader]
         assert len(held_out) == 5 and not set(held_out) & set(trained)
         assert len(trained) == 7 and len(set(trained)) == 7
+
+
+@pytest.mark.slow
+def test_a_stream_with_held_out_images_under_spawned_workers(images, tmp_path):
+    data = datasets.load_dataset("imagefolder", data_dir=str(images), split="train", cache_dir=str(tmp_path / "cache"))
+    (tmp_path / "parquet").mkdir()
+    data.to_parquet(tmp_path / "parquet" / "train-00000.parquet")
+    script = tmp_path / "spawned.py"
+    script.write_text(
+        "import multiprocessing, sys\nimport pretrain\n"
+        "if __name__ == '__main__':\n    multiprocessing.set_start_method('spawn')\n    pretrain.main(sys.argv[1:])\n"
+    )
+    given = TINY | {"dataloader_num_workers": 1, "streaming": True, "max_steps": 2}
+    path = os.pathsep.join([str(ROOT), str(ROOT / "recipes")])
+    done = subprocess.run(
+        [sys.executable, str(script), *options(**given, corpus=tmp_path / "parquet", output_dir=tmp_path / "run")],
+        env=ENVIRONMENT | {"PYTHONPATH": path},
+        capture_output=True,
+        text=True,
+        timeout=280,
+    )
+    assert done.returncode == 0, done.stderr[-3000:]
+    assert sorted(losses(tmp_path / "run")) == [1, 2]
 
 
 def test_mse_epochs_are_epochs_whatever_the_length(images, tmp_path):
