@@ -39,7 +39,318 @@ class Mutation:
 
 
 # ------------------------------------------------------------------------------------------------ the package
-PACKAGE = []
+PACKAGE = [
+    Mutation(
+        "modeling_glcm_mae/glcm.py",
+        "[round(math.sin(angle) * distance), round(math.cos(angle) * distance)]",
+        "[round(math.cos(angle) * distance), round(math.sin(angle) * distance)]",
+        "tests/test_glcm.py::test_offsets_from_angles",
+    ),
+    Mutation(
+        "modeling_glcm_mae/glcm.py",
+        "return bump(u) + bump(-u) + bump(2 * levels - u)",
+        "return bump(u)",
+        "tests/test_glcm.py::test_weights_of_a_pixel_sum_to_one",
+    ),
+    Mutation(
+        "modeling_glcm_mae/glcm.py",
+        "u = _in_bins(x, levels, value_range).clamp(0, levels).unsqueeze(-1)",
+        "u = _in_bins(x, levels, value_range).unsqueeze(-1)",
+        "tests/test_glcm.py::test_weights_of_a_pixel_sum_to_one",
+    ),
+    Mutation(
+        "modeling_glcm_mae/glcm.py",
+        "(1 - (u.clamp(0.5, levels - 0.5) - k - 0.5).abs())",
+        "(1 - (u - k - 0.5).abs())",
+        "tests/test_glcm.py::test_linear_by_hand",
+    ),
+    Mutation(
+        "modeling_glcm_mae/glcm.py",
+        "glcm = glcm + glcm.transpose(-1, -2)",
+        "glcm = glcm + glcm",
+        "tests/test_glcm.py::test_flags_of_the_matrix",
+    ),
+    Mutation(
+        "modeling_glcm_mae/glcm.py",
+        "            total = glcm.sum(dim=(-2, -1), keepdim=True)\n            # Not a clamp",
+        "            total = glcm.sum(dim=-1, keepdim=True)\n            # Not a clamp",
+        "tests/test_glcm.py::test_flags_of_the_matrix",
+    ),
+    Mutation(
+        "modeling_glcm_mae/glcm.py",
+        "                rows, shifted_rows = _pair_slices(dy, height)\n"
+        "                columns, shifted_columns = _pair_slices(dx, width)\n",
+        "                rows, shifted_rows = _pair_slices(dx, height)\n"
+        "                columns, shifted_columns = _pair_slices(dy, width)\n",
+        "tests/test_glcm.py::test_matrix_is_the_sum_over_pairs",
+    ),
+    Mutation(
+        "modeling_glcm_mae/glcm.py",
+        "(rows, shifted_rows), (columns, shifted_columns) = _pair_slices(dy, height), _pair_slices(dx, width)",
+        "(shifted_rows, rows), (columns, shifted_columns) = _pair_slices(dy, height), _pair_slices(dx, width)",
+        "tests/test_glcm.py::test_matrix_is_the_sum_over_pairs",
+    ),
+    Mutation(
+        "modeling_glcm_mae/glcm.py",
+        "image = image.masked_fill(~mask, 0)",
+        "image = image.contiguous()",
+        "tests/test_glcm.py::test_what_lies_outside_the_mask_does_not_matter",
+    ),
+    Mutation(
+        "modeling_glcm_mae/glcm.py",
+        "weights = weights * mask.unsqueeze(-1)",
+        "weights = weights.contiguous()",
+        "tests/test_glcm.py::test_matrix_is_the_sum_over_pairs",
+    ),
+    Mutation(
+        "modeling_glcm_mae/glcm.py",
+        "counts = torch.zeros(len(images), levels**2, dtype=torch.float64, device=place)\n"
+        "        matrices.append(counts.scatter_add_(1, cell, (weight[first] * weight[second]).flatten(1).double())",
+        "counts = torch.zeros(len(images), levels**2, dtype=dtype, device=place)\n"
+        "        matrices.append(counts.scatter_add_(1, cell, (weight[first] * weight[second]).flatten(1))",
+        "tests/test_glcm.py::test_hard_counts_beyond_the_whole_numbers_of_float32",
+    ),
+    Mutation(
+        "modeling_glcm_mae/glcm.py",
+        'device.type == "mps" and',
+        'device.type == "xpu" and',
+        "tests/test_glcm.py::test_devices_without_float64_leave_counts_in_it_to_the_cpu",
+    ),
+    Mutation(
+        "modeling_glcm_mae/glcm.py",
+        "pred, target = pred.to(place), target.to(place)",
+        "pred, target = pred.contiguous(), target.contiguous()",
+        "tests/test_glcm.py::test_devices_without_float64_leave_counts_in_it_to_the_cpu",
+    ),
+    Mutation(
+        "modeling_glcm_mae/glcm.py",
+        "return glcm * (total - glcm) / torch.where(total > 0, total, 1)",
+        "return glcm * (total - glcm) / torch.where(total > 0, total + 1, 1)",
+        "tests/test_glcm.py::test_loss_by_hand[True-False-False-False-dense]",
+    ),
+    Mutation(
+        "modeling_glcm_mae/glcm.py",
+        "difference = difference.cumsum(-2).cumsum(-1)",
+        "difference = difference.cumsum(-2)",
+        "tests/test_glcm.py::test_loss_by_hand[False-True-False-False-dense]",
+    ),
+    Mutation(
+        "modeling_glcm_mae/glcm.py",
+        "    if not (pred.is_floating_point() and target.is_floating_point()):",
+        "    if not pred.is_floating_point():",
+        "tests/test_glcm.py::test_every_backend_refuses_what_is_not_floating_point",
+    ),
+    Mutation(
+        "modeling_glcm_mae/glcm.py",
+        "value=-1 / total)\n    else:",
+        "value=-2 / total)\n    else:",
+        "tests/test_glcm.py::test_loss_by_hand[True-False-False-False-sparse]",
+    ),
+    Mutation(
+        "modeling_glcm_mae/glcm.py",
+        "            scale = 1 / total**2 if normalize else 1\n            index_first",
+        "            scale = 1 / total if normalize else 1\n            index_first",
+        "tests/test_glcm.py::test_loss_by_hand[False-False-True-False-sparse]",
+    ),
+    Mutation(
+        "modeling_glcm_mae/glcm.py",
+        "cell, value = torch.cat([cell, mirrored], 2), torch.cat([value, value], 2)",
+        "cell, value = torch.cat([cell, cell], 2), torch.cat([value, value], 2)",
+        "tests/test_glcm.py::test_loss_by_hand[False-False-False-True-sparse]",
+    ),
+    Mutation(
+        "modeling_glcm_mae/glcm.py",
+        "count = len(offsets) * cells\n",
+        "count = cells\n",
+        "tests/test_glcm.py::test_loss_by_hand[False-False-False-False-sparse]",
+    ),
+    Mutation(
+        "modeling_glcm_mae/glcm.py",
+        "by_first = (by_value * weight_second[::2]).sum(2)",
+        "by_first = -(by_value * weight_second[::2]).sum(2)",
+        "tests/test_glcm.py::test_gradcheck_of_the_loss[sigmoid-5.0-False-False-False-False-sparse]",
+    ),
+    Mutation(
+        "modeling_glcm_mae/glcm.py",
+        "by_value = of_pred.addcmul(of_pred, g_pred, value=-2 / total)",
+        "by_value = of_pred.addcmul(of_pred, g_pred, value=-1 / total)",
+        "tests/test_glcm.py::test_what_the_scratch_holds_reaches_no_patch",
+    ),
+    Mutation(
+        "modeling_glcm_mae/glcm.py",
+        "by_cell = difference.flip(1, 2).cumsum(1).cumsum(2).flip(1, 2).flatten(1)",
+        "by_cell = difference.cumsum(1).cumsum(2).flatten(1)",
+        "tests/test_glcm.py::test_gradcheck_of_the_loss[sigmoid-5.0-False-False-False-True-sparse]",
+    ),
+    Mutation(
+        "modeling_glcm_mae/glcm.py",
+        "clamped = u.clamp(0, levels)\n",
+        "clamped = u\n",
+        "tests/test_glcm.py::test_degenerate_patches_give_a_finite_loss_and_gradient[above-linear-False-False-sparse]",
+    ),
+    Mutation(
+        "modeling_glcm_mae/glcm.py",
+        "index = torch.where(index < 0, -1 - index, index)",
+        "index = torch.where(index < 0, 0, index)",
+        "tests/test_glcm.py::test_backend_with_fewer_levels_than_its_window[3-sigmoid-sparse]",
+    ),
+    Mutation(
+        "modeling_glcm_mae/glcm.py",
+        "    with torch.autocast(image.device.type, enabled=False):",
+        "    with torch.autocast(image.device.type, enabled=torch.is_autocast_enabled(image.device.type)):",
+        "tests/test_glcm.py::test_autocast_changes_nothing[dtype0-dense]",
+    ),
+    Mutation(
+        "modeling_glcm_mae/glcm.py",
+        "c1, c2 = 0.01**2, 0.03**2",
+        "c1, c2 = 0.01**2, 0.3**2",
+        "tests/test_glcm.py::test_ssim_against_scipy",
+    ),
+    Mutation(
+        "modeling_glcm_mae/glcm.py",
+        "(2 * 1.5**2)",
+        "(2 * 1.6**2)",
+        "tests/test_glcm.py::test_ssim_against_scipy",
+    ),
+    Mutation(
+        "modeling_glcm_mae/glcm_numba.py",
+        "pull[second] += by_slope",
+        "pull[second] -= by_slope",
+        "tests/test_glcm.py::test_gradcheck_of_the_loss[sigmoid-5.0-False-False-False-False-numba]",
+    ),
+    Mutation(
+        "modeling_glcm_mae/glcm_numba.py",
+        "difference *= one - (of_pred + of_target) * per_total",
+        "difference *= one - of_pred * per_total",
+        "tests/test_glcm.py::test_loss_by_hand[True-False-False-False-numba]",
+    ),
+    Mutation(
+        "modeling_glcm_mae/glcm_numba.py",
+        "if signature not in _kept.overloads:",
+        "if not _kept.overloads:",
+        "tests/test_glcm_numba.py::test_code_of_other_types_is_made_anew",
+    ),
+    Mutation(
+        "modeling_glcm_mae/glcm_numba.py",
+        "                    index.unlink()",
+        "                    index.exists()",
+        "tests/test_glcm_numba.py::test_a_damaged_file_is_made_anew",
+    ),
+    Mutation(
+        "modeling_glcm_mae/glcm_numba.py",
+        'with WeakFileLock(folder / "glcm_numba.lock", timeout=LOCK_SECONDS):',
+        'with WeakFileLock(folder / f"{os.getpid()}.lock", timeout=LOCK_SECONDS):',
+        "tests/test_glcm_numba.py::test_one_process_at_a_time_reads_or_compiles",
+    ),
+    Mutation(
+        "modeling_glcm_mae/glcm_numba.py",
+        "            except Exception as error:  # reading",
+        "            except (EOFError, OSError) as error:  # reading",
+        "tests/test_glcm_numba.py::test_a_damaged_file_is_made_anew",
+    ),
+    Mutation(
+        "modeling_glcm_mae/glcm_triton.py",
+        "slope = tl.where(member == 0, -1.0, 1.0) / width",
+        "slope = tl.where(member == 0, 1.0, -1.0) / width",
+        "tests/test_glcm_triton.py::test_one_program_takes_many_patches",
+    ),
+    Mutation(
+        "modeling_glcm_mae/modeling_glcm_mae.py",
+        "return torch.cat([columns, rows], dim=-1).unsqueeze(0)",
+        "return torch.cat([rows, columns], dim=-1).unsqueeze(0)",
+        "tests/test_model.py::test_new_model_knows_where_patches_are",
+    ),
+    Mutation(
+        "modeling_glcm_mae/modeling_glcm_mae.py",
+        "init.normal_(module.mask_token, std=self.config.initializer_range)",
+        "init.zeros_(module.mask_token)",
+        "tests/test_model.py::test_new_tokens_and_layers_follow_mae",
+    ),
+    Mutation(
+        "modeling_glcm_mae/modeling_glcm_mae.py",
+        "init.xavier_uniform_(module.weight)",
+        "init.xavier_uniform_(module.weight, gain=0.5)",
+        "tests/test_model.py::test_new_tokens_and_layers_follow_mae",
+    ),
+    Mutation(
+        "modeling_glcm_mae/modeling_glcm_mae.py",
+        'mode="bicubic"',
+        'mode="bilinear"',
+        "tests/test_model.py::test_interpolated_positions_equal_positions_put_in_by_hand[32-new_size0]",
+    ),
+    Mutation(
+        "modeling_glcm_mae/modeling_glcm_mae.py",
+        "patches = nn.functional.interpolate(patches, size=new_grid,",
+        "patches = nn.functional.interpolate(patches, size=new_grid[::-1],",
+        "tests/test_model.py::test_decoder_places_patches_rightly_at_real_sizes",
+    ),
+    Mutation(
+        "modeling_glcm_mae/modeling_glcm_mae.py",
+        "masked = mask.bool()  # B N",
+        "masked = ~mask.bool()  # B N",
+        "tests/test_model.py::test_mse_preset_is_stock_vitmae",
+    ),
+    Mutation(
+        "modeling_glcm_mae/modeling_glcm_mae.py",
+        "            logits = logits if double else logits.float()\n            target = self",
+        "            target = self",
+        "tests/test_model.py::test_autocast_leaves_the_loss_in_float32[dtype0-mse]",
+    ),
+    Mutation(
+        "modeling_glcm_mae/modeling_glcm_mae.py",
+        'return patches.mean(dim=-1) if channel == "mean" else patches[..., channel]',
+        'return patches[..., 0] if channel == "mean" else patches[..., channel]',
+        "tests/test_model.py::test_one_channel_from_three_equals_replicated_grey",
+    ),
+    Mutation(
+        "modeling_glcm_mae/modeling_glcm_mae.py",
+        "embeddings.projection.weight.copy_(old.weight.sum(dim=1, keepdim=True))",
+        "embeddings.projection.weight.copy_(old.weight.mean(dim=1, keepdim=True))",
+        "tests/test_model.py::test_one_channel_from_three_equals_replicated_grey",
+    ),
+    Mutation(
+        "modeling_glcm_mae/texture.py",
+        "covariance / deviations,",
+        "covariance / deviations.square(),",
+        "tests/test_texture.py::test_ibsi_digital_phantom[corr]",
+    ),
+    Mutation(
+        "modeling_glcm_mae/texture.py",
+        "probabilities.clamp(min=floor).log2()",
+        "probabilities.clamp(min=floor).log()",
+        "tests/test_texture.py::test_ibsi_digital_phantom[joint_entr]",
+    ),
+    Mutation(
+        "modeling_glcm_mae/texture.py",
+        "(by_gap / (1 + gap / levels)).sum(-1)",
+        "(by_gap / (1 + gap / (levels - 1))).sum(-1)",
+        "tests/test_texture.py::test_ibsi_digital_phantom[inv_diff_norm]",
+    ),
+    Mutation(
+        "modeling_glcm_mae/texture.py",
+        "torch.expm1(-2.0 *",
+        "torch.expm1(-1.0 *",
+        "tests/test_texture.py::test_ibsi_digital_phantom[info_corr2]",
+    ),
+    Mutation(
+        "modeling_glcm_mae/texture.py",
+        '"clust_shade": _central_moment(by_sum, total_grey, mean_sum, 3)',
+        '"clust_shade": _central_moment(by_sum, total_grey, mean_sum, 4)',
+        "tests/test_texture.py::test_ibsi_digital_phantom[clust_shade]",
+    ),
+    Mutation(
+        "modeling_glcm_mae/texture.py",
+        "grey = (index + 1).to(matrix.dtype)",
+        "grey = index.to(matrix.dtype)",
+        "tests/test_texture.py::test_ibsi_digital_phantom[joint_avg]",
+    ),
+    Mutation(
+        "modeling_glcm_mae/texture.py",
+        "distance = (both[0] - both[1]).abs().sum((-2, -1))",
+        "distance = (both[0] - both[1]).square().sum((-2, -1))",
+        "tests/test_texture.py::test_fidelity_by_hand",
+    ),
+]
 
 # ------------------------------------------------------------------------------------ files, runs and resuming
 FILES = [
@@ -161,7 +472,116 @@ CORPORA = [
 IMAGES = []
 
 # ------------------------------------------------------------------------------------------------- pretraining
-PRETRAINING = []
+PRETRAINING = [
+    Mutation(
+        "recipes/pretrain.py",
+        "rate = args.base_learning_rate * effective / 256",
+        "rate = args.base_learning_rate * effective / 128",
+        "tests/test_pretrain.py::test_base_learning_rate_is_that_of_256_images_an_update",
+    ),
+    Mutation(
+        "recipes/pretrain.py",
+        "for part in (self.data.train, self.data.held_out) if part is not None]",
+        "for part in (self.data.train,) if part is not None]",
+        "tests/test_pretrain.py::test_export_lists_every_image_that_was_seen",
+    ),
+    Mutation(
+        "recipes/recipe_trainer.py",
+        "return True, start * (end / start) ** min(progress, 1.0)",
+        "return True, start + (end - start) * min(progress, 1.0)",
+        "tests/test_pretrain.py::test_sharpness_grows_by_the_same_factor_at_every_step",
+    ),
+    Mutation(
+        "recipes/recipe_trainer.py",
+        "max(self.state.max_steps - 1 - mse_steps, 1)",
+        "max(self.state.max_steps - 1, 1)",
+        "tests/test_pretrain.py::test_sharpness_grows_by_the_same_factor_at_every_step",
+    ),
+    Mutation(
+        "recipes/recipe_trainer.py",
+        "return round(mse_epochs * max_steps)",
+        "return round((1 - mse_epochs) * max_steps)",
+        "tests/test_pretrain.py::test_mse_epochs_below_one_are_a_share_of_the_steps",
+    ),
+    Mutation(
+        "recipes/recipe_trainer.py",
+        "return round(mse_epochs * (len(self._get_train_sampler()) // self.effective_batch_size))",
+        "return round(mse_epochs * max_steps / self.args.num_train_epochs)",
+        "tests/test_pretrain.py::test_mse_epochs_are_epochs_whatever_the_length",
+    ),
+    Mutation(
+        "recipes/recipe_trainer.py",
+        '            self._stop("the gradient is not finite, though the loss is")\n        return norm',
+        "            return norm\n        return norm",
+        "tests/test_pretrain.py::test_gradient_that_is_not_finite_stops_with_the_files",
+    ),
+    Mutation(
+        "recipes/recipe_trainer.py",
+        "if not torch.isfinite(outputs.loss):",
+        "if outputs.loss == 0:",
+        "tests/test_pretrain.py::test_loss_that_is_not_finite_stops_with_the_files",
+    ),
+    Mutation(
+        "recipes/recipe_trainer.py",
+        '"patch_mean": target.mean(dim=(2, 3), keepdim=True).expand_as(target),\n        "dataset_mean":',
+        '"dataset_mean": target.mean(dim=(2, 3), keepdim=True).expand_as(target),\n        "patch_mean":',
+        "tests/test_pretrain.py::test_trivial_predictors_by_hand",
+    ),
+    Mutation(
+        "recipes/recipe_trainer.py",
+        "target.mean(dim=(2, 3), keepdim=True)",
+        "target.mean(dim=(2, 3, 4), keepdim=True)",
+        "tests/test_pretrain.py::test_trivial_predictors_by_hand",
+    ),
+    Mutation(
+        "recipes/recipe_trainer.py",
+        "return EpochSampler(len(dataset), self.effective_batch_size, self.args.seed)",
+        "return EpochSampler(len(dataset), self.effective_batch_size, 0)",
+        "tests/test_pretrain.py::test_seed_decides_the_order_and_the_masks",
+    ),
+    Mutation(
+        "recipes/recipe_setup.py",
+        '        "seed": seed,\n    }',
+        '        "seed": 0,\n    }',
+        "tests/test_pretrain.py::test_seed_decides_the_order_and_the_masks",
+    ),
+    Mutation(
+        "recipes/recipe_setup.py",
+        'images.filter(_is_not_among, fn_kwargs={"names": names})',
+        'images.filter(lambda row: row["file_name"] not in names)',
+        "tests/test_pretrain.py::test_held_out_images_of_a_stream_are_not_trained_on",
+    ),
+    Mutation(
+        "recipes/recipe_setup.py",
+        'return row["file_name"] not in names',
+        'return bool(row["file_name"])',
+        "tests/test_pretrain.py::test_held_out_images_of_a_stream_are_not_trained_on",
+    ),
+    Mutation(
+        "recipes/recipe_data.py",
+        "generator=_generator(_IMAGE_ORDER, self.seed, self.epoch)",
+        "generator=_generator(_IMAGE_ORDER, self.epoch)",
+        "tests/test_data.py::test_epoch_sampler",
+    ),
+    Mutation(
+        "recipes/recipe_data.py",
+        "noise = torch.rand(self.num_patches, generator=generator)  # first",
+        "noise = torch.rand(self.num_patches)  # first",
+        "tests/test_data.py::test_randomness_is_a_function_of_seed_epoch_and_index",
+    ),
+    Mutation(
+        "recipes/recipe_data.py",
+        "random_key = (_TRAINING_SAMPLE, self.seed, epoch, index) if",
+        "random_key = (_TRAINING_SAMPLE, self.seed, index) if",
+        "tests/test_data.py::test_randomness_is_a_function_of_seed_epoch_and_index",
+    ),
+    Mutation(
+        "recipes/recipe_data.py",
+        "else (_EVALUATION_SAMPLE, index)\n        generator",
+        "else (_EVALUATION_SAMPLE, self.seed, index)\n        generator",
+        "tests/test_data.py::test_evaluation_is_fixed",
+    ),
+]
 
 # ------------------------------------------------------------------------------------------------- fine-tuning
 FINETUNING = []

@@ -1,6 +1,8 @@
 """The pretraining recipe as users start it: real launches, kill and resume, several processes, bad input."""
 
+import hashlib
 import json
+import math
 import os
 import pickle
 import re
@@ -22,6 +24,7 @@ from corpora.facts import FACTS
 from modeling_glcm_mae import GLCMMAEConfig
 from recipe_args import DataArguments, ModelArguments, PretrainingArguments, UsageError, parse_args
 from recipe_setup import build_model
+from recipe_trainer import trivial_predictions
 
 ROOT = Path(__file__).resolve().parent.parent
 TINY = {
@@ -282,7 +285,9 @@ def test_loss_that_is_not_finite_stops_with_the_files(images, tmp_path):
     arguments = TINY | {"learning_rate": 1e18, "max_grad_norm": 0, "warmup_steps": 0, "num_train_epochs": 20}
     stopped = launch(options(**arguments, corpus=images, output_dir=tmp_path / "run"), check=False)
     assert stopped.returncode != 0
-    assert re.search(r"error: stopped at step \d+: .*not finite.* Files of the batch: [ab]/\d\d\.png, ", stopped.stderr)
+    assert re.search(
+        r"error: stopped at step \d+: the term .* is not finite. Files of the batch: [ab]/\d\d\.png, ", stopped.stderr
+    )
 
 
 @pytest.mark.parametrize(
@@ -487,6 +492,88 @@ def test_mse_epochs_are_epochs_whatever_the_length(images, tmp_path):
         run = Run(*parse_args((ModelArguments, DataArguments, PretrainingArguments), argv))
         run.trainer.state.max_steps = run.resolved["derived"]["max_steps"]
         assert [run.trainer.objective_at(step)[0] for step in range(5)] == [False] * 3 + [True] * 2
+
+
+def prepared(images, tmp_path, **changes):
+    """A run that is about to begin."""
+    from pretrain import Run
+
+    argv = options(**TINY | changes, corpus=images, output_dir=tmp_path / "run")
+    return Run(*parse_args((ModelArguments, DataArguments, PretrainingArguments), argv))
+
+
+def test_base_learning_rate_is_that_of_256_images_an_update(images, tmp_path, monkeypatch):
+    monkeypatch.delitem(TINY, "learning_rate")
+    run = prepared(images, tmp_path, base_learning_rate=3e-4, gradient_accumulation_steps=2)
+    assert run.resolved["derived"]["effective_batch_size"] == 32
+    assert run.resolved["training"]["learning_rate"] == pytest.approx(3e-4 * 32 / 256)
+    optimizer = run.trainer.create_optimizer()
+    assert {group["lr"] for group in optimizer.param_groups} == {run.resolved["training"]["learning_rate"]}
+
+
+def test_mse_epochs_below_one_are_a_share_of_the_steps(images, tmp_path):
+    run = prepared(images, tmp_path, mse_epochs=0.25, max_steps=8)
+    run.trainer.state.max_steps = 8
+    assert [run.trainer.objective_at(step)[0] for step in range(8)] == [False] * 2 + [True] * 6
+
+
+def test_sharpness_grows_by_the_same_factor_at_every_step(images, tmp_path):
+    changes = {"preset": "paper", "sharpness_start": 2, "mse_epochs": 0.2, "max_steps": 10}
+    run = prepared(images, tmp_path, **changes)
+    run.trainer.state.max_steps = 10
+    sharpness = [run.trainer.objective_at(step)[1] for step in range(10)]
+    assert sharpness[:2] == [None, None]
+    # From 2 after the steps of plain squared error to the 30 of the preset at the last.
+    assert sharpness[2:] == pytest.approx([2 * 15 ** (step / 7) for step in range(8)])
+
+
+def test_seed_decides_the_order_and_the_masks(images, tmp_path):
+    orders, masks = [], []
+    for seed in (1, 1, 2):
+        run = prepared(images, tmp_path, seed=seed)
+        files = run.data.train.dataset["file_name"]
+        orders.append([files[index] for index in run.trainer._get_train_sampler()])
+        masks.append({item["file_name"]: item["noise"].tolist() for item in (run.data.train[i] for i in range(48))})
+    shared = masks[0].keys() & masks[2].keys()  # not the same images are held out
+    assert orders[0] == orders[1] and masks[0] == masks[1]
+    assert orders[0] != orders[2] and all(masks[0][file] != masks[2][file] for file in shared)
+
+
+def test_gradient_that_is_not_finite_stops_with_the_files(images, tmp_path, monkeypatch):
+    import pretrain
+
+    def model_of_broken_gradient(*arguments):
+        model = build_model(*arguments)
+        model.decoder.mask_token.register_hook(lambda gradient: gradient * math.nan)
+        return model
+
+    monkeypatch.setattr(pretrain, "build_model", model_of_broken_gradient)
+    with pytest.raises(SystemExit) as stopped:
+        pretrain.main(options(**TINY, preset="mse", corpus=images, output_dir=tmp_path / "run"))
+    said = r"error: stopped at step 1: the gradient is not finite, though the loss is. Files of the batch: [ab]/\d\d"
+    assert re.match(said, str(stopped.value.code)), stopped.value.code
+
+
+def test_trivial_predictors_by_hand(images, tmp_path):
+    model = prepared(images, tmp_path).model
+    pixel_values = torch.arange(2 * 3 * 32 * 32.0).view(2, 3, 32, 32)
+    mean = torch.tensor([1.0, 2.0, 3.0])
+    found = trivial_predictions(model, pixel_values, mean)
+    assert found.keys() == {"patch_mean", "dataset_mean"}
+    painted = {name: model.unpatchify(logits, (32, 32)) for name, logits in found.items()}
+    assert torch.equal(painted["dataset_mean"], mean.view(1, 3, 1, 1).expand(2, 3, 32, 32))
+    patches = torch.nn.functional.avg_pool2d(pixel_values, 8)
+    torch.testing.assert_close(painted["patch_mean"], patches.repeat_interleave(8, -1).repeat_interleave(8, -2))
+
+
+def test_export_lists_every_image_that_was_seen(images, tmp_path):
+    import pretrain
+
+    given = TINY | {"preset": "mse", "num_train_epochs": 1, "num_pictures": 0}
+    pretrain.main(options(**given, corpus=images, output_dir=tmp_path / "run"))
+    listed = (tmp_path / "run" / "export" / "training_images.txt").read_text().split()
+    seen = [hashlib.sha256(path.read_bytes()).hexdigest() for path in images.rglob("*.png")]
+    assert listed == sorted(seen) and len(seen) == 56  # 48 trained on, 8 held out
 
 
 def test_range_reversed_and_unknown_key_in_yaml(images, tmp_path):
