@@ -34,7 +34,7 @@ from tqdm.auto import tqdm
 from publish import PublishArguments, publication_of
 from recipe_args import UsageError, option, parse_args
 from recipe_files import check_output
-from recipe_hub import Publication, check_repo_id, open_repository, publish_verified
+from recipe_hub import Publication, check_repo_id, open_repository, publish
 from recipe_splits import fingerprint_of, load_prepared
 from recipe_summary import compare, comparison_markdown, draw_curves, positive_indices, summarise, summary_markdown
 from recipe_trainer import whole_checkpoints
@@ -289,7 +289,7 @@ def main(argv: Sequence[str] | None = None) -> None:
             publication, model = publication_of(
                 PublishArguments(str(output), args.hub_model_id, private=args.hub_private_repo)
             )
-            for line in publish_verified(publication, "Cross-validated", model):
+            for line in publish(publication, "Cross-validated", model):
                 print(line, flush=True)
     except (ValueError, OSError) as error:
         logger.debug("where it was found", exc_info=True)

@@ -401,15 +401,15 @@ def _write_card(file: Path, args: PrepareArguments, report: dict, counts: dict, 
     card.save(file)
 
 
-def push(output: Path, repo_id: str, private: bool) -> str:
-    """Publish the folder in one commit; returns the address.
+def push(output: Path, repo_id: str, private: bool) -> Iterator[str]:
+    """Publish the folder; what to tell the user, a line each.
 
     Raises:
         UsageError: what is wrong, and how to go on.
     """
     publication, _ = publication_of(PublishArguments(str(output), repo_id, "dataset", private=private))
     publication.again = f"to go on: {publication.command}"
-    return publish(publication, "Prepared data set")["address"]
+    yield from publish(publication, "Prepared data set", output)
 
 
 def main(argv: Sequence[str] | None = None) -> None:
@@ -426,7 +426,8 @@ def main(argv: Sequence[str] | None = None) -> None:
         print(f"names    {output / PRIVATE / 'names.csv'}, which is not published")
     if args.push_to_hub:
         try:
-            print(f"address  {push(output, args.push_to_hub, args.private)}")
+            for line in push(output, args.push_to_hub, args.private):
+                print(line, flush=True)
         except (UsageError, OSError) as error:
             sys.exit(f"error: push_to_hub: {error}")
 

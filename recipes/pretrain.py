@@ -13,6 +13,7 @@ import math
 import re
 import sys
 from collections.abc import Sequence
+from functools import cached_property
 from pathlib import Path
 
 import numpy as np
@@ -292,7 +293,7 @@ class Run:
             self.output_dir / "export",
             model,
             self.data.transform.processor(self.data.white_level if self.data.white_level != 255 else None),
-            {"config.yaml": yaml.safe_dump(self._published(), sort_keys=False)} | self._training_images(),
+            {"config.yaml": yaml.safe_dump(self._published(), sort_keys=False)} | self._training_images,
             [picture] if picture else [],
             self._card_facts(results, picture),
         )
@@ -317,6 +318,7 @@ class Run:
         published["derived"]["skipped_images"] = len(self.data.skipped)
         return published
 
+    @cached_property  # an export at every checkpoint must not read the whole corpus again
     def _training_images(self) -> dict[str, str]:
         """A line an image that was trained on or held out: SHA-256, by which finetune.py knows a test image again."""
         if self.is_stream:

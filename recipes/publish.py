@@ -1,12 +1,12 @@
-"""Publish an export on the Hugging Face Hub: one commit, a tag, and loaded back in a fresh process.
+"""Publish an export on the Hugging Face Hub: one commit, loaded back in a fresh process, and a tag.
 
     python recipes/publish.py --export_dir runs/busi/texture --repo_id ORG/glcm-mae-busi --dry_run true
     python recipes/publish.py --export_dir runs/busi/texture --repo_id ORG/glcm-mae-busi
 
 `--export_dir` is the export/ of pretrain.py or finetune.py, or the output of cross_validate.py, of which one fold's
 classifier is published with the figures of all. With `--repo_type dataset` it is the output of prepare_corpus.py, with
-`--repo_type space` a folder of hub_cards/ or recipes/metrics/. Interrupted, the same command goes on. Log in first with
-`hf auth login`, or set HF_TOKEN.
+`--repo_type space` a folder of hub_cards/ or recipes/metrics/. A repository that this did not write is refused.
+Interrupted, the same command goes on. Log in first with `hf auth login`, or set HF_TOKEN.
 """
 
 import json
@@ -27,7 +27,6 @@ from recipe_hub import (
     check_repo_id,
     files_of,
     publish,
-    publish_verified,
     refuse_secret_name,
     refuse_secret_text,
     render_card,
@@ -38,6 +37,7 @@ from recipe_summary import summary_markdown
 logger = logging.getLogger("publish")
 ROOT = Path(__file__).resolve().parent.parent
 FOR_THE_CARD = ("license", "base_model", "datasets")
+SENT_AS_GIVEN = ("private", "gated", "revision", "tag", "create_pr", "collection", "replace")
 
 
 @dataclass
@@ -49,7 +49,8 @@ class PublishArguments:
     )
     repo_id: str | None = option(None, "OWNER/NAME.")
     repo_type: str = option("model", "model, dataset, or space (the demo; a metric module).")
-    dry_run: bool = option(False, "Show the files and the card, and send nothing.")
+    dry_run: bool = option(False, "Show the files, what would be deleted on the Hub, and the card; send nothing.")
+    replace: bool = option(False, "Into any repository: whatever else it holds, whoever wrote it, is deleted.")
     private: bool = option(False, "To a private repository.")
     gated: str | None = option(None, "auto or manual: people ask for access, which is given at once or by you.")
     revision: str = option("main", "Branch to commit to; created if needed.")
@@ -118,6 +119,8 @@ def publication_of(args: PublishArguments) -> tuple[Publication, Path]:
         check_model(folder, files)
     elif "README.md" not in files:
         raise UsageError(f"{folder} holds no README.md, the card of a {args.repo_type}")
+    elif args.repo_type == "dataset" and not any(name.endswith(".parquet") for name in files):
+        raise UsageError(f"{folder} holds no Parquet file: export_dir is the output folder of prepare_corpus.py")
     card = files["README.md"].read_text(encoding="utf-8")
     if args.repo_type == "space":
         files |= _beside_the_space(folder)
@@ -137,7 +140,7 @@ def publication_of(args: PublishArguments) -> tuple[Publication, Path]:
         args.repo_type,
         files | extra,
         left_out,
-        **{name: getattr(args, name) for name in ("private", "gated", "revision", "tag", "create_pr", "collection")},
+        **{name: getattr(args, name) for name in SENT_AS_GIVEN},
     )
     return publication, folder
 
@@ -176,12 +179,10 @@ def main(argv: Sequence[str] | None = None) -> None:
             return
         for name, reason in publication.left_out.items():
             logger.info("left out %s: %s", name, reason)
-        if args.repo_type == "model":
-            for line in publish_verified(publication, "Model, published with GLCM-MAE", folder):
-                print(line, flush=True)
-        else:
-            for name, value in publish(publication, f"{folder.name}, published with GLCM-MAE").items():
-                print(f"{name:<12} {value}")
+        what = "Model" if args.repo_type == "model" else folder.name
+        loaded_back = None if args.repo_type == "space" else folder
+        for line in publish(publication, f"{what}, published with GLCM-MAE", loaded_back):
+            print(line, flush=True)
     except (ValueError, OSError) as error:
         logger.debug("where it was found", exc_info=True)
         sys.exit(f"error: {error}")

@@ -1,6 +1,7 @@
-"""Onto the Hub: which files are sent, in one commit, with a tag, and whether they load from there as they do here."""
+"""Onto the Hub: which files are sent, in one commit, whether they load from there as they do here, and the tag."""
 
 import fnmatch
+import hashlib
 import json
 import logging
 import os
@@ -24,6 +25,7 @@ from huggingface_hub import (
     RepoCard,
     get_session,
     get_token,
+    hf_hub_url,
 )
 from huggingface_hub.errors import (
     GatedRepoError,
@@ -34,7 +36,10 @@ from huggingface_hub.errors import (
     RepositoryNotFoundError,
     RevisionNotFoundError,
 )
-from huggingface_hub.utils import validate_repo_id
+from huggingface_hub.hf_api import RepoFile
+from huggingface_hub.repocard import REGEX_YAML_BLOCK
+from huggingface_hub.utils import build_hf_headers, hf_raise_for_status, validate_repo_id
+from safetensors import SafetensorError
 from transformers import TrainerCallback, TrainingArguments
 from transformers.trainer_utils import HubStrategy
 
@@ -63,8 +68,9 @@ SECRET_KEY = re.compile(
     r"(?!null\b|none\b|true\b|false\b)[^\s\"'<>{}\[\],]{6,}"
 )
 NOT_OURS = {"__pycache__", ".git", ".cache", "runs"}
-# Of an earlier version, and wrong or unused beside this one. Other files on the Hub (a licence, say) stay.
-REPLACED = ("*.safetensors", "*.safetensors.index.json", "*.py", "*.parquet")
+MANIFEST = ".glcm_mae_files.json"  # in a repository: what our last commit wrote, which the next one may delete
+ATTRIBUTES = ".gitattributes"  # the Hub makes it, and stores large files by it
+MADE_BY_THE_HUB = "Check out the configuration reference at "  # all that the card of a new Space says
 WAITS = (1, 2, 4, 8, 16)  # seconds before each new try
 TIMEOUT = 60.0  # seconds without a byte; the client itself would wait for ever
 PATIENCE = 100.0  # seconds after which there is no new try
@@ -88,6 +94,7 @@ class Publication:
         tag: its name; the next of v1, v2, ... if `None`.
         create_pr: propose the commit as a pull request.
         collection: title of a collection of the same owner to list the repository in.
+        replace: delete whatever else the repository holds, whoever wrote it.
         again: how to go on after a failure; ends its message.
     """
 
@@ -102,6 +109,7 @@ class Publication:
     tag: str | None = None
     create_pr: bool = False
     collection: str | None = None
+    replace: bool = False
     again: str = "the same command goes on where this one stopped"
 
     @property
@@ -117,6 +125,11 @@ class Publication:
     def address(self) -> str:
         kind = {"model": "", "dataset": "datasets/", "space": "spaces/"}[self.repo_type]
         return f"{HfApi().endpoint}/{kind}{self.repo_id}"
+
+    @property
+    def where(self) -> dict[str, str]:
+        """The repository, as the functions of `HfApi` are told of it."""
+        return {"repo_id": self.repo_id, "repo_type": self.repo_type}
 
 
 def check_repo_id(repo_id: str | None, name: str = "repo_id") -> str:
@@ -234,13 +247,13 @@ def render_card(text: str, repo_id: str, results: str | None = None, **metadata:
 
 
 def open_repository(publication: Publication) -> None:
-    """Create the repository, or see that the existing one is as asked for, before anything is sent.
+    """Create the repository, or see that the existing one is ours and as asked for, before anything is sent.
 
     Raises:
         UsageError: what is wrong, and how to go on.
     """
     with _explained(publication):
-        api, where = HfApi(), {"repo_id": publication.repo_id, "repo_type": publication.repo_type}
+        api, where = HfApi(), publication.where
         if not publication.create_pr:
             sdk = None
             if publication.repo_type == "space":
@@ -253,52 +266,137 @@ def open_repository(publication: Publication) -> None:
             )
             # One that exists may have been "created" by a token that can only read it.
             _persist("ask for the right to write", lambda: api.auth_check(**where, write=True))
-            if publication.revision != "main":
-                _persist(
-                    "create the branch", lambda: api.create_branch(**where, branch=publication.revision, exist_ok=True)
-                )
-        info = _persist("look at the repository", lambda: api.repo_info(**where, revision=publication.revision))
+        base = _persist("look for the branch", lambda: _base(api, publication))
+        info = _persist("look at the repository", lambda: api.repo_info(**where, revision=base))
         if publication.private and not info.private:
             raise UsageError(
                 f"{publication.address} exists and is public, and private was asked for: make it private in its "
                 "settings, or take another repo_id"
             )
-        _refuse_other_kind(publication, info)
+        if not publication.replace:
+            _persist("look at the files", lambda: _there_and_ours(api, publication, base))
+            _refuse_other_kind(publication, info)
+        if publication.revision != base:
+            _persist(
+                "create the branch", lambda: api.create_branch(**where, branch=publication.revision, exist_ok=True)
+            )
         if publication.gated:
             _persist("set the gate", lambda: api.update_repo_settings(**where, gated=publication.gated))
 
 
-def publish(publication: Publication, message: str, *, tagged: bool = True) -> dict[str, str]:
-    """Send the files in one commit, and tag it. Again after an interruption, it goes on, without a second commit.
+def _base(api: HfApi, publication: Publication) -> str:
+    """The branch to commit to, or the one that it begins from where it does not exist yet."""
+    branch = publication.revision
+    return branch if branch == "main" or api.revision_exists(**publication.where, revision=branch) else "main"
+
+
+def _there_and_ours(api: HfApi, publication: Publication, revision: str) -> tuple[dict[str, str], dict[str, set[str]]]:
+    """The files of the repository, and those that our last commit wrote (where there was none: that the Hub made).
+
+    Returns:
+        Path -> digest, as the Hub tells it: SHA-256 of a large file, of another that of its git blob. Path -> digests
+        of what our last commit wrote there; nothing if all is replaced anyway.
+
+    Raises:
+        UsageError: there is content, and no manifest of ours.
+    """
+    tree = api.list_repo_tree(**publication.where, revision=revision, recursive=True)
+    there = {file.path: file.lfs.sha256 if file.lfs else file.blob_id for file in tree if isinstance(file, RepoFile)}
+    if publication.replace:
+        return there, {}
+
+    def text(name: str) -> str:
+        # Not by the cache of the client, whose functions hide which answers are worth another try.
+        url = hf_hub_url(**publication.where, filename=name, revision=revision, endpoint=api.endpoint)
+        answer = get_session().get(url, headers=build_hf_headers(token=api.token))
+        hf_raise_for_status(answer)
+        return answer.text
+
+    if MANIFEST in there:
+        try:
+            ours = {name: set(digests.values()) for name, digests in json.loads(text(MANIFEST))["files"].items()}
+        except (json.JSONDecodeError, AttributeError, KeyError, TypeError) as error:
+            raise UsageError(
+                f"{MANIFEST} of {publication.address} is not as publish.py writes it ({type(error).__name__}): "
+                f"{_way_out(publication)}"
+            ) from error
+        return there, ours
+    foreign = sorted(there.keys() - {ATTRIBUTES})
+    if foreign == ["README.md"]:
+        said = REGEX_YAML_BLOCK.sub("", text("README.md"), count=1).strip()
+        foreign = [] if not said or said.startswith(MADE_BY_THE_HUB) else foreign
+    if foreign:
+        more = f" and {len(foreign) - 4} more" if len(foreign) > 4 else ""
+        raise UsageError(
+            f"{publication.address} holds {', '.join(foreign[:4])}{more}, and no {MANIFEST}, so publish.py (of this "
+            f"version) did not write it: {_way_out(publication)}"
+        )
+    return there, {name: {digest} for name, digest in there.items()}
+
+
+def _way_out(publication: Publication) -> str:
+    return (
+        "take another repo_id, or have publish.py put this in the place of everything that is there, by --replace true "
+        f"(with --dry_run true, it first tells what would be deleted). {publication.folder} is untouched"
+    )
+
+
+def _digests(content: Path | bytes) -> dict[str, str]:
+    """Those by which the Hub may know a file."""
+    data = content if isinstance(content, bytes) else content.read_bytes()
+    blob = hashlib.sha1(b"blob %d\0" % len(data) + data)
+    return {"sha256": hashlib.sha256(data).hexdigest(), "git_blob": blob.hexdigest()}
+
+
+def _manifest(files: dict[str, Path | bytes]) -> bytes:
+    about = "What recipes/publish.py of GLCM-MAE wrote with its last commit. The next one deletes no other file."
+    written = {name: _digests(files[name]) for name in sorted(files)}
+    return (json.dumps({"about": about, "files": written}, indent=1) + "\n").encode()
+
+
+def _changes(api: HfApi, publication: Publication, revision: str) -> tuple[list[str], list[str]]:
+    """Which files of the repository a commit deletes, and which that others wrote or changed it overwrites.
+
+    Raises:
+        UsageError: there is content, and no manifest of ours.
+    """
+    there, ours = _there_and_ours(api, publication, revision)
+    gone = [name for name in there if publication.replace or there[name] in ours.get(name, ())]
+    gone = [name for name in gone if name not in {*publication.files, MANIFEST, ATTRIBUTES}]
+    others = [name for name in publication.files if name in there and there[name] not in ours.get(name, ())]
+    return gone, [name for name in others if there[name] not in _digests(publication.files[name]).values()]
+
+
+def send(publication: Publication, message: str) -> dict[str, str]:
+    """Send the files in one commit. Again after an interruption, it goes on, without a second commit.
 
     Args:
         publication: what and how.
         message: of the commit.
-        tagged: set a tag, too.
 
     Returns:
-        `address`, `commit` (SHA), and `tag` or `pull_request`.
+        `address`, `commit` (SHA), and `pull_request` where one was asked for.
 
     Raises:
         UsageError: what is wrong, and how to go on. Nothing on this machine is changed.
     """
     open_repository(publication)
     with _explained(publication):
-        api, where = HfApi(), {"repo_id": publication.repo_id, "repo_type": publication.repo_type}
-        branch = publication.revision
+        api, branch = HfApi(), publication.revision
+        manifest = _manifest(publication.files)
 
         def commit():
-            there = api.list_repo_files(**where, revision=branch)
-            gone = [name for name in there if name not in publication.files]
-            gone = [name for name in gone if any(fnmatch.fnmatch(name, pattern) for pattern in REPLACED)]
+            gone, overwritten = _changes(api, publication, branch)
             for name in gone:
-                logger.info("deletes %s, of an earlier version", name)
+                logger.info("deletes %s", name)
+            for name in overwritten:
+                logger.warning("overwrites %s, which others have written or changed", name)
             # Made anew for every try: the client marks those that it has sent.
             operations = [CommitOperationDelete(name) for name in gone]
             operations += [CommitOperationAdd(name, content) for name, content in publication.files.items()]
             return api.create_commit(
-                **where,
-                operations=operations,
+                **publication.where,
+                operations=[*operations, CommitOperationAdd(MANIFEST, manifest)],
                 commit_message=message,
                 revision=branch,
                 create_pr=publication.create_pr,
@@ -312,12 +410,21 @@ def publish(publication: Publication, message: str, *, tagged: bool = True) -> d
                 raise UsageError(f"{publication.address} holds these very files: there is nothing to propose")
             return {"address": publication.address, "commit": done.oid, "pull_request": done.pr_url}
         done = _persist("upload", commit)
-        found = {"address": publication.address, "commit": done.oid}
-        if tagged:
-            found["tag"] = _tag(api, publication, done.oid)
+        return {"address": publication.address, "commit": done.oid}
+
+
+def finish(publication: Publication, commit: str) -> str:
+    """Tag the commit, and list the repository in the collection; returns the tag.
+
+    Raises:
+        UsageError: what is wrong, and how to go on.
+    """
+    with _explained(publication):
+        api = HfApi()
+        tag = _tag(api, publication, commit)
         if publication.collection:
             _persist("list it in the collection", lambda: _collect(api, publication))
-        return found
+        return tag
 
 
 def _refuse_other_kind(publication: Publication, info: ModelInfo) -> None:
@@ -335,7 +442,7 @@ def _text(content: Path | bytes) -> str:
 
 
 def _tag(api: HfApi, publication: Publication, commit: str) -> str:
-    where = {"repo_id": publication.repo_id, "repo_type": publication.repo_type}
+    where = publication.where
     refs = _persist("list the tags", lambda: api.list_repo_refs(**where))
     tags = {tag.name: tag.target_commit for tag in refs.tags}
     numbers = {int(name[1:]): name for name in tags if re.fullmatch(r"v\d+", name)}
@@ -362,10 +469,11 @@ def _collect(api: HfApi, publication: Publication) -> None:
 
 
 def verify(publication: Publication, revision: str, local: Path) -> list[str]:
-    """Load the model from the Hub in a fresh process with an empty cache, and compare its answers with the folder's.
+    """Load it from the Hub in a fresh process with an empty cache, and compare it with the folder.
 
     Args:
-        publication: what was sent.
+        publication: what was sent: a model, which must answer as that of the folder, or a data set, of which every
+            row must be as there.
         revision: the commit.
         local: the folder that was sent.
 
@@ -373,11 +481,11 @@ def verify(publication: Publication, revision: str, local: Path) -> list[str]:
         What was loaded, a line each.
 
     Raises:
-        UsageError: it does not load, or answers otherwise.
+        UsageError: it does not load, or is otherwise.
     """
     with tempfile.TemporaryDirectory(prefix="glcm-mae-verify-") as home:
         # Without the settings of this process that could stand in for what is on the Hub.
-        other = ("PYTHONPATH", "HF_HUB_CACHE", "HF_MODULES_CACHE")
+        other = ("PYTHONPATH", "HF_HUB_CACHE", "HF_MODULES_CACHE", "HF_DATASETS_CACHE")
         environment = {name: value for name, value in os.environ.items() if name not in other}
         environment |= {"HF_HOME": home, "HF_ENDPOINT": HfApi().endpoint, "TQDM_DISABLE": "1"}
         token = get_token()
@@ -386,6 +494,7 @@ def verify(publication: Publication, revision: str, local: Path) -> list[str]:
         command = [
             sys.executable,
             str(RECIPES / "recipe_verify.py"),
+            publication.repo_type,
             publication.repo_id,
             revision,
             str(local.resolve()),
@@ -394,8 +503,8 @@ def verify(publication: Publication, revision: str, local: Path) -> list[str]:
     if done.returncode:
         last = [line for line in done.stderr.splitlines() if line.strip()] or ["no message"]
         raise UsageError(
-            f"{publication.address} is published (commit {revision}), but does not load back: {last[-1]}. The folder "
-            f"{publication.folder} is untouched; {publication.again}"
+            f"{publication.address} is published (commit {revision}, which gets no tag), but does not load back: "
+            f"{last[-1]}. The folder {publication.folder} is untouched; {publication.again}"
         )
     return done.stdout.splitlines()
 
@@ -437,26 +546,29 @@ def take_export(publication: Publication) -> None:
     publication.files = files | {"README.md": render_card(_text(files["README.md"]), publication.repo_id).encode()}
 
 
-def publish_verified(publication: Publication, message: str, model: Path) -> Iterator[str]:
-    """Publish, and load the model back; what to tell the user, a line each. See `publish` and `verify`.
+def publish(publication: Publication, message: str, local: Path | None = None) -> Iterator[str]:
+    """Send, load back, and only then tag; what to tell the user, a line each. See `send`, `verify` and `finish`.
 
     Args:
         publication: what and how.
         message: of the commit.
-        model: the folder of the model that was sent.
+        local: the folder of the model or data set that was sent; `None` for what is not loaded back.
     """
-    done = publish(publication, message)
+    done = send(publication, message)
     for name, value in done.items():
         yield f"{name:<12} {value}"
-    for line in verify(publication, done["commit"], model):
-        yield f"verified     {line}"
+    if local is not None:
+        for line in verify(publication, done["commit"], local):
+            yield f"verified     {line}"
+    if not publication.create_pr:
+        yield f"tag          {finish(publication, done['commit'])}"
 
 
 def publish_export(publication: Publication, message: str) -> Iterator[str]:
-    """`publish_verified` of the export at the end of a run, which the same command would not repeat."""
+    """`publish` of the export at the end of a run, which the same command would not repeat."""
     publication.again = f"to go on: {publication.command}"
     take_export(publication)
-    yield from publish_verified(publication, message, publication.folder)
+    yield from publish(publication, message, publication.folder)
 
 
 class PublishEverySave(TrainerCallback):
@@ -471,14 +583,14 @@ class PublishEverySave(TrainerCallback):
         self.publication, self.write_export = publication, write_export
 
     def on_save(self, args, state, control, **kwargs) -> None:
-        self.write_export()
-        if state.is_world_process_zero:
-            self.publication.again = "the next checkpoint is tried again"
-            try:
+        self.publication.again = "the next checkpoint is tried again"
+        try:
+            self.write_export()
+            if state.is_world_process_zero:
                 take_export(self.publication)
-                publish(self.publication, f"Step {state.global_step}", tagged=False)
-            except (UsageError, OSError) as error:
-                logger.warning("step %d is not published: %s", state.global_step, error)
+                send(self.publication, f"Step {state.global_step}")
+        except (UsageError, OSError, SafetensorError) as error:  # the last: of a full disk, too
+            logger.warning("step %d is not published: %s", state.global_step, error)
 
 
 def _persist(what: str, call: Callable[[], _T]) -> _T:
@@ -558,7 +670,11 @@ def _said(error: BaseException) -> str:
 
 
 def shown(publication: Publication) -> Iterator[str]:
-    """What `--dry_run` prints: every file with its size, what is left out, and the card."""
+    """What `--dry_run` prints: every file with its size, what is left out, what becomes of others, and the card.
+
+    Raises:
+        UsageError: there is content, and no manifest of ours.
+    """
     who = "private" if publication.private else "public, unless its owner's default is private"
     yield f"would publish to {publication.address} ({who}):"
     for name, content in sorted(publication.files.items()):
@@ -566,5 +682,21 @@ def shown(publication: Publication) -> Iterator[str]:
         yield f"  {size:>12,}  {name}"
     for name, reason in sorted(publication.left_out.items()):
         yield f"  left out      {name}: {reason}"
+    yield from _outlook(publication)
     yield ""
     yield _text(publication.files["README.md"])
+
+
+def _outlook(publication: Publication) -> Iterator[str]:
+    """What would become of the files that are there, as far as that can be seen without a token or a network."""
+    get_session().timeout = TIMEOUT
+    api = HfApi()
+    try:
+        gone, overwritten = _changes(api, publication, _base(api, publication))
+    except (HTTPError, ConnectionError) as error:
+        yield f"  what is there cannot be seen: {_reason(error, publication) or error}"
+        return
+    for name in gone:
+        yield f"  would delete  {name}"
+    for name in overwritten:
+        yield f"  overwrites    {name}, which others have written or changed"

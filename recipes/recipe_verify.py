@@ -1,10 +1,13 @@
-"""Load a published model as a stranger would, and compare it with the folder it came from. Run by publish.py.
+"""Load a published model or data set as a stranger would, and compare it with the folder it came from.
 
-python recipe_verify.py REPO_ID REVISION FOLDER
+python recipe_verify.py REPO_TYPE REPO_ID REVISION FOLDER
+
+Run by publish.py.
 """
 
 import json
 import sys
+from itertools import zip_longest
 from pathlib import Path
 
 import torch
@@ -37,8 +40,8 @@ def answers(source: str, architecture: str, subfolder: str, **options) -> list[t
     return [value for value in output.values() if isinstance(value, torch.Tensor)]
 
 
-def main(repo_id: str, revision: str, folder: str) -> None:
-    """Compare every part."""
+def compare_models(repo_id: str, revision: str, folder: str) -> None:
+    """Compare the answers of every part."""
     for part in ("", "pretraining"):
         config = Path(folder) / part / "config.json"
         if not config.exists():
@@ -50,6 +53,34 @@ def main(repo_id: str, revision: str, folder: str) -> None:
             raise ValueError(f"{repo_id} {part}: answers otherwise than {folder}")
         print(f"{architecture} {f'in {part}/ ' if part else ''}gives the same answers from the Hub as from the folder")
     AutoImageProcessor.from_pretrained(repo_id, revision=revision)
+
+
+def compare_data_sets(repo_id: str, revision: str, folder: str) -> None:
+    """Compare the columns of every split, and every row without its image, of which `sha256` stands in the row."""
+    from datasets import Image, load_dataset  # models are compared without
+
+    there, here = (
+        load_dataset(source, streaming=True, **at) for source, at in ((repo_id, {"revision": revision}), (folder, {}))
+    )
+    if list(there) != list(here):
+        raise ValueError(f"{repo_id}: has the splits {', '.join(there)}, and {folder} has {', '.join(here)}")
+    for split in here:
+        features = here[split].features
+        if there[split].features != features:
+            raise ValueError(f"{repo_id} {split}: has other columns than {folder}")
+        columns = [name for name, feature in features.items() if not isinstance(feature, Image)]
+        given = {"split": split, "streaming": True, "columns": columns}  # the images are not fetched
+        count = 0
+        for one, other in zip_longest(load_dataset(repo_id, revision=revision, **given), load_dataset(folder, **given)):
+            if one != other:
+                raise ValueError(f"{repo_id} {split}: row {count} is not as in {folder}")
+            count += 1
+        print(f"{split}: {count} rows are the same on the Hub as in the folder")
+
+
+def main(repo_type: str, repo_id: str, revision: str, folder: str) -> None:
+    compare = compare_data_sets if repo_type == "dataset" else compare_models
+    compare(repo_id, revision, folder)
 
 
 if __name__ == "__main__":

@@ -1,8 +1,13 @@
 """Fixtures for all tests: the smallest model that has every part, and the material kept beside the repository."""
 
+import contextlib
+import functools
+import io
 import os
+import subprocess
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -15,6 +20,7 @@ if not torch.cuda.is_available():
 os.environ["NUMBA_CACHE_DIR"] = str(Path(__file__).parents[1] / ".pytest_cache" / "numba")
 
 from hub_server import HubServer
+from huggingface_hub import HfApi
 
 from modeling_glcm_mae import GLCMMAEConfig, GLCMMAEForPreTraining
 
@@ -88,6 +94,42 @@ def hub(tmp_path_factory) -> Iterator[HubServer]:
         server.add_user("org", "hf_reader", role="read")
         server.add_user("other", "hf_other")
         yield server
+
+
+@pytest.fixture
+def client(hub, monkeypatch) -> Callable[..., None]:
+    """Makes the recipes' helpers of this process clients of the tests' Hub: `client(token)`."""
+    import recipe_hub  # brings transformers, which not all tests need
+
+    def use(token: str | None = "hf_writer", endpoint: str = hub.endpoint) -> None:
+        monkeypatch.setattr(recipe_hub, "HfApi", functools.partial(HfApi, endpoint=endpoint, token=token))
+        monkeypatch.setattr("huggingface_hub.constants.ENDPOINT", endpoint)
+        template = endpoint + "/{repo_id}/resolve/{revision}/{filename}"
+        monkeypatch.setattr("huggingface_hub.constants.HUGGINGFACE_CO_URL_TEMPLATE", template)
+        monkeypatch.setattr("datasets.config.HF_ENDPOINT", endpoint)
+        monkeypatch.setattr(recipe_hub, "get_token", lambda: token)
+        monkeypatch.setattr(recipe_hub, "WAITS", (0,) * 5)
+
+    return use
+
+
+@pytest.fixture
+def verified_here(monkeypatch, tmp_path_factory) -> None:
+    """What is published is loaded back in this process, with an empty cache, which is faster than in one of its own."""
+    import recipe_hub
+    import recipe_verify
+
+    def run(command: list[str], **options) -> subprocess.CompletedProcess:
+        monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path_factory.mktemp("cache")))
+        said = io.StringIO()
+        try:
+            with contextlib.redirect_stdout(said):
+                recipe_verify.main(*command[2:])
+        except Exception as error:  # as Python ends on any of them
+            return subprocess.CompletedProcess(command, 1, said.getvalue(), f"{type(error).__name__}: {error}\n")
+        return subprocess.CompletedProcess(command, 0, said.getvalue(), "")
+
+    monkeypatch.setattr(recipe_hub, "subprocess", SimpleNamespace(run=run))
 
 
 @pytest.fixture(scope="session")

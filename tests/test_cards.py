@@ -1,6 +1,5 @@
 """What the cards say, and what publishing does where things go wrong: in this process, against the tests' Hub."""
 
-import functools
 import json
 import os
 import re
@@ -11,6 +10,7 @@ import sys
 import time
 from contextlib import nullcontext
 from pathlib import Path
+from unittest.mock import Mock
 
 import numpy as np
 import pandas as pd
@@ -19,6 +19,8 @@ import torch
 from helpers import encode, grey, write
 from huggingface_hub import HfApi, ModelCard
 from PIL import Image
+from safetensors import SafetensorError
+from safetensors.torch import save_file
 from transformers import AutoModelForImageClassification, TrainerControl, TrainerState, ViTConfig, pipeline
 
 import publish as publish_recipe
@@ -31,7 +33,16 @@ from recipe_args import PretrainingArguments, UsageError
 from recipe_classifier import CLASSIFIERS
 from recipe_data import ImageTransform
 from recipe_export import ADDRESS, DATA_ADDRESS, Origin, origin_of, write_classifier, write_export
-from recipe_hub import Publication, PublishEverySave, files_of, open_repository, publish, push_asked_for, take_export
+from recipe_hub import (
+    Publication,
+    PublishEverySave,
+    files_of,
+    finish,
+    open_repository,
+    push_asked_for,
+    send,
+    take_export,
+)
 from recipe_summary import summarise
 
 REPO = "org/glcm-mae-tiny"
@@ -229,19 +240,6 @@ def test_what_trainer_writes_and_our_own_files_are_no_secrets(tmp_path):
 
 
 @pytest.fixture
-def client(hub, monkeypatch):
-    """Makes the recipes' helpers of this process clients of the tests' Hub: `client(token)`."""
-
-    def use(token: str = "hf_writer", endpoint: str = hub.endpoint) -> None:
-        monkeypatch.setattr(recipe_hub, "HfApi", functools.partial(HfApi, endpoint=endpoint, token=token))
-        monkeypatch.setattr("huggingface_hub.constants.ENDPOINT", endpoint)
-        monkeypatch.setattr(recipe_hub, "get_token", lambda: token)
-        monkeypatch.setattr(recipe_hub, "WAITS", (0,) * 5)
-
-    return use
-
-
-@pytest.fixture
 def publication(tmp_path) -> Publication:
     classifier(tmp_path / "export")
     found = Publication(tmp_path / "export", REPO)
@@ -269,12 +267,12 @@ def test_public_is_not_forced_upon_an_owner_whose_default_is_private(monkeypatch
 
 def test_a_repository_of_another_kind_is_left_as_it_was(hub, client, publication, tmp_path, tiny_config):
     client()
-    publish(publication, "first")
+    send(publication, "first")
     export(tmp_path / "encoder", tiny_config())
     other = Publication(tmp_path / "encoder", REPO, gated="manual")
     take_export(other)
     with pytest.raises(UsageError, match="take another repo_id"):
-        publish(other, "second")
+        send(other, "second")
     assert not hub.repo(REPO).gated and len(hub.commits(REPO)) == 2
 
 
@@ -301,8 +299,9 @@ def test_a_hub_that_cannot_be_reached_is_named_with_the_cause(client, monkeypatc
 
 
 @pytest.mark.parametrize("licence", [[], ["--license", "cc-by-4.0"]])
-def test_a_card_without_a_licence_is_hinted_at(licence, tmp_path, caplog, capsys):
+def test_a_card_without_a_licence_is_hinted_at(licence, client, tmp_path, caplog, capsys):
     classifier(tmp_path / "export")
+    client()
     given = ["--export_dir", str(tmp_path / "export"), "--repo_id", REPO, "--dry_run", "true"]
     publish_recipe.main([*given, *licence])
     assert "would publish" in capsys.readouterr().out
@@ -311,33 +310,47 @@ def test_a_card_without_a_licence_is_hinted_at(licence, tmp_path, caplog, capsys
 
 def test_a_pull_request_is_not_opened_twice_without_a_word(hub, client, publication):
     client()
-    publish(publication, "first")
+    send(publication, "first")
     proposal = Publication(publication.folder, REPO, files=dict(publication.files), create_pr=True)
     with pytest.raises(UsageError, match="there is nothing to propose"):
-        publish(proposal, "the same")
+        send(proposal, "the same")
     proposal.files["README.md"] += b"\nA word more.\n"
     hub.lose_answer("/commit/main")
     with pytest.raises(UsageError, match=f"first see in .*/{REPO}/discussions whether"):
-        publish(proposal, "another")
+        send(proposal, "another")
     assert "refs/pr/1" in hub.repo(REPO).branches and "refs/pr/2" not in hub.repo(REPO).branches
     for more in ({"gated": "auto"}, {"collection": "All"}, {"tag": "v1"}):
         with pytest.raises(UsageError, match="create_pr takes no"):
             publish_recipe.PublishArguments(str(publication.folder), REPO, create_pr=True, **more)
 
 
-def test_no_failure_of_publishing_a_checkpoint_stops_the_training(client, publication, monkeypatch, caplog):
+def test_no_failure_of_publishing_a_checkpoint_stops_the_training(
+    hub, client, publication, monkeypatch, caplog, tmp_path
+):
     client()
-    callback = PublishEverySave(publication, lambda: None)
     state = TrainerState(global_step=7, is_world_process_zero=True)
-    for cause in (OSError(28, "No space left on device"), RuntimeError("upload of a part failed")):
+    full, part = OSError(28, "No space left on device"), RuntimeError("upload of a part failed")
+    as_it_is = HfApi.create_commit
 
-        def fail(*args, cause=cause, **options):
-            raise cause
+    def save(when_writing=None, when_sending=None):
+        write_export, create_commit = (
+            Mock(side_effect=cause) if cause else before
+            for cause, before in ((when_writing, lambda: None), (when_sending, as_it_is))
+        )
+        monkeypatch.setattr(HfApi, "create_commit", create_commit)
+        PublishEverySave(publication, write_export).on_save(None, state, TrainerControl())
 
-        monkeypatch.setattr(HfApi, "create_commit", fail)
-        callback.on_save(None, state, TrainerControl())
+    save(when_sending=full)
+    save(when_sending=part)
+    save(when_writing=full)
+    with pytest.raises(SafetensorError) as full_disk:  # as the weights are saved
+        save_file({"a": torch.zeros(1)}, tmp_path / "not there" / "model.safetensors")
+    save(when_writing=full_disk.value)
     told = [record.getMessage() for record in caplog.records if "step 7 is not published" in record.getMessage()]
-    assert len(told) == 2 and "upload of a part failed" in told[1] and "the next checkpoint" in told[1]
+    assert len(told) == 4 and "upload of a part failed" in told[1] and "the next checkpoint" in told[1]
+    assert "No space left" in told[2] and len(hub.commits(REPO)) == 1, "what was not written is not sent"
+    save()
+    assert hub.commits(REPO)[0].title == "Step 7" and not hub.repo(REPO).tags
 
 
 @pytest.mark.parametrize("arguments", [PretrainingArguments, FinetuningArguments])
@@ -362,8 +375,12 @@ def test_a_data_set_goes_by_publish_and_what_must_not_be_copied_does_not(hub, cl
     with pytest.raises(UsageError, match="must not be published"):
         publish_recipe.PublishArguments(str(tmp_path), "org/images", "dataset")
     asked = publish_recipe.PublishArguments(str(tmp_path), "org/images", "dataset", private=True, collection="All")
+    with pytest.raises(UsageError, match="holds no Parquet file"):
+        publish_recipe.publication_of(asked)
+    write(tmp_path / "data" / "train-0.parquet", b"PAR1")
     client()
-    assert publish(publish_recipe.publication_of(asked)[0], "data")["tag"] == "v1"
+    publication, _ = publish_recipe.publication_of(asked)
+    assert finish(publication, send(publication, "data")["commit"]) == "v1"
     assert b'load_dataset("org/images")' in hub.files("org/images", repo_type="dataset")["README.md"]
     assert [item["type"] for item in next(iter(hub.collections.values()))["items"]] == ["dataset"]
 
