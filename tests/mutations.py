@@ -596,7 +596,264 @@ FINETUNING = []
 JUDGING = []
 
 # ----------------------------------------------------------------------------------------------------- the Hub
-HUB = []
+HUB = [
+    # what is there already
+    Mutation(
+        "recipes/recipe_hub.py",
+        "    if foreign:\n",
+        "    if False:\n",
+        "tests/test_publish.py::test_what_others_wrote_is_replaced_only_if_one_says_so",
+    ),
+    Mutation(
+        "recipes/recipe_hub.py",
+        "    if MANIFEST in there:\n",
+        "    if False:\n",
+        "tests/test_publish.py::test_only_what_our_last_commit_wrote_is_deleted",
+    ),
+    Mutation(
+        "recipes/recipe_hub.py",
+        "publication.replace or there[name] in ours.get(name, ())",
+        "True",
+        "tests/test_publish.py::test_only_what_our_last_commit_wrote_is_deleted",
+    ),
+    Mutation(
+        "recipes/recipe_hub.py",
+        "publication.replace or there[name] in ours.get(name, ())",
+        "publication.replace or name in ours",
+        "tests/test_publish.py::test_only_what_our_last_commit_wrote_is_deleted",
+    ),
+    Mutation(
+        "recipes/recipe_hub.py",
+        "publication.replace or there[name] in ours.get(name, ())",
+        "there[name] in ours.get(name, ())",
+        "tests/test_publish.py::test_what_others_wrote_is_replaced_only_if_one_says_so",
+    ),
+    Mutation(
+        "recipes/recipe_hub.py",
+        "operations = [CommitOperationDelete(name) for name in gone]",
+        "operations = []",
+        "tests/test_publish.py::test_only_what_our_last_commit_wrote_is_deleted",
+    ),
+    Mutation(
+        "recipes/recipe_hub.py",
+        "operations=[*operations, CommitOperationAdd(MANIFEST, manifest)]",
+        "operations=operations",
+        "tests/test_publish.py::test_only_what_our_last_commit_wrote_is_deleted",
+    ),
+    Mutation(
+        "recipes/recipe_hub.py",
+        "name not in {*publication.files, MANIFEST, ATTRIBUTES}",
+        "name not in publication.files",
+        "tests/test_publish.py::test_what_others_wrote_is_replaced_only_if_one_says_so",
+    ),
+    Mutation(
+        "recipes/recipe_hub.py",
+        "foreign = [] if not said or said.startswith(MADE_BY_THE_HUB) else foreign",
+        "foreign = []",
+        "tests/test_publish.py::test_a_repository_with_only_the_card_that_the_hub_makes_is_free",
+    ),
+    Mutation(
+        "recipes/recipe_hub.py",
+        "foreign = [] if not said or said.startswith(MADE_BY_THE_HUB) else foreign",
+        "pass",
+        "tests/test_publish.py::test_a_repository_with_only_the_card_that_the_hub_makes_is_free",
+    ),
+    Mutation(
+        "recipes/recipe_hub.py",
+        "except (json.JSONDecodeError, AttributeError, KeyError, TypeError) as error:",
+        "except KeyError as error:",
+        "tests/test_publish.py::test_a_list_of_files_that_is_not_as_we_write_it_is_told",
+    ),
+    Mutation(
+        "recipes/recipe_hub.py",
+        '                logger.warning("overwrites %s, which others have written or changed", name)\n',
+        "                pass\n",
+        "tests/test_publish.py::test_only_what_our_last_commit_wrote_is_deleted",
+    ),
+    Mutation(
+        "recipes/recipe_hub.py",
+        '            _persist("look at the files", lambda: _there_and_ours(api, publication, base))\n',
+        "",
+        "tests/test_publish.py::test_a_repository_that_is_not_ours_is_known_before_the_training",
+    ),
+    Mutation(
+        "recipes/recipe_hub.py",
+        '        base = _persist("look for the branch", lambda: _base(api, publication))\n',
+        "        base = publication.revision\n        api.create_branch(**where, branch=base, exist_ok=True)\n",
+        "tests/test_publish.py::test_what_others_wrote_is_replaced_only_if_one_says_so",
+    ),
+    Mutation(
+        "recipes/pretrain.py",
+        "                open_repository(self.publication)\n",
+        "                pass\n",
+        "tests/test_publish.py::test_a_repository_that_is_not_ours_is_known_before_the_training[pretrain]",
+    ),
+    Mutation(
+        "recipes/finetune.py",
+        "                open_repository(self.publication)\n",
+        "                pass\n",
+        "tests/test_publish.py::test_a_repository_that_is_not_ours_is_known_before_the_training[finetune]",
+    ),
+    Mutation(
+        "recipes/cross_validate.py",
+        "            open_repository(Publication(",
+        "            print(Publication(",
+        "tests/test_publish.py::test_a_repository_that_is_not_ours_is_known_before_the_training[cross_validate]",
+    ),
+    # what is loaded back
+    Mutation(
+        "recipes/recipe_verify.py",
+        "        if len(there) != len(here) or not all(map(torch.equal, there, here)):\n",
+        "        if False:\n",
+        "tests/test_publish.py::test_loading_back_compares_what_is_at_the_commit",
+    ),
+    Mutation(
+        "recipes/recipe_verify.py",
+        '    if report["missing_keys"]:\n',
+        "    if False:\n",
+        "tests/test_publish.py::test_a_weight_that_is_missing_is_noticed_although_a_new_one_is_the_same",
+    ),
+    Mutation(
+        "recipes/recipe_verify.py",
+        "there = answers(repo_id, architecture, part, revision=revision)",
+        "there = answers(repo_id, architecture, part)",
+        "tests/test_publish.py::test_loading_back_compares_what_is_at_the_commit",
+    ),
+    Mutation(
+        "recipes/recipe_verify.py",
+        "AutoImageProcessor.from_pretrained(repo_id, revision=revision)",
+        "AutoImageProcessor.from_pretrained(repo_id)",
+        "tests/test_publish.py::test_loading_back_compares_what_is_at_the_commit",
+    ),
+    Mutation(
+        "recipes/recipe_hub.py",
+        "            publication.repo_id,\n            revision,\n",
+        "            publication.repo_id,\n            publication.revision,\n",
+        "tests/test_publish.py::test_loading_back_compares_what_is_at_the_commit",
+    ),
+    Mutation(
+        "recipes/recipe_hub.py",
+        "    if done.returncode:\n",
+        "    if False:\n",
+        "tests/test_publish.py::test_loading_back_compares_what_is_at_the_commit",
+    ),
+    Mutation(
+        "recipes/recipe_verify.py",
+        "            if one != other:\n",
+        "            if False:\n",
+        "tests/test_publish.py::test_a_data_set_is_loaded_back_row_by_row",
+    ),
+    Mutation(
+        "recipes/recipe_verify.py",
+        "        if there[split].features != features:\n",
+        "        if False:\n",
+        "tests/test_publish.py::test_a_data_set_is_loaded_back_row_by_row",
+    ),
+    Mutation(
+        "recipes/recipe_verify.py",
+        "    if list(there) != list(here):\n",
+        "    if False:\n",
+        "tests/test_publish.py::test_a_data_set_is_loaded_back_row_by_row",
+    ),
+    Mutation(
+        "recipes/recipe_verify.py",
+        "zip_longest(load_dataset(repo_id, revision=revision, **given)",
+        "zip_longest(load_dataset(folder, **given)",
+        "tests/test_publish.py::test_a_data_set_is_loaded_back_row_by_row",
+    ),
+    Mutation(
+        "recipes/recipe_hub.py",
+        "    if local is not None:\n        for line in verify(",
+        '    finish(publication, done["commit"])\n    if local is not None:\n        for line in verify(',
+        "tests/test_publish.py::test_no_tag_and_no_collection_before_it_has_loaded_back",
+    ),
+    Mutation(
+        "recipes/recipe_hub.py",
+        "    if local is not None:\n        for line in verify(",
+        '    finish(publication, done["commit"])\n    if local is not None:\n        for line in verify(',
+        "tests/test_publish.py::test_a_weight_that_is_missing_is_noticed_although_a_new_one_is_the_same",
+    ),
+    Mutation(
+        "recipes/publish.py",
+        'loaded_back = None if args.repo_type == "space" else folder',
+        'loaded_back = None if args.repo_type != "model" else folder',
+        "tests/test_publish.py::test_what_others_wrote_is_replaced_only_if_one_says_so",
+    ),
+    # what is sent, and who may see it
+    Mutation(
+        "recipes/recipe_hub.py",
+        "        refuse_secret_name(file, folder)\n        if file.is_dir()",
+        "        if file.is_dir()",
+        "tests/test_publish.py::test_what_must_not_be_published_is_refused",
+    ),
+    Mutation(
+        "recipes/recipe_hub.py",
+        "            refuse_secret_text(file)\n            files[name]",
+        "            files[name]",
+        "tests/test_publish.py::test_what_must_not_be_published_is_refused",
+    ),
+    Mutation(
+        "recipes/recipe_hub.py",
+        "elif file.suffix.lower() not in SUFFIXES and file.name not in PLAIN_NAMES:",
+        "elif False:",
+        "tests/test_publish.py::test_a_pickle_and_a_checkpoint_are_left_out_and_named",
+    ),
+    Mutation(
+        "recipes/recipe_hub.py",
+        'any(part.startswith("checkpoint-") for part in parts)',
+        "False",
+        "tests/test_publish.py::test_a_pickle_and_a_checkpoint_are_left_out_and_named",
+    ),
+    Mutation(
+        "recipes/recipe_hub.py",
+        "        if publication.private and not info.private:\n",
+        "        if False:\n",
+        "tests/test_publish.py::test_private_is_private_from_the_first_moment",
+    ),
+    Mutation(
+        "recipes/recipe_hub.py",
+        "private = publication.private or None",
+        "private = None",
+        "tests/test_publish.py::test_private_is_private_from_the_first_moment",
+    ),
+    Mutation(
+        "recipes/publish.py",
+        'SENT_AS_GIVEN = ("private", ',
+        "SENT_AS_GIVEN = (",
+        "tests/test_publish.py::test_private_is_private_from_the_first_moment",
+    ),
+    Mutation(
+        "recipes/publish.py",
+        '            print("\\n".join(shown(publication)))\n            return\n',
+        '            print("\\n".join(shown(publication)))\n',
+        "tests/test_publish.py::test_what_others_wrote_is_replaced_only_if_one_says_so",
+    ),
+    Mutation(
+        "recipes/recipe_hub.py",
+        "    yield from _outlook(publication)\n",
+        "    open_repository(publication)\n    yield from _outlook(publication)\n",
+        "tests/test_publish.py::test_dry_run_shows_files_and_card_and_sends_nothing",
+    ),
+    # checkpoints
+    Mutation(
+        "recipes/recipe_hub.py",
+        "        try:\n            self.write_export()\n",
+        "        self.write_export()\n        try:\n",
+        "tests/test_cards.py::test_no_failure_of_publishing_a_checkpoint_stops_the_training",
+    ),
+    Mutation(
+        "recipes/recipe_hub.py",
+        "(UsageError, OSError, SafetensorError)",
+        "(UsageError, OSError)",
+        "tests/test_cards.py::test_no_failure_of_publishing_a_checkpoint_stops_the_training",
+    ),
+    Mutation(
+        "recipes/pretrain.py",
+        "    @cached_property  # an export at every checkpoint must not read the whole corpus again\n",
+        "    @property\n",
+        "tests/test_publish.py::test_images_are_hashed_once_however_often_a_checkpoint_is_published",
+    ),
+]
 
 MUTATIONS = [*PACKAGE, *FILES, *CORPORA, *IMAGES, *PRETRAINING, *FINETUNING, *JUDGING, *HUB]
 

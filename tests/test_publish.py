@@ -856,7 +856,7 @@ def changed_weights(folder: Path) -> bytes:
 def test_loading_back_compares_what_is_at_the_commit(hub, client, verified_here, publication):
     client()
     first = send(publication, "first")["commit"]
-    spoilt = {"model.safetensors": changed_weights(publication.folder), "preprocessor_config.json": b"{}"}
+    spoilt = {"model.safetensors": changed_weights(publication.folder), "preprocessor_config.json": b"{"}
     second = hub.commit(REPO, "by others", spoilt).sha
     assert verify(publication, first, publication.folder) == [
         "ViTForImageClassification gives the same answers from the Hub as from the folder"
