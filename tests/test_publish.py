@@ -804,12 +804,14 @@ def test_a_repository_that_is_not_ours_is_known_before_the_training(hub, client,
     options = {"corpus": tmp_path / "raw", "output_dir": tmp_path / "run", "push_to_hub": True, "hub_model_id": REPO}
     if recipe == "pretrain":
         options |= {"model_name_or_path": exported / "pretraining", "held_out": 0, "use_cpu": True}
-        options["per_device_train_batch_size"] = 4
+        options |= {"per_device_train_batch_size": 4, "num_train_epochs": 1}
     else:
         prepare(PrepareArguments(data_dir=str(tmp_path / "raw"), output_dir=str(tmp_path / "data"), num_folds=3))
         options["corpus"] = tmp_path / "data"
     if recipe == "finetune":
         options |= {"model_name_or_path": exported, "mode": "linear_probe", "use_cpu": True}
+    elif recipe == "cross_validate":
+        options["folds"] = "7"  # which there is not: known later
     write(tmp_path / "run" / "mine.txt", b"x")
     with pytest.raises(SystemExit, match="no .glcm_mae_files.json"):
         importlib.import_module(recipe).main([text for name in options for text in (f"--{name}", str(options[name]))])
