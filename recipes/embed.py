@@ -23,6 +23,7 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
 import datasets
+import matplotlib
 import numpy as np
 import torch
 import yaml
@@ -59,6 +60,16 @@ class EmbedArguments:
     data_dir: str | None = field(default=None, metadata={"help": "Folder of the download, for a corpus given by name."})
     split: str | None = field(default=None, metadata={"help": "Split to read; train where there is one."})
     image_column: str | None = field(default=None, metadata={"help": "Column of the images, where there are several."})
+    label_column: str | None = field(
+        default=None,
+        metadata={
+            "help": "Column of the labels, where a table (CSV, Parquet, Hub) calls it otherwise; none: without labels."
+        },
+    )
+    group_column: str | None = field(
+        default=None,
+        metadata={"help": "Column of the patients, where a table calls it otherwise; none: without patients."},
+    )
     bad_images: str = field(
         default="error", metadata={"help": "error: stop at an unreadable file; skip: leave it out, named and counted."}
     )
@@ -151,6 +162,7 @@ def _encoded(args: EmbedArguments, images: datasets.Dataset) -> dict[str, np.nda
     return {f"{index:04d}": values[:, index] for index in range(values.shape[1])}
 
 
+@matplotlib.rc_context({"text.parse_math": False})  # a $ in a name is a dollar
 def draw_pca(values: np.ndarray, labels: np.ndarray | None, class_names: Sequence[str], file: Path) -> None:
     """First two principal components of standardised features `(n, d)`, a point an image, coloured by label `(n,)`."""
     varying = values[:, values.std(axis=0) > 0]
@@ -179,6 +191,8 @@ def embed(args: EmbedArguments) -> Path:
         split=args.split,
         bad_images=args.bad_images,
         image_column=args.image_column,
+        label_column=args.label_column,
+        group_column=args.group_column,
     )
     images, skipped = verify_images(images, num_channels=1, white_level=args.white_level, bad_images=args.bad_images)
     measured = _texture(args, images) if args.features == "texture" else _encoded(args, images)

@@ -12,16 +12,18 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+import matplotlib
 import numpy as np
 import torch
 from matplotlib.figure import Figure
 from tqdm.auto import tqdm
 from transformers import AutoConfig, AutoImageProcessor
 
+from corpora.folder import NONE
 from recipe_args import UsageError, option, parse_args
 from recipe_classification_data import ImagesAsEvaluated
 from recipe_classifier import CLASSIFIERS
-from recipe_data import BadImageError, load_corpus, transform_of_processor
+from recipe_data import BadImageError, load_corpus, transform_of_processor, verify_images
 from recipe_files import check_output
 from recipe_overlay import attention_rollout, occlusion_map
 
@@ -38,6 +40,8 @@ class ExplainArguments:
     corpus: str = option("folder", "A folder of images or Parquet, a known corpus (with data_dir), or a Hub id.")
     data_dir: str | None = option(None, "Folder of the download, for a corpus that is given by name.")
     split: str | None = option(None, "Split to read; train where there is one.")
+    image_column: str | None = option(None, "Column of the images, where there are several.")
+    bad_images: str = option("error", "error: stop at an unreadable file; skip: leave it out, by name.")
     output_dir: str = option("runs/overlays", "Receives a picture an image.")
     method: str = option("occlusion", "occlusion (of one class; slower) or rollout (of attention; the same for all).")
     target: str | None = option(None, "Class to explain, for occlusion; the answer if left out.")
@@ -80,7 +84,18 @@ def explain(args: ExplainArguments) -> list[Path]:
     if args.target is not None and args.target not in names:
         raise UsageError(f"target must be one of {', '.join(names)}, got {args.target!r}")
     transform, white = transform_of_processor(processor, model.config.image_size)
-    images = load_corpus(args.corpus, data_dir=args.data_dir, split=args.split)
+    images = load_corpus(
+        args.corpus,
+        data_dir=args.data_dir,
+        split=args.split,
+        bad_images=args.bad_images,
+        image_column=args.image_column,
+        label_column=NONE,  # of the images alone
+        group_column=NONE,
+    )
+    images, _ = verify_images(
+        images, num_channels=3, white_level=white, bad_images=args.bad_images, transform=transform
+    )
     items = ImagesAsEvaluated(images, transform, white_level=white)
     patch = model.config.patch_size
     model.eval()
@@ -104,6 +119,7 @@ def explain(args: ExplainArguments) -> list[Path]:
     return files
 
 
+@matplotlib.rc_context({"text.parse_math": False})  # a $ in a name is a dollar
 def _draw(file: Path, name: str, image, heat, method: str, target: int, names: list[str], probabilities) -> None:
     figure = Figure(figsize=(12, 4.4), layout="constrained")
     plain, overlay, bars = figure.subplots(1, 3)

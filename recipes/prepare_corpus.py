@@ -2,8 +2,9 @@
 
     python recipes/prepare_corpus.py --corpus busi --data_dir path/to/download --output_dir data/busi
 
-`--corpus`: busi, pneumonia, covid_ct, gbcu, speckle (generated), or folder: any tree with a folder a class, a table
-(`--table FILE.csv` with columns file, label, patient), DICOM files. No GPU; minutes for thousands of images.
+`--corpus`: busi, pneumonia, covid_ct, gbcu, speckle (generated), OWNER/NAME (a data set on the Hub), or folder: any
+tree with a folder a class, a table (`--table FILE.csv` with columns file, label, patient), DICOM files, or Parquet
+files. No GPU; minutes for thousands of images.
 
 `output_dir` receives data/*.parquet (`datasets.load_dataset(output_dir)` reads them), splits.json, report.json,
 report.md and pictures of what was found, README.md (the data set's card) and config.yaml. Images and patients of your
@@ -17,7 +18,7 @@ import sys
 import tempfile
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -26,12 +27,21 @@ import yaml
 from huggingface_hub import DatasetCard, DatasetCardData
 from tqdm.auto import tqdm
 
-from corpora.facts import FACTS, CorpusFacts
-from corpora.folder import CorpusError, ImageRecord, is_dicom, read_table
+from corpora.facts import FACTS, CorpusFacts, facts_of, known_name
+from corpora.folder import NONE, CorpusError, ImageRecord, existing_folder, is_dicom, read_table
 from corpora.speckle import load_speckle
 from publish import PublishArguments, publication_of
 from recipe_args import UsageError, option, parse_args
-from recipe_data import CORPORA, BadImageError, decode_image, luma
+from recipe_data import (
+    CORPORA,
+    BadImageError,
+    decode_image,
+    is_hub_id,
+    luma,
+    open_tables,
+    recognised_folder,
+    unify_tables,
+)
 from recipe_dicom import read_dicom
 from recipe_export import DATA_ADDRESS, without_paths
 from recipe_files import STAGING, check_output, replaced_folder
@@ -47,7 +57,7 @@ from recipe_quality import (
     similar_pairs,
 )
 from recipe_quality_report import write_report
-from recipe_splits import make_splits
+from recipe_splits import PARTS, make_splits
 
 logger = logging.getLogger("prepare_corpus")
 CARD_TEMPLATE = Path(__file__).resolve().parent.parent / "hub_cards" / "dataset.md"
@@ -64,12 +74,19 @@ NOT_PUBLISHED = ("salt", "data_dir", "table", "output_dir")  # a secret, and pat
 class PrepareArguments:
     """Which download, and how it is split."""
 
-    corpus: str = option("folder", "busi, pneumonia, covid_ct, gbcu, speckle or folder.")
+    corpus: str = option("folder", "busi, pneumonia, covid_ct, gbcu, speckle, folder, or the Hub id OWNER/NAME.")
     data_dir: str | None = option(None, "Folder of the download.")
     output_dir: str | None = option(None, "Receives the data set; must not exist yet.")
     overwrite_output_dir: bool = option(False, "Replace what output_dir holds.")
     table: str | None = option(
         None, "For folder: CSV or TSV with the columns file, and if known label, patient, split."
+    )
+    image_column: str | None = option(None, "Column of the images, where a data set has several.")
+    label_column: str | None = option(
+        None, "Column of the labels, where a table (CSV, Parquet, Hub) calls it otherwise; none: without labels."
+    )
+    group_column: str | None = option(
+        None, "Column of the patients, where a table calls it otherwise; none: without patients."
     )
     bad_images: str = option("error", "error: stop at an unreadable file; skip: leave it out, named and counted.")
     white_level: float | None = option(None, "Grey value of white; 255 for 8-bit files and 65535 for 16-bit ones.")
@@ -96,15 +113,19 @@ class PrepareArguments:
 
     def __post_init__(self):
         allowed = (*CORPORA, "speckle")
-        if self.corpus not in allowed:
-            raise UsageError(f"corpus must be one of {', '.join(allowed)}, got {self.corpus!r}")
+        if self.corpus not in allowed and self.data_dir is None and Path(self.corpus).expanduser().is_dir():
+            self.corpus, self.data_dir = "folder", self.corpus  # as the other recipes take it
+        on_hub = self.corpus not in allowed and is_hub_id(self.corpus)
+        if self.corpus not in allowed and not on_hub:
+            raise UsageError(f"corpus must be one of {', '.join(allowed)}, or OWNER/NAME, got {self.corpus!r}")
         if self.bad_images not in ("error", "skip"):
             raise UsageError(f"bad_images must be error or skip, got {self.bad_images!r}")
         if self.output_dir is None:
             raise UsageError("output_dir is needed: the folder that receives the data set")
-        if (self.data_dir is None) != (self.corpus == "speckle"):
+        if (self.data_dir is None) != (self.corpus == "speckle" or on_hub):
             raise UsageError(
-                f"data_dir, the folder of the download, is needed for every corpus but speckle, got {self.data_dir!r}"
+                "data_dir, the folder of the download, is needed for every corpus but speckle and a data set on the "
+                f"Hub, got {self.data_dir!r}"
             )
         if self.table is not None and self.corpus != "folder":
             raise UsageError(f"table is for corpus folder, got corpus {self.corpus}")
@@ -120,7 +141,7 @@ class PrepareArguments:
             raise UsageError(f"window must be a centre and a width of at least 1, got {self.window}")
         if self.push_to_hub:
             check_repo_id(self.push_to_hub, "push_to_hub")
-        facts = FACTS.get(self.corpus)
+        facts = facts_of(self.corpus, self.data_dir)
         if self.push_to_hub and facts and facts.no_copies and not self.private:
             raise UsageError(
                 f"push_to_hub: {facts.no_copies} Publish the splits and your models instead, or keep a copy for "
@@ -147,16 +168,9 @@ def read_items(args: PrepareArguments) -> tuple[list[Item], list[str], list[tupl
     """Every image of the download, its classes (label 0 first), and name and reason of each file that is left out."""
     if args.corpus == "speckle":
         return _generate(args)
-    module = CORPORA[args.corpus]
-    if args.table is not None:
-        records = read_table(args.table, args.data_dir)
-    elif args.corpus == "folder":
-        records = module.find_images(args.data_dir, bad_images=args.bad_images, dicom=True)
-    else:
-        records = module.find_images(args.data_dir, bad_images=args.bad_images)
-    labels = sorted({record.label for record in records if record.label is not None})
+    records, class_names = _records(args)
     unlabelled = [record.file_name for record in records if record.label is None]
-    if labels and unlabelled:
+    if class_names and unlabelled:
         raise CorpusError(f"{len(unlabelled)} of {len(records)} images have no label: {', '.join(unlabelled[:3])}")
     unsplit = [record.file_name for record in records if record.split is None]
     if 0 < len(unsplit) < len(records):
@@ -184,11 +198,75 @@ def read_items(args: PrepareArguments) -> tuple[list[Item], list[str], list[tupl
         )
     if not items:
         raise BadImageError(f"no image can be read. The first: {problems[0][1]}")
-    return items, list(getattr(module, "CLASS_NAMES", labels)) if labels else [], problems
+    return items, class_names, problems
+
+
+def _records(args: PrepareArguments) -> tuple[list[ImageRecord], list[str]]:
+    """Every image that the corpus lists, and the classes (label 0 first; none without labels)."""
+    columns = {"label_column": args.label_column, "group_column": args.group_column}
+    if args.table is not None:
+        records = read_table(args.table, args.data_dir, bad_images=args.bad_images, **columns)
+        return records, sorted({record.label for record in records if record.label is not None})
+    tables = None
+    if args.corpus not in CORPORA:
+        tables = open_tables(args.corpus)
+    elif args.corpus == "folder":
+        tables = open_tables(existing_folder(args.data_dir))
+    if tables is not None:
+        return _rows(tables, args)
+    name = recognised_folder(args.data_dir) if args.corpus == "folder" else args.corpus
+    dicom = {"dicom": True} if name == "folder" else {}
+    records = CORPORA[name].find_images(args.data_dir, bad_images=args.bad_images, **dicom)
+    for field_name, option_name in (("label", "label_column"), ("group", "group_column")):
+        if columns[option_name] not in (None, NONE):
+            raise UsageError(f"{option_name} is for tables, got corpus {args.corpus} without a table")
+        if columns[option_name] == NONE:
+            records = [replace(record, **{field_name: None}) for record in records]
+    labels = sorted({record.label for record in records if record.label is not None})
+    return records, list(getattr(CORPORA[name], "CLASS_NAMES", labels)) if labels else []
+
+
+def _rows(tables: dict[str, datasets.Dataset], args: PrepareArguments) -> tuple[list[ImageRecord], list[str]]:
+    """The images of Parquet files or of a data set on the Hub; several splits are the official ones."""
+    source = args.data_dir or args.corpus
+    strange = [split for split in tables if split not in PARTS]
+    if strange:
+        raise CorpusError(f"'{source}' has the split {strange[0]!r}; allowed are {', '.join(PARTS)}.")
+    stored = next(iter(tables.values())).column_names
+    lost = [name for name in ("masks", "annotation", "dicom_window") if name in stored]
+    if lost:
+        logger.warning("'%s': column(s) not taken over: %s", source, ", ".join(lost))
+    columns = {name: getattr(args, name) for name in ("image_column", "label_column", "group_column")}
+    parts = unify_tables(tables, source, splits=list(tables), **columns)
+    features = next(iter(parts.values())).features
+    classes = features["label"].names if "label" in features else []
+    records = []
+    for split, part in parts.items():
+        for row in part:
+            label = row.get("label")
+            label = None if label is None or label < 0 else classes[label]  # -1: what the Hub's test parts hide
+            image = row["image"] or {"bytes": b"", "path": None}
+            record = ImageRecord(
+                Path(row["file_name"] if image["bytes"] is not None else image["path"]),
+                row["file_name"],
+                label,
+                row.get("group"),
+                split if len(parts) > 1 else None,
+                data=image["bytes"],
+            )
+            records.append(record)
+    if len({record.file_name for record in records}) < len(records):  # of several folders or splits: tell them apart
+        records = [
+            replace(record, file_name=f"{record.split or 'train'}/{index:06d}/{record.file_name}")
+            for index, record in enumerate(records)
+        ]
+    return records, list(classes) if any(record.label for record in records) else []
 
 
 def _items_of(record: ImageRecord, args: PrepareArguments) -> Iterator[Item]:
-    if is_dicom(record.path):
+    if record.data is not None:
+        yield _item(record, record.data, record.group, args.white_level, None)
+    elif is_dicom(record.path):
         window = tuple(args.window) if args.window else None
         for image in read_dicom(record.path, name=record.file_name, salt=args.salt, window=window):
             suffix = "" if image.frame is None else f"#{image.frame}"
@@ -308,7 +386,8 @@ def prepare(args: PrepareArguments) -> Path:
     if len(args.salt) < MIN_SALT:
         logger.warning("salt has %d characters, which can be guessed: take at least %d", len(args.salt), MIN_SALT)
     if args.push_to_hub and args.keep_file_names and args.corpus not in FACTS:
-        logger.warning("keep_file_names: file names and patients of %s are published as they are", args.data_dir)
+        source = args.data_dir or args.corpus
+        logger.warning("keep_file_names: file names and patients of %s are published as they are", source)
     items, class_names, problems = read_items(args)
     if args.keep_file_names:
         reasons = [reason for _, reason in problems]
@@ -340,6 +419,7 @@ def prepare(args: PrepareArguments) -> Path:
             del dataset
         (new / "splits.json").write_text(json.dumps(splits, indent=1) + "\n")
         settings = {name: value for name, value in asdict(args).items() if name not in NOT_PUBLISHED}
+        settings["corpus"] = known_name(args.corpus, args.data_dir) or args.corpus  # by which its facts are found
         (new / "config.yaml").write_text(yaml.safe_dump(without_paths(settings), sort_keys=False))
         report = write_report(new, items, pairs, conflicts, groups, reasons, splits, counts)
         if not args.keep_file_names:
@@ -356,7 +436,7 @@ def _write_parquet(dataset: datasets.Dataset, folder: Path, split: str) -> None:
 
 
 def _write_card(file: Path, args: PrepareArguments, report: dict, counts: dict, class_names, features) -> None:
-    facts = FACTS.get(args.corpus, CorpusFacts(title="Images of a folder"))
+    facts = facts_of(args.corpus, args.data_dir) or CorpusFacts(title="Images of a folder")
     total = sum(counts.values())
     size = next(
         (name for limit, name in ((1e3, "n<1K"), (1e4, "1K<n<10K"), (1e5, "10K<n<100K")) if total < limit), "100K<n<1M"

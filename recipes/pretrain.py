@@ -88,7 +88,7 @@ class Run:
         self.model_args, self.data_args, self.args = model_args, data_args, args
         self.output_dir = check_output(args.output_dir)
         set_seed(args.seed)
-        facts = facts_of(data_args.corpus)
+        facts = facts_of(data_args.corpus, data_args.data_dir)
         if args.export_picture and facts and facts.no_copies:
             raise UsageError(f"export_picture must not be true: {facts.no_copies}")
         self.publication = push_asked_for(args, self.output_dir / "export")
@@ -302,7 +302,7 @@ class Run:
         """As asked for; else of corpora that are known to be open: images of one's own may show patients."""
         if self.args.export_picture is not None:
             return self.args.export_picture
-        facts = facts_of(self.data_args.corpus)
+        facts = facts_of(self.data_args.corpus, self.data_args.data_dir)
         return facts is not None and not facts.no_copies
 
     def _export_as_it_is(self) -> None:
@@ -355,7 +355,7 @@ class Run:
             "repo_id": ADDRESS,
             "corpus": corpus if on_hub else Path(corpus).name,
             "environment": took(results, self.args, self.checkpoint is not None),
-            "data_facts": facts_of(corpus),
+            "data_facts": facts_of(corpus, self.data_args.data_dir),
             "datasets": [corpus] if on_hub else None,
             "base_model": origin.base_model,
             "origin": origin,

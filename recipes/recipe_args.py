@@ -197,6 +197,12 @@ class DataArguments(ImageArguments):
     streaming: bool = option(False, "Read a Parquet or Hub data set as a stream; needs max_steps.")
     shuffle_buffer: int = option(1000, "Images that a stream is shuffled over.")
     image_column: str | None = option(None, "Column of the images, where a data set has several.")
+    label_column: str | None = option(
+        None, "Column of the labels, where a table (CSV, Parquet, Hub) calls it otherwise; none: without labels."
+    )
+    group_column: str | None = option(
+        None, "Column of the patients, where a table calls it otherwise; none: without patients."
+    )
     held_out: float = option(0.1, "Images kept for evaluation: a share below 1, or a number; whole groups. 0: none.")
     cache_images: bool = option(
         False, "Keep decoded, resized images in memory, in 8 bits: 147 KiB each at 224 pixels and three channels."

@@ -7,6 +7,7 @@ from collections import Counter, defaultdict
 from pathlib import Path
 from typing import Any
 
+import matplotlib
 from matplotlib.figure import Figure
 from PIL import Image
 
@@ -179,6 +180,7 @@ def _markdown(report: dict[str, Any], findings: dict[str, list], pictures: dict[
     return "\n".join(lines) + "\n"
 
 
+@matplotlib.rc_context({"text.parse_math": False})  # a $ in a name is a dollar
 def _draw_pairs(file: Path, title: str, items: list, pairs: list[SimilarPair]) -> None:
     shown = sorted(pairs, key=lambda pair: (pair.bits, -pair.correlation))[:MAX_PICTURES]
     columns = min(3, len(shown))

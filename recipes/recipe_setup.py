@@ -11,9 +11,11 @@ from transformers.image_utils import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
 from modeling_glcm_mae import GLCMMAEConfig, GLCMMAEForPreTraining, value_range_from_normalization
 from recipe_args import DataArguments, ImageArguments, ModelArguments, UsageError
 from recipe_data import (
+    BadImageError,
     ImageTransform,
     PretrainDataset,
     PretrainIterableDataset,
+    decode_image,
     load_corpus,
     split_held_out,
     verify_images,
@@ -107,6 +109,8 @@ def _whole_corpus(
         streaming=data_args.streaming,
         bad_images=data_args.bad_images,
         image_column=data_args.image_column,
+        label_column=data_args.label_column,
+        group_column=data_args.group_column,
         speckle_images=data_args.speckle_images,
         image_size=max(transform.image_size),
         seed=seed,
@@ -116,6 +120,18 @@ def _whole_corpus(
 
 def _is_not_among(row: dict[str, Any], names: frozenset[str]) -> bool:
     return row["file_name"] not in names
+
+
+def _first_readable(images: datasets.IterableDataset, bad_images: str, checking: dict) -> list[dict]:
+    """The first row of a stream whose image can be decoded; no row if there is none."""
+    for row in images:
+        try:
+            decode_image(row["image"], name=row["file_name"], **checking)
+            return [row]
+        except BadImageError:
+            if bad_images != "skip":
+                raise
+    return []
 
 
 @dataclass
@@ -173,13 +189,14 @@ def load_data(data_args: DataArguments, config: GLCMMAEConfig, seed: int) -> Pre
         count = int(data_args.held_out)
         stream = {**reading, "bad_images": data_args.bad_images}
         # Read once and kept. Skipping as many in each worker would skip others where there are several shards.
-        first = list(images.take(max(count, 1)))
+        first = list(images.take(count)) if count else _first_readable(images, data_args.bad_images, checking)
         held_out = None
         if count:
             kept = datasets.Dataset.from_list(first, features=images.features)
             kept, _ = verify_images(kept, bad_images=data_args.bad_images, transform=transform, **checking)
             held_out = PretrainDataset(kept, transform, train=False, **reading)
             names = frozenset(row["file_name"] for row in first)
+            first = list(kept)
             # A function of this module: workers that are spawned, as on macOS, get it by its name.
             images = images.filter(_is_not_among, fn_kwargs={"names": names})
         train = PretrainIterableDataset(images, transform, shuffle_buffer=data_args.shuffle_buffer, **stream)

@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import Any
 
 import evaluate
+import matplotlib
 import numpy as np
 import pandas as pd
 from matplotlib.figure import Figure
@@ -154,6 +155,7 @@ def summary_markdown(summary: dict[str, Any]) -> str:
     return "\n".join(lines) + "\n"
 
 
+@matplotlib.rc_context({"text.parse_math": False})  # a $ in a name is a dollar
 def draw_curves(table: pd.DataFrame, file: Path, positive: Sequence[str] | None = None) -> None:
     """ROC, precision-recall, confusion matrix and calibration of the pooled predictions, in one picture."""
     classes = class_names_of(table)

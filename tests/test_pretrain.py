@@ -352,7 +352,7 @@ def test_the_export_shows_images_of_open_corpora_or_if_asked_to(
     import pretrain
 
     caplog.set_level("INFO")
-    monkeypatch.setattr(pretrain, "facts_of", lambda name: FACTS.get(corpus))
+    monkeypatch.setattr(pretrain, "facts_of", lambda name, data_dir: FACTS.get(corpus))
     given = TINY | {"corpus": images, "output_dir": tmp_path / "run", "num_train_epochs": 1}
     pretrain.main(options(**given | ({} if asked is None else {"export_picture": asked})))
     assert (tmp_path / "run" / "reconstructions" / "last.png").exists()

@@ -1,1 +1,12 @@
 """One module a corpus: each knows the folder layout in which people download that corpus, and nothing else."""
+
+from pathlib import Path
+
+from corpora import busi, covid_ct, folder, gbcu, pneumonia
+
+CORPORA = {"busi": busi, "pneumonia": pneumonia, "covid_ct": covid_ct, "gbcu": gbcu, "folder": folder}
+
+
+def recognised(root: Path) -> str:
+    """Name of the corpus in whose layout a folder lies; "folder" where it is none."""
+    return next(name for name, module in CORPORA.items() if module.find_root(root) is not None)

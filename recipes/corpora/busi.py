@@ -8,7 +8,7 @@ import glob
 import re
 from pathlib import Path
 
-from corpora.folder import CorpusError, ImageRecord, existing_folder, list_images
+from corpora.folder import CorpusError, ImageRecord, existing_folder, list_images, subfolders
 
 CLASS_NAMES = ("normal", "benign", "malignant")
 _MASK = re.compile(r"_mask(_\d+)?\.png$")
@@ -17,7 +17,7 @@ _MASK = re.compile(r"_mask(_\d+)?\.png$")
 def find_root(data_dir: Path) -> Path | None:
     """The folder with the three class folders: `data_dir` or `Dataset_BUSI_with_GT` in it; `None` if neither is."""
     for root in (data_dir / "Dataset_BUSI_with_GT", data_dir):
-        if root.is_dir() and {path.name for path in root.iterdir() if path.is_dir()} == set(CLASS_NAMES):
+        if root.is_dir() and subfolders(root) == set(CLASS_NAMES):
             return root
     return None
 

@@ -11,7 +11,7 @@ Which patient a slice shows is not given in either.
 import logging
 from pathlib import Path
 
-from corpora.folder import CorpusError, ImageRecord, existing_folder, list_images
+from corpora.folder import CorpusError, ImageRecord, existing_folder, list_images, read_text, subfolders
 
 logger = logging.getLogger(__name__)
 
@@ -24,7 +24,7 @@ def find_root(data_dir: Path) -> Path | None:
     """The folder that holds the two classes, else `None`."""
     for root in (data_dir, data_dir / "Images-processed"):
         if root.is_dir():
-            folders = {path.name for path in root.iterdir() if path.is_dir()}
+            folders = subfolders(root)
             # Beside COVID-CT's classes lie its split lists and other folders; the other corpus is the two classes only.
             if folders == set(_LAYOUTS[0]) or folders >= set(_LAYOUTS[1]):
                 return root
@@ -44,7 +44,7 @@ def find_images(data_dir: str | Path, *, bad_images: str = "error") -> list[Imag
     records = []
     for folder, label in sorted(layout.items(), key=lambda item: CLASS_NAMES.index(item[1])):
         paths = list_images(root / folder, bad_images=bad_images)
-        splits = _split_lists(data_dir, folder, {path.name for path in paths})
+        splits = _split_lists(data_dir, folder, {path.name for path in paths}, bad_images)
         unlisted = [path.name for path in paths if splits and path.name not in splits]
         if unlisted:
             logger.warning("%d image(s) in %s are in no split list and are left out.", len(unlisted), folder)
@@ -57,7 +57,7 @@ def find_images(data_dir: str | Path, *, bad_images: str = "error") -> list[Imag
     return records
 
 
-def _split_lists(data_dir: Path, folder: str, present: set[str]) -> dict[str, str]:
+def _split_lists(data_dir: Path, folder: str, present: set[str], bad_images: str) -> dict[str, str]:
     """File name -> split of a class of COVID-CT; empty where there are no lists."""
     name = folder.removeprefix("CT_")
     splits = {}
@@ -65,10 +65,13 @@ def _split_lists(data_dir: Path, folder: str, present: set[str]) -> dict[str, st
         for root in (data_dir, data_dir.parent):
             file = root / "Data-split" / name / f"{part}CT_{name}.txt"
             if file.is_file():
-                listed = [line.strip() for line in file.read_text(encoding="utf-8").splitlines() if line.strip()]
+                listed = [line.strip() for line in read_text(file).splitlines() if line.strip()]
                 absent = [image for image in listed if image not in present]
                 if absent:
-                    raise CorpusError(f"'{file}' names {len(absent)} file(s) that are not in {folder}: {absent[0]!r}.")
+                    message = f"'{file}' names {len(absent)} file(s) that are not in {folder}: {absent[0]!r}"
+                    if bad_images != "skip":
+                        raise CorpusError(f"{message}. Complete the download, or pass --bad_images skip.")
+                    logger.warning("%s. Left out.", message)
                 splits.update(dict.fromkeys(listed, split))
                 break
     return splits

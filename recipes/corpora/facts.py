@@ -5,6 +5,8 @@ from pathlib import Path
 
 import yaml
 
+from corpora import CORPORA
+
 
 @dataclass(frozen=True)
 class CorpusFacts:
@@ -70,9 +72,44 @@ FACTS = {
 }
 
 
-def facts_of(corpus: str) -> CorpusFacts | None:
-    """Facts of a corpus by its name, or of a folder that prepare_corpus.py made of one; `None` if it is neither."""
-    settings = Path(corpus) / "config.yaml"
-    if corpus not in FACTS and settings.is_file():
-        corpus = (yaml.safe_load(settings.read_text()) or {}).get("corpus")
-    return FACTS.get(corpus)
+def known_name(corpus: str, data_dir: str | None = None) -> str | None:
+    """Name in `FACTS` of a corpus.
+
+    Args:
+        corpus: its name, a folder that prepare_corpus.py made of it, or a download of it.
+        data_dir: the folder where `corpus` is "folder".
+
+    Returns:
+        `None` if it is not known. A folder that is only laid out like a corpus counts where that forbids copies, and
+        not where it would allow them: folders called benign and malignant prove no licence.
+    """
+    if corpus in FACTS:
+        return corpus
+    folder = Path(data_dir if corpus == "folder" and data_dir else corpus).expanduser()
+    if not folder.is_dir():
+        return None
+    folder = folder.resolve()
+    prepared = _prepared_from(folder)
+    if prepared in FACTS:
+        return prepared
+    for root in (folder, folder.parent):  # the folder of its images alone must not be given out either
+        for name, facts in FACTS.items():
+            if facts.no_copies and (_prepared_from(root) == name or CORPORA[name].find_root(root) is not None):
+                return name
+    return None
+
+
+def facts_of(corpus: str, data_dir: str | None = None) -> CorpusFacts | None:
+    """Facts of a corpus, as `known_name` knows it; `None` if it does not."""
+    return FACTS.get(known_name(corpus, data_dir))
+
+
+def _prepared_from(folder: Path) -> str | None:
+    """The corpus that prepare_corpus.py made a folder of; `None` if it did not."""
+    file = folder / "config.yaml"
+    try:
+        settings = yaml.safe_load(file.read_bytes()) if file.is_file() else None
+    except yaml.YAMLError:  # somebody else's file of that name
+        return None
+    name = settings.get("corpus") if isinstance(settings, dict) else None
+    return name if isinstance(name, str) else None

@@ -9,7 +9,7 @@ import json
 import logging
 from pathlib import Path
 
-from corpora.folder import CorpusError, ImageRecord, existing_folder, list_images
+from corpora.folder import CorpusError, ImageRecord, existing_folder, list_images, read_text
 
 logger = logging.getLogger(__name__)
 
@@ -37,7 +37,7 @@ def find_images(data_dir: str | Path, *, bad_images: str = "error") -> list[Imag
     records, missing = [], []
     boxes = {name: _read_boxes(root / f"{name}.json") for name in ("bbox_annot", "roi_pred")}
     for split in _SPLITS:
-        for number, line in enumerate((root / f"{split}.txt").read_text(encoding="utf-8").splitlines(), start=1):
+        for number, line in enumerate(read_text(root / f"{split}.txt").splitlines(), start=1):
             if not line.strip():
                 continue
             name, _, label = (part.strip() for part in line.partition(","))
@@ -69,7 +69,7 @@ def _read_boxes(file: Path) -> dict:
     if not file.exists():
         return {}
     try:
-        entries = json.loads(file.read_text(encoding="utf-8"))
+        entries = json.loads(read_text(file))
     except json.JSONDecodeError as error:
         raise CorpusError(f"'{file}' is not valid JSON: {error}.") from error
     if not isinstance(entries, dict):

@@ -8,7 +8,7 @@ numbers of its own, so `IM-0115` and `NORMAL2-IM-0115` are two groups).
 import re
 from pathlib import Path
 
-from corpora.folder import CorpusError, ImageRecord, existing_folder, list_images
+from corpora.folder import CorpusError, ImageRecord, existing_folder, list_images, subfolders
 
 CLASS_NAMES = ("NORMAL", "PNEUMONIA")
 _SPLITS = {"train": "train", "test": "test", "val": "validation"}
@@ -19,7 +19,7 @@ def find_root(data_dir: Path) -> Path | None:
     """The folder with `train/NORMAL`: `data_dir` or `chest_xray` in it; `None` if neither is."""
     for root in (data_dir / "chest_xray", data_dir):
         train = root / "train"
-        if train.is_dir() and {path.name for path in train.iterdir() if path.is_dir()} == set(CLASS_NAMES):
+        if train.is_dir() and subfolders(train) == set(CLASS_NAMES):
             return root
     return None
 
