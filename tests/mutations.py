@@ -402,7 +402,7 @@ FILES = [
 CORPORA = [
     Mutation(
         "recipes/recipe_names.py",
-        'f"{salt}\0{text}".encode',
+        'f"{salt}\\0{text}".encode',
         'f"{text}".encode',
         "tests/test_names.py::test_the_salt_decides_the_names_and_nothing_else",
     ),
