@@ -33,6 +33,9 @@ from recipe_setup import load_data
 from recipe_summary import draw_curves, predictions_table
 
 PREPARE = Path(prepare_corpus.__file__)
+# of pretrain.py
+ONE_STEP = [f"--{name}={value}" for name, value in TINY.items()]
+ONE_STEP += ["--max_steps=1", "--per_device_train_batch_size=4", "--use_cpu=true", "--dataloader_num_workers=0"]
 
 
 def picture(seed: int) -> bytes:
@@ -265,13 +268,10 @@ def test_bad_images_are_skipped_by_every_script(tmp_path, caplog):
     )
     model.save_pretrained(tmp_path / "model")
     ImageTransform(32, resize="squash").processor().save_pretrained(tmp_path / "model")
-    given = {name: str(value) for name, value in TINY.items()}
-    pretraining = [f"--{name}={value}" for name, value in given.items()]
-    pretraining += ["--max_steps=1", "--per_device_train_batch_size=4", "--use_cpu=true", "--dataloader_num_workers=0"]
     runs = {
         embed: [],
         explain: [f"--model_name_or_path={tmp_path / 'model'}", "--method=rollout"],
-        pretrain: pretraining,
+        pretrain: ONE_STEP,
         prepare_corpus: ["--num_folds=2"],
     }
     for script, options in runs.items():
@@ -351,7 +351,7 @@ def test_a_folder_of_gbcu_is_as_little_given_out_as_gbcu(tmp_path):
             *common, "--output_dir", output, "--push_to_hub", "me/mine"
         )
         with pytest.raises(SystemExit, match="export_picture must not be true: GBCU is given out"):
-            pretrain.main([*common, f"--output_dir={tmp_path / 'run'}", "--export_picture=true"])
+            pretrain.main([*common, *ONE_STEP, f"--output_dir={tmp_path / 'run'}", "--export_picture=true"])
     assert not output.exists()
     assert prepare("--corpus", "folder", "--data_dir", root, "--output_dir", output, "--num_folds", 2) is None
     assert prepare("--corpus", output, "--output_dir", again, "--num_folds", 2) is None
