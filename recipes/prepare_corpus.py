@@ -245,14 +245,15 @@ def _rows(tables: dict[str, datasets.Dataset], args: PrepareArguments) -> tuple[
         for row in part:
             label = row.get("label")
             label = None if label is None or label < 0 else classes[label]  # -1: what the Hub's test parts hide
-            image = row["image"] or {"bytes": b"", "path": None}
+            image = row["image"] or {"bytes": None, "path": None}
+            data = b"" if image["bytes"] is None and image["path"] is None else image["bytes"]
             record = ImageRecord(
-                Path(row["file_name"] if image["bytes"] is not None else image["path"]),
+                Path(row["file_name"] if data is not None else image["path"]),
                 row["file_name"],
                 label,
                 row.get("group"),
                 split if len(parts) > 1 else None,
-                data=image["bytes"],
+                data=data,
             )
             records.append(record)
     if len({record.file_name for record in records}) < len(records):  # of several folders or splits: tell them apart

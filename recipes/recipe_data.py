@@ -64,10 +64,10 @@ _IMAGE_ORDER, _TRAINING_SAMPLE, _EVALUATION_SAMPLE, _HELD_OUT = 1, 2, 3, 4
 
 
 def _read_bytes(source: bytes | str | os.PathLike | dict[str, Any], name: str) -> bytes:
-    if source is None:  # a row of a table without an image
-        raise BadImageError(f"Image '{name}' is empty (there is none).")
     if isinstance(source, dict):
         source = source["bytes"] if source.get("bytes") is not None else source["path"]
+    if source is None:  # a row of a table without an image
+        raise BadImageError(f"Image '{name}' is empty (there is none).")
     if isinstance(source, bytes):
         return source
     try:

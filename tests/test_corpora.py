@@ -28,7 +28,7 @@ from corpora.folder import IGNORED, CorpusError, read_table, read_text
 from prepare_corpus import PrepareArguments
 from publish import PublishArguments
 from recipe_args import DataArguments, UsageError
-from recipe_data import BadImageError, ImageTransform, load_corpus, verify_images
+from recipe_data import BadImageError, ImageTransform, decode_image, load_corpus, verify_images
 from recipe_setup import load_data
 from recipe_summary import draw_curves, predictions_table
 
@@ -501,6 +501,9 @@ def test_a_row_without_an_image_is_a_bad_image(tmp_path):
     with pytest.raises(BadImageError, match="'train-1' is empty"):
         verify_images(images, num_channels=1)
     assert len(verify_images(images, num_channels=1, bad_images="skip")[0]) == 1
+    assert "'train-1' is empty" in prepare("--corpus", tmp_path, "--output_dir", tmp_path / "out")
+    with pytest.raises(BadImageError, match="'x' is empty"):
+        decode_image({"bytes": None, "path": None}, name="x", num_channels=1)
 
 
 def test_columns_are_named_for_tables_only(tmp_path):
