@@ -1,8 +1,9 @@
 """GLCM-MAE: masked autoencoders for medical images that learn texture, for Hugging Face Transformers."""
 
 from .configuration_glcm_mae import GLCMMAEConfig, value_range_from_normalization
-from .glcm import GLCMLoss, cooccurrence_matrix, glcm_loss, offsets_from_angles, soft_assignment, ssim_loss
+from .glcm import GLCMLoss, cooccurrence_matrix, glcm_loss, offsets_from_angles, soft_assignment
 from .modeling_glcm_mae import GLCMMAEForPreTraining, GLCMMAEForPreTrainingOutput, GLCMMAEModel
+from .ssim import ssim_loss
 from .texture import texture_features, texture_fidelity
 
 # save_pretrained then writes the code beside the weights, for trust_remote_code. What other vit_mae checkpoints load

@@ -1,6 +1,6 @@
 """The sparse co-occurrence loss compiled for the CPU by Numba.
 
-Same arithmetic as the "sparse" backend of glcm.py (see `_sparse_loss_and_gradient` there for the derivation). Where
+Same arithmetic as the "sparse" backend (see `sparse_loss_and_gradient` in glcm_sparse.py for the derivation). Where
 PyTorch takes one operation after the other for many patches, a thread here takes one patch after the other and, of
 each, one offset after the other: it adds the pairs of pixels to a table of its own, reads the touched cells for the
 gradient, and visits them again for the loss, clearing each. The table stays in the cache, so 256 levels cost hardly
@@ -20,7 +20,7 @@ from typing import Any
 import torch
 from huggingface_hub.utils import WeakFileLock
 
-from .glcm import _support_window, _table_dtype
+from .glcm_support import dtype_of_table, support_window
 
 try:  # transformers asks for every package that a file imports outside a `try`
     import numba
@@ -35,10 +35,10 @@ _compiled = numba.njit(**OPTIONS)
 
 
 @_compiled
-def _share(pixels, members, half_width, levels, lo, width, kernel, sharpness, index, weight, slope):
+def _levels_of_pixels(pixels, members, half_width, levels, lo, width, kernel, sharpness, index, weight, slope):
     """The few levels that share a pixel, with their weights and the derivatives of these by the pixel's value.
 
-    `_support` of glcm.py says how. `pixels` `(H*W,)`; the last three, which are filled, `(S, H*W)`.
+    `support_of` of glcm_support.py says how. `pixels` `(H*W,)`; the last three, which are filled, `(S, H*W)`.
     """
     number = pixels.dtype.type  # or Numba would go on in float64
     zero, one = number(0), number(1)
@@ -160,7 +160,7 @@ def _compare_patches(
     for m in range(patches):
         patch_loss = 0.0
         for t in range(2):
-            _share(
+            _levels_of_pixels(
                 (target[m] if t else pred[m]).ravel(),
                 members,
                 half_width,
@@ -313,10 +313,10 @@ def numba_loss_and_gradient(
         raise ValueError(f'backend "numba" needs tensors on the CPU, got {pred.device}')
     dtype = torch.promote_types(pred.dtype, torch.float32)
     count, height, width = pred.shape
-    half_width, support = _support_window(kernel, sharpness, dtype)
+    half_width, support = support_window(kernel, sharpness, dtype)
     # The length of a tuple is known to the compiler, which then unrolls the loops; one version does for all others.
     members = tuple(range(support)) if support <= 2 else np.arange(support)
-    double = _table_dtype(support, height * width, cumulative, dtype) == torch.float64
+    double = dtype_of_table(support, height * width, cumulative, dtype) == torch.float64
     # Arrays of NumPy: an operator of PyTorch in a thread that is not its own would start more threads.
     pred, target = (np.ascontiguousarray(patches.to(dtype).numpy()) for patches in (pred, target))
     losses = np.empty(count, pred.dtype)

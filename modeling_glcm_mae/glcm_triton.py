@@ -1,6 +1,6 @@
 """The sparse co-occurrence loss fused into one Triton kernel, for CUDA.
 
-Same arithmetic as the "sparse" backend of glcm.py (see `_sparse_loss_and_gradient` there for the derivation). A program
+Same arithmetic as the "sparse" backend (see `sparse_loss_and_gradient` in glcm_sparse.py for the derivation). A program
 takes one patch after the other and, of each, one offset after the other: it adds the pairs of pixels to two tables of
 its own, reads the touched cells for the loss and the gradient, and clears them again. The tables of all programs are
 the only K x K memory, and they are bounded by `SCRATCH_BYTES`, whatever the number of patches.
@@ -18,7 +18,7 @@ from collections.abc import Sequence
 
 import torch
 
-from .glcm import MAX_TRITON_CUMULATIVE_LEVELS, _support_window, _table_dtype
+from .glcm_support import MAX_TRITON_CUMULATIVE_LEVELS, dtype_of_table, support_window
 
 try:  # transformers asks for every package that a file imports outside a `try`
     import triton
@@ -41,7 +41,9 @@ def _logistic(z):
 
 
 @triton.jit
-def _share(x, lo, width, sharpness, member, LEVELS: tl.constexpr, KERNEL: tl.constexpr, HALF_WIDTH: tl.constexpr):
+def _level_and_weight(
+    x, lo, width, sharpness, member, LEVELS: tl.constexpr, KERNEL: tl.constexpr, HALF_WIDTH: tl.constexpr
+):
     """Level, weight and derivative of the weight for one `member` of the few levels that share each pixel."""
     u = (x - lo) / width
     inside = (u >= 0) & (u <= LEVELS)
@@ -77,7 +79,7 @@ def _share(x, lo, width, sharpness, member, LEVELS: tl.constexpr, KERNEL: tl.con
 
 
 @triton.jit
-def _count(table, cell, value, mask, FIXED_POINT: tl.constexpr, FRACTION: tl.constexpr):
+def _add_to_cells(table, cell, value, mask, FIXED_POINT: tl.constexpr, FRACTION: tl.constexpr):
     if FIXED_POINT:
         tl.atomic_add(table + cell, (value * FRACTION).to(tl.int64), mask=mask)
     else:
@@ -85,7 +87,7 @@ def _count(table, cell, value, mask, FIXED_POINT: tl.constexpr, FRACTION: tl.con
 
 
 @triton.jit
-def _read(table, cell, mask, dtype: tl.constexpr, FIXED_POINT: tl.constexpr, FRACTION: tl.constexpr):
+def _read_cells(table, cell, mask, dtype: tl.constexpr, FIXED_POINT: tl.constexpr, FRACTION: tl.constexpr):
     # .cg: from the L2 cache, where the atomic additions took place.
     count = tl.load(table + cell, mask=mask, other=0, cache_modifier=".cg").to(dtype)
     if FIXED_POINT:
@@ -106,8 +108,8 @@ def _difference(
     FRACTION: tl.constexpr,
 ):
     """Of touched cells: `D = g(G_pred) - g(G_target)`, the derivative of `g` at G_pred, `D^2 / (G_pred + G_target)`."""
-    of_pred = _read(pred_table, cell, mask, dtype, FIXED_POINT, FRACTION)
-    of_target = _read(target_table, cell, mask, dtype, FIXED_POINT, FRACTION)
+    of_pred = _read_cells(pred_table, cell, mask, dtype, FIXED_POINT, FRACTION)
+    of_target = _read_cells(target_table, cell, mask, dtype, FIXED_POINT, FRACTION)
     filled = of_pred + of_target
     rate = filled * 0.0 + 1.0
     difference = of_pred - of_target
@@ -133,8 +135,8 @@ def _accumulate(
     line = tl.arange(0, SIDE)
     inside = (line < LEVELS)[:, None] & (line < LEVELS)[None, :]
     cell = line[:, None] * LEVELS + line[None, :]
-    difference = _read(pred_table, cell, inside, dtype, FIXED_POINT, FRACTION)
-    difference -= _read(target_table, cell, inside, dtype, FIXED_POINT, FRACTION)
+    difference = _read_cells(pred_table, cell, inside, dtype, FIXED_POINT, FRACTION)
+    difference -= _read_cells(target_table, cell, inside, dtype, FIXED_POINT, FRACTION)
     summed = tl.where(inside, tl.cumsum(tl.cumsum(difference, 0), 1), 0.0)
     # A cell is part of all sums that end at or after it.
     rate = tl.cumsum(tl.cumsum(summed, 0, reverse=True), 1, reverse=True)
@@ -207,17 +209,19 @@ def _loss_kernel(
                 scale = scale / (total * total)
 
             for a in range(SUPPORT):
-                i_pred, v_pred, _ = _share(own_pred, lo, width, sharpness, a, LEVELS, KERNEL, HALF_WIDTH)
-                i_target, v_target, _ = _share(own_target, lo, width, sharpness, a, LEVELS, KERNEL, HALF_WIDTH)
+                i_pred, v_pred, _ = _level_and_weight(own_pred, lo, width, sharpness, a, LEVELS, KERNEL, HALF_WIDTH)
+                i_target, v_target, _ = _level_and_weight(
+                    own_target, lo, width, sharpness, a, LEVELS, KERNEL, HALF_WIDTH
+                )
                 for b in range(SUPPORT):
-                    j, v, _ = _share(after_pred, lo, width, sharpness, b, LEVELS, KERNEL, HALF_WIDTH)
-                    _count(pred_table, i_pred * LEVELS + j, v_pred * v, first, FIXED_POINT, FRACTION)
+                    j, v, _ = _level_and_weight(after_pred, lo, width, sharpness, b, LEVELS, KERNEL, HALF_WIDTH)
+                    _add_to_cells(pred_table, i_pred * LEVELS + j, v_pred * v, first, FIXED_POINT, FRACTION)
                     if SYMMETRIC:
-                        _count(pred_table, j * LEVELS + i_pred, v_pred * v, first, FIXED_POINT, FRACTION)
-                    j, v, _ = _share(after_target, lo, width, sharpness, b, LEVELS, KERNEL, HALF_WIDTH)
-                    _count(target_table, i_target * LEVELS + j, v_target * v, first, FIXED_POINT, FRACTION)
+                        _add_to_cells(pred_table, j * LEVELS + i_pred, v_pred * v, first, FIXED_POINT, FRACTION)
+                    j, v, _ = _level_and_weight(after_target, lo, width, sharpness, b, LEVELS, KERNEL, HALF_WIDTH)
+                    _add_to_cells(target_table, i_target * LEVELS + j, v_target * v, first, FIXED_POINT, FRACTION)
                     if SYMMETRIC:
-                        _count(target_table, j * LEVELS + i_target, v_target * v, first, FIXED_POINT, FRACTION)
+                        _add_to_cells(target_table, j * LEVELS + i_target, v_target * v, first, FIXED_POINT, FRACTION)
             tl.debug_barrier()  # all threads of the program have counted
 
             if CUMULATIVE:
@@ -230,10 +234,14 @@ def _loss_kernel(
             if WITH_GRADIENT:
                 before_pred = tl.load(pred + start + n - step, mask=second, other=0).to(dtype)
             for a in range(SUPPORT):
-                i_pred, v_pred, slope_pred = _share(own_pred, lo, width, sharpness, a, LEVELS, KERNEL, HALF_WIDTH)
-                i_target, v_target, _ = _share(own_target, lo, width, sharpness, a, LEVELS, KERNEL, HALF_WIDTH)
+                i_pred, v_pred, slope_pred = _level_and_weight(
+                    own_pred, lo, width, sharpness, a, LEVELS, KERNEL, HALF_WIDTH
+                )
+                i_target, v_target, _ = _level_and_weight(
+                    own_target, lo, width, sharpness, a, LEVELS, KERNEL, HALF_WIDTH
+                )
                 for b in range(SUPPORT):
-                    j, v, _ = _share(after_pred, lo, width, sharpness, b, LEVELS, KERNEL, HALF_WIDTH)
+                    j, v, _ = _level_and_weight(after_pred, lo, width, sharpness, b, LEVELS, KERNEL, HALF_WIDTH)
                     difference, rate, share = _difference(
                         pred_table,
                         target_table,
@@ -251,7 +259,7 @@ def _loss_kernel(
                         pull += tl.where(first, 2 * scale * difference * rate * v * slope_pred, 0.0)
 
                     if not CUMULATIVE:
-                        j, v, _ = _share(after_target, lo, width, sharpness, b, LEVELS, KERNEL, HALF_WIDTH)
+                        j, v, _ = _level_and_weight(after_target, lo, width, sharpness, b, LEVELS, KERNEL, HALF_WIDTH)
                         _, _, share = _difference(
                             pred_table,
                             target_table,
@@ -266,7 +274,7 @@ def _loss_kernel(
                         loss += tl.where(first, scale * v_target * v * share, 0.0)
 
                     if WITH_GRADIENT:
-                        h, v, _ = _share(before_pred, lo, width, sharpness, b, LEVELS, KERNEL, HALF_WIDTH)
+                        h, v, _ = _level_and_weight(before_pred, lo, width, sharpness, b, LEVELS, KERNEL, HALF_WIDTH)
                         difference, rate, _ = _difference(
                             pred_table,
                             target_table,
@@ -288,14 +296,14 @@ def _loss_kernel(
                 tl.store(pred_table + line[:, None] * LEVELS + line[None, :], whole, mask=inside)
             zero = tl.zeros([BLOCK], tables.dtype.element_ty)
             for a in range(0 if CUMULATIVE else SUPPORT):
-                i_pred, _, _ = _share(own_pred, lo, width, sharpness, a, LEVELS, KERNEL, HALF_WIDTH)
-                i_target, _, _ = _share(own_target, lo, width, sharpness, a, LEVELS, KERNEL, HALF_WIDTH)
+                i_pred, _, _ = _level_and_weight(own_pred, lo, width, sharpness, a, LEVELS, KERNEL, HALF_WIDTH)
+                i_target, _, _ = _level_and_weight(own_target, lo, width, sharpness, a, LEVELS, KERNEL, HALF_WIDTH)
                 for b in range(SUPPORT):
-                    j, _, _ = _share(after_pred, lo, width, sharpness, b, LEVELS, KERNEL, HALF_WIDTH)
+                    j, _, _ = _level_and_weight(after_pred, lo, width, sharpness, b, LEVELS, KERNEL, HALF_WIDTH)
                     tl.store(pred_table + i_pred * LEVELS + j, zero, mask=first)
                     if SYMMETRIC:
                         tl.store(pred_table + j * LEVELS + i_pred, zero, mask=first)
-                    j, _, _ = _share(after_target, lo, width, sharpness, b, LEVELS, KERNEL, HALF_WIDTH)
+                    j, _, _ = _level_and_weight(after_target, lo, width, sharpness, b, LEVELS, KERNEL, HALF_WIDTH)
                     tl.store(target_table + i_target * LEVELS + j, zero, mask=first)
                     if SYMMETRIC:
                         tl.store(target_table + j * LEVELS + i_target, zero, mask=first)
@@ -349,9 +357,9 @@ def triton_loss_and_gradient(
     gradient = torch.empty_like(pred, dtype=dtype) if with_gradient else pred.new_empty(0, dtype=dtype)
     if count == 0:
         return losses, gradient
-    half_width, support = _support_window(kernel, sharpness, dtype)
+    half_width, support = support_window(kernel, sharpness, dtype)
     fixed_point = torch.are_deterministic_algorithms_enabled()
-    table_dtype = torch.int64 if fixed_point else _table_dtype(support, height * width, cumulative, dtype)
+    table_dtype = torch.int64 if fixed_point else dtype_of_table(support, height * width, cumulative, dtype)
     programs = SCRATCH_BYTES // (2 * levels**2 * table_dtype.itemsize)
     if pred.device.type == "cuda":
         multiprocessors = torch.cuda.get_device_properties(pred.device).multi_processor_count

@@ -23,7 +23,8 @@ from transformers.models.vit_mae.modeling_vit_mae import (
 from transformers.utils.generic import can_return_tuple
 
 from .configuration_glcm_mae import GLCMMAEConfig
-from .glcm import glcm_loss, ssim_loss
+from .glcm import glcm_loss
+from .ssim import ssim_loss
 
 _SSIM_PATCHES = 2**14  # at once; 48 MiB in float32 for patches of 16 x 16 x 3
 

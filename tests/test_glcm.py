@@ -14,12 +14,15 @@ from modeling_glcm_mae import (
     GLCMLoss,
     cooccurrence_matrix,
     glcm,
+    glcm_backends,
     glcm_loss,
+    glcm_sparse,
     offsets_from_angles,
     soft_assignment,
     ssim_loss,
     texture_fidelity,
 )
+from modeling_glcm_mae.glcm_support import place_of_counting
 
 DISTANCES, ANGLES = [1, 3], [0, math.pi / 4, math.pi / 2, 3 * math.pi / 4]
 OFFSETS = [[0, 1], [1, 1], [1, 0], [1, -1], [0, 3], [2, 2], [3, 0], [2, -2]]  # 3 sin 45 degrees is 2.1
@@ -256,12 +259,15 @@ def test_a_pixel_inside_the_mask_that_is_not_a_number_shows():
 
 def test_devices_without_float64_leave_counts_in_it_to_the_cpu(monkeypatch):
     mps, cuda, cpu = (torch.device(name) for name in ("mps", "cuda", "cpu"))
-    assert glcm._place_of_counting(mps, torch.float64) == cpu
-    assert glcm._place_of_counting(mps, torch.float32) == mps
-    assert glcm._place_of_counting(cuda, torch.float64) == cuda
+    assert place_of_counting(mps, torch.float64) == cpu
+    assert place_of_counting(mps, torch.float32) == mps
+    assert place_of_counting(cuda, torch.float64) == cuda
     # Asked, and obeyed: nothing can be brought back from a place that holds no data.
     asked = []
-    monkeypatch.setattr(glcm, "_place_of_counting", lambda *question: asked.append(question) or torch.device("meta"))
+    for module in (glcm, glcm_backends):
+        monkeypatch.setattr(
+            module, "place_of_counting", lambda *question: asked.append(question) or torch.device("meta")
+        )
     wide = LOSS | {"sharpness": 5.0, "backend": "sparse"}
     for compute in (
         lambda: cooccurrence_matrix(patches(8, 8), kernel="hard", **LOSS),
@@ -463,7 +469,7 @@ def test_backend_with_fewer_levels_than_its_window(levels, kernel, backend):
 def test_what_the_scratch_holds_reaches_no_patch(levels, reweight, monkeypatch):
     arguments = LOSS | {"levels": levels, "reweight": reweight, "kernel": "linear"}
     pred, target = patches(7, 8, 8), patches(7, 8, 8, seed=1)
-    monkeypatch.setattr(glcm, "CELLS_AT_ONCE", 2 * levels**2)
+    monkeypatch.setattr(glcm_sparse, "CELLS_AT_ONCE", 2 * levels**2)
     monkeypatch.setattr(torch, "get_num_threads", lambda: 1)  # two patches at a time
     torch.use_deterministic_algorithms(True)  # fills new memory with NaN
     try:

@@ -15,7 +15,7 @@ import torch
 from huggingface_hub.utils import WeakFileLock
 from test_glcm import LOSS, patches
 
-from modeling_glcm_mae import glcm, glcm_loss, glcm_numba
+from modeling_glcm_mae import glcm_backends, glcm_loss, glcm_numba
 from modeling_glcm_mae.glcm_numba import numba_loss_and_gradient
 
 PAIR = patches(7, 8, 6), patches(7, 8, 6, seed=1)
@@ -67,7 +67,7 @@ CALL = """
 import os, sys, warnings
 {before}
 import torch
-from modeling_glcm_mae import glcm, glcm_loss
+from modeling_glcm_mae import glcm_backends, glcm_loss
 pred, target = torch.rand(4, 8, 8), torch.rand(4, 8, 8)
 
 def loss(backend):
@@ -290,4 +290,4 @@ threading.Thread(target=train).start()
 @pytest.mark.parametrize("with_gradient", [True, False])
 def test_operator_is_what_compiled_code_takes_it_for(with_gradient, backend):
     settings = [8, [-1.0, 1.0], [0, 1, 1, 0], "linear", 30.0, True, False, False, False]
-    torch.library.opcheck(glcm._loss_and_gradient, (*PAIR, with_gradient, backend, *settings))
+    torch.library.opcheck(glcm_backends._loss_and_gradient, (*PAIR, with_gradient, backend, *settings))

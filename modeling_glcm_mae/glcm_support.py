@@ -1,0 +1,121 @@
+"""Which few grey levels share a pixel, in what a matrix is added up, and limits: what every fast backend needs.
+
+Axis letters in trailing shape comments: M patches, H W the pixels of a patch, K grey levels, S the levels of a pixel.
+"""
+
+import math
+from collections.abc import Sequence
+from numbers import Integral
+
+import torch
+
+# Weight of a pixel that the sparse backend may move to a nearer level: what lies beyond the support of the kernel.
+SUPPORT_TOLERANCE = {torch.float32: 1e-6, torch.float64: 1e-13}
+# Windows of more pixels are counted in float64.
+MAX_FLOAT32_PIXELS = 32 * 32
+# The Triton backend holds a patch in the registers of a multiprocessor.
+MAX_TRITON_PIXELS = 64 * 64
+MAX_TRITON_CUMULATIVE_LEVELS = 64  # and a cumulative matrix too
+
+
+def in_bins(x: torch.Tensor, levels: int, value_range: Sequence[float]) -> torch.Tensor:
+    """Values counted in bins from lo: level k spans k..k+1 and has its centre at k + 0.5."""
+    lo, hi = map(float, value_range)
+    return (x - lo) / ((hi - lo) / levels)
+
+
+def check_levels(levels: int, value_range: Sequence[float], kernel: str, sharpness: float) -> None:
+    """Raise `ValueError` on grey levels that cannot be; names the argument, its value and what is allowed."""
+    if not isinstance(levels, Integral) or levels < 2:
+        raise ValueError(f"levels must be an integer of at least 2, got {levels!r}")
+    if len(value_range) != 2 or not all(map(math.isfinite, value_range)) or not value_range[0] < value_range[1]:
+        raise ValueError(f"value_range must be two finite numbers (lo, hi) with lo < hi, got {tuple(value_range)}")
+    if kernel not in ("sigmoid", "linear", "hard"):
+        raise ValueError(f"kernel must be one of sigmoid, linear, hard, got {kernel!r}")
+    if kernel == "sigmoid" and not 0 < sharpness < math.inf:
+        raise ValueError(f'sharpness must be finite and greater than 0 (kernel "hard" is infinity), got {sharpness}')
+
+
+def check_offsets(offsets: Sequence[Sequence[int]], height: int, width: int) -> None:
+    """Raise `ValueError` on offsets that hold no pair in an image of `height` x `width` pixels."""
+    if len(offsets) == 0:
+        raise ValueError("offsets must hold at least one [dy, dx], got none")
+    for offset in offsets:
+        whole = len(offset) == 2 and all(isinstance(step, Integral) for step in offset)
+        if not whole or abs(offset[0]) >= height or abs(offset[1]) >= width or not any(offset):
+            raise ValueError(
+                f"every offset must be [dy, dx] in whole pixels, not [0, 0] and shorter than the image "
+                f"({height} x {width} pixels), got {list(offset)}"
+            )
+
+
+def pair_slices(offset: int, size: int) -> tuple[slice, slice]:
+    """Index ranges of the first and of the second pixel of all pairs `offset` apart along an axis of `size`."""
+    return slice(max(0, -offset), size - max(0, offset)), slice(max(0, offset), size + min(0, offset))
+
+
+def place_of_counting(device: torch.device, dtype: torch.dtype) -> torch.device:
+    """Where counts of `dtype` are added up: on `device`, or on the CPU if `device` has no float64 (Apple's GPUs)."""
+    return torch.device("cpu") if device.type == "mps" and dtype == torch.float64 else device
+
+
+def dtype_of_table(support: int, pixels: int, cumulative: bool, dtype: torch.dtype) -> torch.dtype:
+    """In which the entries of a matrix are added up.
+
+    A wide kernel adds thousands of small weights to each cell, and so does a large window: too many for a float32 sum,
+    as are the cells of a cumulative matrix.
+    """
+    return torch.float64 if support > 2 or pixels > MAX_FLOAT32_PIXELS or cumulative else dtype
+
+
+def support_window(kernel: str, sharpness: float, dtype: torch.dtype) -> tuple[int, int]:
+    """How many levels below the nearest edge between levels the support of a pixel begins, and its number S of levels.
+
+    The first number means something for the sigmoid only.
+    """
+    if kernel != "sigmoid":
+        return 0, {"hard": 1, "linear": 2}[kernel]
+    # The window ends at least half_width - 1/2 bins from the pixel; beyond, each tail holds
+    # exp(-sharpness * distance) of the weight.
+    # Less the wider the kernel is: the smoother two matrices are, the less they differ.
+    tolerance = SUPPORT_TOLERANCE[dtype] * min(1, sharpness / 30) ** 2
+    half_width = math.ceil(0.5 - math.log(tolerance / 2) / sharpness)
+    return half_width, 2 * half_width
+
+
+def support_of(
+    x: torch.Tensor, levels: int, value_range: Sequence[float], kernel: str, sharpness: float
+) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """The few levels that share a pixel, with their weights and the derivatives of these by the pixel's value.
+
+    A window of levels around the pixel, folded back at both ends of the range: level -1 is level 0, level K is
+    level K - 1. That is what the mirrored terms of the sigmoid do, and the clamping of the linear kernel.
+    `(m, H, W)` -> `index` (int64), `weight` and `slope`, each `(m, S, H, W)`.
+    """
+    u = in_bins(x, levels, value_range).unsqueeze(1)  # m 1 H W
+    lo, hi = map(float, value_range)
+    clamped = u.clamp(0, levels)
+    per_unit = (u == clamped).to(x.dtype) * (levels / (hi - lo))  # bins, 0 where the pixel was clamped
+    u = clamped
+    if kernel == "hard":
+        return u.floor().long().clamp(0, levels - 1), 0 * u + 1, torch.zeros_like(u)  # the weight of NaN is NaN
+    if kernel == "linear":
+        first = (u - 0.5).floor()
+        edges, slopes = u - 0.5 - first, per_unit
+    else:
+        # Level j weighs s(sharpness * (u - j)) - s(sharpness * (u - j - 1)): differences along the edges of the window.
+        half_width, count = support_window(kernel, sharpness, x.dtype)
+        first = u.round() - half_width
+        edges = torch.sigmoid((u - first - torch.arange(1, count, device=x.device).view(1, -1, 1, 1)) * sharpness)
+        slopes = edges * (1 - edges) * (sharpness * per_unit)
+    # At the ends of the window s is taken to be 1 and 0, so that the weights sum to 1 exactly.
+    weight = torch.cat([1 - edges[:, :1], edges[:, :-1] - edges[:, 1:], edges[:, -1:]], 1)
+    slope = torch.cat([-slopes[:, :1], slopes[:, :-1] - slopes[:, 1:], slopes[:, -1:]], 1)
+    index = first.long() + torch.arange(weight.shape[1], device=x.device).view(1, -1, 1, 1)
+    if weight.shape[1] > 2:
+        index = torch.where(index < 0, -1 - index, index)
+        index = torch.where(index >= levels, 2 * levels - 1 - index, index)
+        inside = (index >= 0) & (index < levels)  # a window wider than the whole range is folded once only
+        # A product, not masked_fill: the index of a NaN means nothing, and its weights must stay NaN to show.
+        weight, slope = weight * inside, slope * inside
+    return index.clamp_(0, levels - 1), weight, slope
