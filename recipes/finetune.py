@@ -11,9 +11,10 @@ all_results.json, predictions.parquet (the test part), validation_predictions.pa
 
 import json
 import logging
+import math
 import sys
 from collections.abc import Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -35,7 +36,7 @@ from transformers import (
     ViTForImageClassification,
     set_seed,
 )
-from transformers.trainer_utils import HubStrategy
+from transformers.trainer_utils import HubStrategy, IntervalStrategy
 
 from corpora.facts import facts_of
 from recipe_args import ImageArguments, UsageError, option, parse_args
@@ -50,11 +51,11 @@ from recipe_data import (
     white_level,
 )
 from recipe_export import ADDRESS, TRAINING_IMAGES, origin_of, without_paths, write_classifier
-from recipe_files import check_output, delete, replaced_file
+from recipe_files import check_output, replaced_file
 from recipe_frozen import MODES, fit_frozen, frozen_features
 from recipe_hub import PublishEverySave, open_repository, publish_export, push_asked_for
 from recipe_setup import normalization
-from recipe_splits import fingerprint_of, load_prepared
+from recipe_splits import PARTS, fingerprint_of, load_prepared
 from recipe_summary import (
     FIGURES,
     figures_of,
@@ -65,27 +66,18 @@ from recipe_summary import (
     predictions_table,
     summarise,
 )
-from recipe_trainer import ImagesProgressCallback, MetricsFileCallback, checkpoint_to_resume, earlier_run, took
+from recipe_trainer import (
+    MAY_CHANGE,
+    ImagesProgressCallback,
+    MetricsFileCallback,
+    begin_run,
+    checkpoint_to_resume,
+    refuse_another_training,
+    rehearse,
+    took,
+)
 
 logger = logging.getLogger("finetune")
-# A resume that changed one of these would not continue the same training.
-KEPT_ON_RESUME = (
-    *("learning_rate", "weight_decay", "adam_beta1", "adam_beta2", "adam_epsilon", "lr_scheduler_type", "warmup_steps"),
-    *(
-        "max_grad_norm",
-        "num_train_epochs",
-        "max_steps",
-        "layer_decay",
-        "label_smoothing_factor",
-        "metric_for_best_model",
-        "early_stopping_patience",
-        "seed",
-        "bf16",
-        "fp16",
-    ),
-)
-# Where things lie may change: the weights come from the checkpoint, and the images are known by their fingerprint.
-MAY_MOVE = ("corpus", "splits_file", "model_name_or_path")
 WRITTEN = (
     *("config.yaml", "metrics.jsonl", "all_results.json", "export"),
     *("predictions.parquet", "validation_predictions.parquet"),
@@ -208,6 +200,12 @@ class FinetuningArguments(TrainingArguments):
         if not 0 < self.layer_decay <= 1:
             raise UsageError(f"layer_decay must be above 0 and at most 1, got {self.layer_decay}")
         super().__post_init__()
+        if self.num_train_epochs <= 0 and self.max_steps <= 0:
+            raise UsageError(f"num_train_epochs must be greater than 0, got {self.num_train_epochs}")
+        if self.early_stopping_patience < 0:
+            raise UsageError(f"early_stopping_patience must be at least 0, got {self.early_stopping_patience}")
+        if self.early_stopping_patience and self.eval_strategy == IntervalStrategy.NO:
+            raise UsageError("early_stopping_patience needs evaluations, got eval_strategy no")
         if self.remove_unused_columns:
             raise UsageError("remove_unused_columns must stay false, got true")
 
@@ -322,7 +320,8 @@ class Run:
             subfolder=model_args.model_subfolder,
             sizes=model_args.sizes(),
         )
-        self.checkpoint = checkpoint_to_resume(args, WRITTEN)
+        sources = (model_args.model_name_or_path, data_args.corpus, data_args.splits_file)
+        self.checkpoint = checkpoint_to_resume(args, WRITTEN, sources)
         self.transform = self._transform()
         self.datasets = self._datasets()
         self.trainer = self._make_trainer()
@@ -480,23 +479,30 @@ class Run:
                 "class_names": self.class_names,
                 "skipped_images": self.skipped,
                 "train_images_sha256": fingerprint_of(self.datasets["train"].dataset["sha256"]),
+                # of the images and their labels, in their order
+                **{f"{part}_contents_sha256": self._contents_of(part) for part in PARTS},
+                "pretraining_images_sha256": None if self.seen is None else fingerprint_of(sorted(self.seen)),
+                "mixed_precision": self.trainer.accelerator.mixed_precision,
+                "transform": asdict(self.transform),
                 **counts,
             },
         }
+        resolved["model_config"] = self.model.config.to_dict()
+        resolved["model_config"].pop("_name_or_path", None)  # a path of this machine
         resolved["training"]["push_to_hub"] = self.publication is not None
         resolved = json.loads(json.dumps(resolved, default=str))
         if self.checkpoint is not None:
-            stored = yaml.safe_load((self.checkpoint.parent / "config.yaml").read_text())
-            kept = [("training", name) for name in KEPT_ON_RESUME]
-            kept += [(section, name) for section in ("model", "data", "derived") for name in resolved[section]]
-            kept = [(section, name) for section, name in kept if name not in MAY_MOVE]
-            for section, name in kept:
-                old, new = stored[section].get(name), resolved[section][name]
-                if old != new:
-                    raise UsageError(
-                        f"resume_from_checkpoint: {name} must stay {old} as in the first part of the run, got {new}"
-                    )
+            refuse_another_training(self.checkpoint, resolved, MAY_CHANGE)
+        if self.model_args.mode == "finetune":
+            batches = len(self.trainer._get_train_sampler()) // self.trainer.effective_batch_size
+            steps = math.ceil(self.args.num_train_epochs * batches)
+            rehearse(self.trainer, self.args.max_steps if self.args.max_steps > 0 else steps)
         return resolved
+
+    def _contents_of(self, part: str) -> str:
+        images = self.datasets[part].dataset
+        pairs = zip(images["sha256"], images["label"], strict=True)
+        return fingerprint_of([f"{digest} {label}" for digest, label in pairs])
 
     def train(self) -> None:
         """Train or fit, judge, export; prints where the results are."""
@@ -504,12 +510,7 @@ class Run:
         if main:
             if self.publication is not None:
                 open_repository(self.publication)
-            if self.checkpoint is None:
-                # Only now, when nothing can be wrong any more with what was asked for.
-                for path in earlier_run(self.output_dir, WRITTEN):
-                    delete(path)
-            self.output_dir.mkdir(parents=True, exist_ok=True)
-            (self.output_dir / "config.yaml").write_text(yaml.safe_dump(self.resolved, sort_keys=False))
+            begin_run(self.output_dir, WRITTEN, self.checkpoint, self.resolved)
         PartialState().wait_for_everyone()
         results, answers = {}, {}
         if self.model_args.mode == "finetune":

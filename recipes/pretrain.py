@@ -7,13 +7,13 @@ many GPUs, and how to resume. `output_dir` receives config.yaml (resolved), metr
 reconstructions/*.png, checkpoints and export/ (the encoder, the whole model and a card, as they go to the Hub).
 """
 
+import itertools
 import json
 import logging
 import math
 import re
 import sys
 from collections.abc import Sequence
-from functools import cached_property
 from pathlib import Path
 
 import numpy as np
@@ -30,45 +30,46 @@ from modeling_glcm_mae import GLCMMAEForPreTraining
 from recipe_args import DataArguments, ModelArguments, PretrainingArguments, UsageError, parse_args
 from recipe_data import BadImageError, PretrainIterableDataset, collate, grey_statistics
 from recipe_export import ADDRESS, TRAINING_IMAGES, origin_of, stock_encoder, without_paths, write_export
-from recipe_files import check_output, delete
+from recipe_files import check_output
 from recipe_hub import PublishEverySave, open_repository, publish_export, push_asked_for
 from recipe_probe import encoder_features, probe_accuracy
 from recipe_setup import build_model, load_data
-from recipe_splits import fingerprint_of, image_sha256
+from recipe_splits import fingerprint_of, image_digests, image_sha256
 from recipe_trainer import (
     EVALUATED,
+    MAY_CHANGE,
     PREDICTORS,
     ImagesProgressCallback,
     MetricsFileCallback,
     PictureCallback,
     PretrainTrainer,
+    begin_run,
     checkpoint_to_resume,
-    earlier_run,
+    refuse_another_training,
+    rehearse,
     took,
 )
 
 logger = logging.getLogger("pretrain")
-# A resume that changed one of these would not continue the same training. (The number of workers, the devices, where
-# things lie and what is logged may change.)
-KEPT_ON_RESUME = {
-    "derived": ("effective_batch_size", "seed", "num_train_images", "train_images_sha256", "max_steps"),
-    "model_config": (
-        *("image_size", "patch_size", "num_channels", "hidden_size", "num_hidden_layers", "num_attention_heads"),
-        *("intermediate_size", "decoder_hidden_size", "decoder_num_hidden_layers", "decoder_num_attention_heads"),
-        *("decoder_intermediate_size", "mask_ratio", "norm_pix_loss"),
-        *("glcm_levels", "glcm_value_range", "glcm_offsets", "glcm_kernel", "glcm_sharpness", "glcm_channel"),
-        *("glcm_reweight", "glcm_symmetric", "glcm_normalize", "glcm_cumulative"),
-        *("glcm_weight", "ssim_weight", "mse_weight"),
-    ),
-    "data": (
-        *("resize", "resize_to", "random_resized_crop", "crop_scale", "horizontal_flip", "vertical_flip"),
-        *("image_mean", "image_std", "white_level", "cache_images"),
-    ),
-    "training": (
-        *("learning_rate", "weight_decay", "adam_beta1", "adam_beta2", "adam_epsilon", "lr_scheduler_type"),
-        *("warmup_steps", "max_grad_norm", "mse_epochs", "sharpness_start", "bf16", "fp16"),
+# Beside MAY_CHANGE, in a resume: the objective and the sizes are compared as they are resolved (model_config), and the
+# length as max_steps of `derived`; evaluation, pictures and checkpoints leave the training as it is.
+ALSO_MAY_CHANGE = {
+    "model": frozenset(ModelArguments.__dataclass_fields__),
+    "training": frozenset(
+        {
+            *("num_train_epochs", "max_steps", "do_eval", "eval_strategy", "eval_steps", "eval_delay", "eval_on_start"),
+            *("save_strategy", "save_steps", "probe_labels", "num_pictures", "picture_every_epochs", "export_picture"),
+        }
     ),
 }
+# The order of a stream follows from how it is read, and that its images are the same cannot be known beforehand.
+STREAM_KEEPS = frozenset(
+    {
+        *("corpus", "data_dir", "world_size", "dataloader_num_workers", "per_device_train_batch_size"),
+        *("gradient_accumulation_steps", "train_batch_size"),
+    }
+)
+FIRST_IMAGES = 64  # of a stream, by which it is known again
 WRITTEN = ("config.yaml", "metrics.jsonl", "all_results.json", "reconstructions", "export")
 
 
@@ -93,11 +94,15 @@ class Run:
             raise UsageError(f"export_picture must not be true: {facts.no_copies}")
         self.publication = push_asked_for(args, self.output_dir / "export")
         self.model = build_model(model_args, data_args)
-        self.checkpoint = checkpoint_to_resume(args, WRITTEN)
+        sources = (model_args.model_name_or_path, data_args.corpus, data_args.data_dir, data_args.splits_file)
+        self.checkpoint = checkpoint_to_resume(args, WRITTEN, sources)
         self.data = load_data(data_args, self.model.config, args.seed)
         if args.probe_labels:
             self._check_probe()
         self.statistics = self._look_at_grey_levels()
+        # Once a run, though every export lists them: reading a whole corpus takes its time.
+        parts = {} if self.is_stream else {"train": self.data.train, "held_out": self.data.held_out}
+        self.digests = {name: image_digests(part.dataset) for name, part in parts.items() if part is not None}
         self.trainer = self._make_trainer()
         self.resolved = self._resolve()
 
@@ -201,6 +206,13 @@ class Run:
             "mixed_precision": self.trainer.accelerator.mixed_precision,
             "white_level": self.data.white_level,
         }
+        if self.is_stream:
+            first = itertools.islice(self.data.train.dataset, FIRST_IMAGES)
+            # by name where the stream gives only an address
+            known = [image_sha256(row["image"]) if row["image"].get("bytes") else row["file_name"] for row in first]
+            derived["first_images_sha256"] = fingerprint_of(known)
+        else:
+            derived["train_contents_sha256"] = fingerprint_of(self.digests["train"])
         if args.max_steps <= 0:
             batches = len(self.trainer._get_train_sampler()) // self.trainer.effective_batch_size
             derived["max_steps"] = math.ceil(args.num_train_epochs * batches)
@@ -219,16 +231,13 @@ class Run:
         resolved["training"]["push_to_hub"] = self.publication is not None
         resolved = json.loads(json.dumps(resolved, default=str))
         if self.checkpoint is not None:
-            stored = yaml.safe_load((self.checkpoint.parent / "config.yaml").read_text())
-            for section, names in KEPT_ON_RESUME.items():
-                for name in names:
-                    old, new = (settings[section].get(name) for settings in (stored, resolved))
-                    if old != new:
-                        raise UsageError(
-                            f"resume_from_checkpoint: {name} must stay {old} as in the first part of the run, got "
-                            f"{new}. To train on with other settings, start a new run from --model_name_or_path "
-                            f"{self.checkpoint}"
-                        )
+            kept = STREAM_KEEPS if self.is_stream else frozenset()
+            may_change = {
+                section: (names | ALSO_MAY_CHANGE.get(section, frozenset())) - kept
+                for section, names in MAY_CHANGE.items()
+            }
+            refuse_another_training(self.checkpoint, resolved, may_change)
+        rehearse(self.trainer, derived["max_steps"])
         return resolved
 
     def train(self) -> None:
@@ -238,12 +247,7 @@ class Run:
         if main:
             if self.publication is not None:
                 open_repository(self.publication)
-            if self.checkpoint is None:
-                # Only now, when nothing can be wrong any more with what was asked for.
-                for path in earlier_run(self.output_dir, WRITTEN):
-                    delete(path)
-            self.output_dir.mkdir(parents=True, exist_ok=True)
-            (self.output_dir / "config.yaml").write_text(yaml.safe_dump(self.resolved, sort_keys=False))
+            begin_run(self.output_dir, WRITTEN, self.checkpoint, self.resolved)
         PartialState().wait_for_everyone()
         results = {}
         if args.probe_labels:
@@ -293,7 +297,7 @@ class Run:
             self.output_dir / "export",
             model,
             self.data.transform.processor(self.data.white_level if self.data.white_level != 255 else None),
-            {"config.yaml": yaml.safe_dump(self._published(), sort_keys=False)} | self._training_images,
+            {"config.yaml": yaml.safe_dump(self._published(), sort_keys=False)} | self._training_images(),
             [picture] if picture else [],
             self._card_facts(results, picture),
         )
@@ -318,13 +322,11 @@ class Run:
         published["derived"]["skipped_images"] = len(self.data.skipped)
         return published
 
-    @cached_property  # an export at every checkpoint must not read the whole corpus again
     def _training_images(self) -> dict[str, str]:
         """A line an image that was trained on or held out: SHA-256, by which finetune.py knows a test image again."""
         if self.is_stream:
             return {}
-        parts = [part.dataset for part in (self.data.train, self.data.held_out) if part is not None]
-        digests = {image_sha256(image) for part in parts for image in part["image"]}
+        digests = set().union(*self.digests.values())
         return {TRAINING_IMAGES: "\n".join(sorted(digests)) + "\n"}
 
     def _probe(self, when: str) -> dict[str, float]:

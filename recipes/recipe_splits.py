@@ -2,13 +2,17 @@
 
 import hashlib
 import json
+import os
 from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
 import datasets
 import numpy as np
 import pandas as pd
+from accelerate import PartialState
+from accelerate.utils import gather_object
 from sklearn.model_selection import StratifiedGroupKFold
 
 from recipe_args import UsageError
@@ -251,6 +255,19 @@ def fingerprint_of(names: Sequence[str]) -> str:
 def image_sha256(image: dict[str, Any]) -> str:
     """Of the bytes of an undecoded `datasets.Image`."""
     return hashlib.sha256(_bytes(image)).hexdigest()
+
+
+def image_digests(dataset: datasets.Dataset) -> list[str]:
+    """SHA-256 of every image, in the order of the data set. Several processes share the work.
+
+    Args:
+        dataset: column `image`, undecoded.
+    """
+    state, images = PartialState(), dataset.select_columns("image")
+    share = range(state.process_index, len(images), state.num_processes)
+    with ThreadPoolExecutor(min(8, os.cpu_count() or 1)) as pool:
+        found = list(zip(share, pool.map(lambda index: image_sha256(images[index]["image"]), share), strict=True))
+    return [digest for _, digest in sorted(gather_object(found))]
 
 
 def _read(file: Path) -> dict[str, Any]:

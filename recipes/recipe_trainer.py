@@ -1,6 +1,7 @@
-"""The Trainer of the pretraining recipe: schedule of the objective, logged terms, checks, progress and pictures."""
+"""The Trainer of the pretraining recipe (objective, terms, pictures); how a run begins and is resumed."""
 
 import json
+import logging
 import math
 import time
 from collections.abc import Sequence
@@ -8,30 +9,69 @@ from pathlib import Path
 from typing import Any
 
 import torch
+import yaml
 from tqdm.auto import tqdm
 from transformers import EvalPrediction, ProgressCallback, Trainer, TrainerCallback, TrainingArguments
 
 from modeling_glcm_mae import GLCMMAEForPreTraining, texture_fidelity
 from recipe_args import UsageError
 from recipe_data import EpochSampler
-from recipe_files import replaced_file
+from recipe_files import delete, replaced_file
 from recipe_pictures import draw_reconstructions
 
+logger = logging.getLogger(__name__)
 TERMS = ("loss", "glcm", "ssim", "mse")
 # Besides the objective, every evaluation measures texture in a way that no preset was trained on.
 EVALUATED = (*TERMS, "glcm_l1")
 PREDICTORS = ("patch_mean", "dataset_mean")
 
 
-def checkpoint_to_resume(args: TrainingArguments, written: Sequence[str]) -> Path | None:
+# What may change in a resume, by section of config.yaml. Whatever is not named here must stay: with another setting it
+# would not be the same training.
+MAY_CHANGE: dict[str, frozenset[str]] = {
+    # The weights are those of the checkpoint, and the images are known by their contents.
+    "model": frozenset({"model_name_or_path", "model_revision", "model_subfolder"}),
+    "data": frozenset({"corpus", "data_dir", "splits_file", "bad_images"}),
+    "model_config": frozenset({"_name_or_path", "architectures", "dtype", "transformers_version"}),
+    "derived": frozenset({"world_size", "skipped_images"}),
+    "training": frozenset(
+        {
+            *("output_dir", "overwrite_output_dir", "resume_from_checkpoint"),
+            # judged by what follows from them: learning_rate, effective_batch_size, mixed_precision
+            *("base_learning_rate", "per_device_train_batch_size", "gradient_accumulation_steps", "train_batch_size"),
+            *("bf16", "fp16"),
+            # devices, memory and speed
+            *("use_cpu", "local_rank", "ddp_find_unused_parameters", "ddp_bucket_cap_mb", "ddp_broadcast_buffers"),
+            *("ddp_static_graph", "ddp_backend", "ddp_timeout", "fsdp", "fsdp_config", "parallelism_config"),
+            *("gradient_checkpointing", "gradient_checkpointing_kwargs", "activation_checkpointing"),
+            *("activation_checkpointing_kwargs", "torch_compile", "torch_compile_backend", "torch_compile_mode"),
+            *("torch_empty_cache_steps", "per_device_eval_batch_size", "eval_batch_size", "eval_accumulation_steps"),
+            *("dataloader_num_workers", "dataloader_pin_memory", "dataloader_persistent_workers"),
+            *("dataloader_prefetch_factor", "dataloader_multiprocessing_context", "skip_memory_metrics"),
+            # what is shown, kept and published
+            *("logging_strategy", "logging_steps", "logging_first_step", "log_on_each_node", "log_level"),
+            *("log_level_replica", "disable_tqdm", "report_to", "run_name", "project", "trackio_space_id"),
+            *("trackio_bucket_id", "trackio_static_space_id", "include_num_input_tokens_seen", "debug"),
+            *("save_total_limit", "save_on_each_node", "enable_jit_checkpoint", "push_to_hub", "hub_token"),
+            *("hub_private_repo", "hub_model_id", "hub_strategy", "hub_always_push", "hub_revision"),
+        }
+    ),
+}
+
+
+def checkpoint_to_resume(
+    args: TrainingArguments, written: Sequence[str], sources: Sequence[str | None] = ()
+) -> Path | None:
     """The checkpoint to resume from; `None` for a new run, after making sure that it overwrites no other.
 
     Args:
         args: with `overwrite_output_dir` beside the fields of `TrainingArguments`.
         written: what a run leaves in its output_dir, besides checkpoints.
+        sources: what the run reads, where these are paths.
 
     Raises:
-        UsageError: there is no whole checkpoint to resume from, or an earlier run that would be overwritten.
+        UsageError: there is no whole checkpoint to resume from, or an earlier run that would be overwritten, or a
+            source that would be deleted with it.
     """
     folder = Path(args.output_dir)
     whole = whole_checkpoints(folder)
@@ -40,6 +80,10 @@ def checkpoint_to_resume(args: TrainingArguments, written: Sequence[str]) -> Pat
             checkpoint = Path(args.resume_from_checkpoint)
             if _step_of(checkpoint) is None:
                 raise UsageError(f"resume_from_checkpoint: {checkpoint} is not a whole checkpoint of this recipe")
+            if checkpoint.resolve().parent != folder.resolve() and earlier_run(folder, written):
+                raise UsageError(
+                    f"output_dir {folder} holds an earlier run, and not that of {checkpoint}: give another --output_dir"
+                )
             return checkpoint
         if not whole:
             raise UsageError(f"resume_from_checkpoint: {folder} holds no whole checkpoint to resume from")
@@ -49,18 +93,118 @@ def checkpoint_to_resume(args: TrainingArguments, written: Sequence[str]) -> Pat
             f"output_dir {folder} holds an earlier run: pass --resume_from_checkpoint last to go on with it, "
             "--overwrite_output_dir to delete it, or another --output_dir"
         )
+    deleted = [path.resolve() for path in earlier_run(folder, written)]
+    for source in filter(None, sources):
+        path = Path(source).expanduser().resolve()
+        if deleted and (path == folder.resolve() or any(path.is_relative_to(other) for other in deleted)):
+            raise UsageError(f"output_dir {folder} holds {source}, which would be deleted: give another --output_dir")
     return None
+
+
+def refuse_another_training(
+    checkpoint: Path, resolved: dict[str, dict[str, Any]], may_change: dict[str, frozenset[str]]
+) -> None:
+    """Refuse a resume that would not go on with the training that wrote the checkpoint.
+
+    Settings that its config.yaml does not tell, because another version wrote it, are named in a warning.
+
+    Args:
+        checkpoint: config.yaml of its run lies beside it.
+        resolved: what config.yaml would hold now, by section.
+        may_change: names that are not compared, by section.
+
+    Raises:
+        UsageError: config.yaml is missing, or a setting differs; names it, what it must be, and what it is.
+    """
+    file = checkpoint.parent / "config.yaml"
+    try:
+        stored = yaml.safe_load(file.read_text())
+    except OSError as error:
+        raise UsageError(f"resume_from_checkpoint: {file}, which tells how the run began: {error.strerror}") from error
+    if not isinstance(stored, dict) or not isinstance(stored.get("training"), dict) or not stored.get("derived"):
+        raise UsageError(f"resume_from_checkpoint: {file} does not tell how the run began")
+    if stored["training"].get("save_only_model"):
+        raise UsageError(f"resume_from_checkpoint: {checkpoint} was saved with save_only_model, without the optimiser")
+    # Until the launcher's precision was written down, all that is known is what was asked for by option.
+    asked = next((name for name in ("bf16", "fp16") if stored["training"].get(name)), "no")
+    stored["derived"].setdefault("mixed_precision", asked)
+    untold = []
+    for section in sorted(resolved, key="derived".__ne__):  # first what others follow from
+        if section not in stored:
+            untold.append(f"the section {section}")
+            continue
+        allowed = may_change.get(section, frozenset())
+        if section == "derived" and stored["derived"].get("train_contents_sha256"):
+            allowed |= {"train_images_sha256"}  # of their names
+        before, now = stored[section], resolved[section]
+        untold += sorted((before.keys() ^ now.keys()) - allowed)
+        for name in (name for name in now if name in before):
+            old, new = before[name], now[name]
+            if name == "model_name_or_path":  # the list of images that were seen goes on from there
+                changed = (old is None) != (new is None)
+            else:
+                changed = name not in allowed and old != new
+            if changed:
+                raise UsageError(
+                    f"resume_from_checkpoint: {name} must stay {old} as in the first part of the run, got {new}. To "
+                    f"train on with other settings or images, start a new run from --model_name_or_path {checkpoint}"
+                )
+    if untold:
+        logger.warning(
+            "%s was written by another version, which does not tell or know %s: these are not compared",
+            *(file, ", ".join(untold)),
+        )
+
+
+def rehearse(trainer: Trainer, num_steps: int) -> None:
+    """Make what the first step needs and drop it again, so that a mistake in it is known before anything is deleted.
+
+    Args:
+        trainer: as it will be trained.
+        num_steps: steps of the whole training.
+
+    Raises:
+        ValueError: fewer images than a batch; an optimiser or a schedule that cannot be made.
+    """
+    trainer._get_train_sampler()
+    if trainer.is_fsdp_enabled or trainer.is_deepspeed_enabled:  # makes its optimiser later, of the sharded model
+        return
+    try:
+        trainer.create_optimizer_and_scheduler(num_steps)
+    except (ImportError, RuntimeError, TypeError) as error:
+        raise UsageError(
+            f"optim {trainer.args.optim} and lr_scheduler_type {trainer.args.lr_scheduler_type} cannot be made: {error}"
+        ) from error
+    finally:
+        trainer.optimizer = trainer.lr_scheduler = None
+
+
+def begin_run(output_dir: Path, written: Sequence[str], checkpoint: Path | None, resolved: dict[str, Any]) -> None:
+    """Delete what an earlier run left, unless it is resumed, and write config.yaml.
+
+    Called when nothing can be wrong any more with what was asked for.
+    """
+    if checkpoint is None:
+        for path in earlier_run(output_dir, written):
+            delete(path)
+    output_dir.mkdir(parents=True, exist_ok=True)
+    (output_dir / "config.yaml").write_text(yaml.safe_dump(resolved, sort_keys=False))
 
 
 def earlier_run(folder: Path, written: Sequence[str]) -> list[Path]:
     """What an earlier run left in its output_dir."""
-    return [folder / name for name in written if (folder / name).exists()] + list(folder.glob("checkpoint-*"))
+    return [folder / name for name in written if (folder / name).exists()] + _checkpoints(folder)
+
+
+def _checkpoints(folder: Path) -> list[Path]:
+    # Not all of checkpoint-*: somebody may have put checkpoint-notes.txt there.
+    return [path for path in folder.glob("checkpoint-*") if path.is_dir() and path.name[11:].isdecimal()]
 
 
 def whole_checkpoints(folder: Path) -> list[Path]:
     """Checkpoints that can be resumed from."""
     # Its trainer_state.json is written last: without a whole one, the run was killed while saving.
-    return [checkpoint for checkpoint in folder.glob("checkpoint-*") if _step_of(checkpoint) is not None]
+    return [checkpoint for checkpoint in _checkpoints(folder) if _step_of(checkpoint) is not None]
 
 
 def _step_of(checkpoint: Path) -> int | None:
@@ -96,6 +240,16 @@ class PretrainTrainer(Trainer):
             return None
         # A whole number of batches, so that accumulation and several processes see the batches that one would.
         return EpochSampler(len(dataset), self.effective_batch_size, self.args.seed)
+
+    def _init_training_state(self, max_steps, *args, **kwargs):
+        passes, batches = super()._init_training_state(max_steps, *args, **kwargs)
+        if self.state.global_step and isinstance(self.train_dataset, torch.utils.data.IterableDataset):
+            # Trainer (5.23) takes the whole training for the first pass over a stream, whose length it does not know,
+            # and would go on after a resume from where that pass ended. In its own count of epochs, the whole number
+            # is that of the passes, and the rest the share of `max_steps` that was done in the last one.
+            share, passes = math.modf(self.state.epoch)
+            passes, batches = int(passes), round(share * max_steps) * self.args.gradient_accumulation_steps
+        return passes, batches
 
     @property
     def effective_batch_size(self) -> int:

@@ -396,6 +396,72 @@ FILES = [
         "    if False:",
         "tests/test_files.py::test_a_corpus_is_not_prepared_into_a_folder_of_something_else",
     ),
+    Mutation(
+        "recipes/finetune.py",
+        "            rehearse(self.trainer, self.args.max_steps if self.args.max_steps > 0 else steps)",
+        "            pass",
+        "tests/test_finetune.py::test_a_mistake_deletes_nothing",
+    ),
+    Mutation(
+        "recipes/pretrain.py",
+        '        rehearse(self.trainer, derived["max_steps"])',
+        "        pass",
+        "tests/test_pretrain.py::test_a_mistake_deletes_nothing",
+    ),
+    Mutation(
+        "recipes/recipe_trainer.py",
+        "path.is_dir() and path.name[11:].isdecimal()",
+        "path.exists()",
+        "tests/test_files.py::test_an_overwritten_run_loses_what_it_wrote_only",
+    ),
+    Mutation(
+        "recipes/recipe_trainer.py",
+        "(path == folder.resolve() or any(",
+        "(any(",
+        "tests/test_pretrain.py::test_a_mistake_deletes_nothing",
+    ),
+    Mutation(
+        "recipes/recipe_trainer.py",
+        "                changed = name not in allowed and old != new",
+        '                changed = name in ("learning_rate", "seed") and old != new',
+        "tests/test_pretrain.py::test_resume_refuses_another_training",
+    ),
+    Mutation(
+        "recipes/recipe_trainer.py",
+        "                changed = (old is None) != (new is None)",
+        "                changed = False",
+        "tests/test_pretrain.py::test_resume_refuses_another_training",
+    ),
+    Mutation(
+        "recipes/recipe_trainer.py",
+        '    stored["derived"].setdefault("mixed_precision", asked)',
+        "    pass",
+        "tests/test_finetune.py::test_a_run_of_an_earlier_version_is_resumed_where_its_settings_tell_enough",
+    ),
+    Mutation(
+        "recipes/recipe_trainer.py",
+        "            passes, batches = int(passes), round(share * max_steps) * self.args.gradient_accumulation_steps",
+        "            pass",
+        "tests/test_pretrain.py::test_a_stream_is_resumed_where_it_was_after_more_than_one_pass",
+    ),
+    Mutation(
+        "recipes/finetune.py",
+        '                "mixed_precision": self.trainer.accelerator.mixed_precision,\n',
+        "",
+        "tests/test_finetune.py::test_a_resume_refuses_the_precision_of_another_launcher",
+    ),
+    Mutation(
+        "recipes/finetune.py",
+        'return fingerprint_of([f"{digest} {label}" for digest, label in pairs])',
+        "return fingerprint_of([digest for digest, _ in pairs])",
+        "tests/test_finetune.py::test_a_resume_takes_a_moved_corpus_and_refuses_other_labels_and_another_encoder",
+    ),
+    Mutation(
+        "recipes/pretrain.py",
+        'derived["train_contents_sha256"] = fingerprint_of(self.digests["train"])',
+        'derived["train_contents_sha256"] = fingerprint_of(self.data.train.dataset["file_name"])',
+        "tests/test_pretrain.py::test_resume_refuses_another_training",
+    ),
 ]
 
 # ------------------------------------------------------------------------------------- corpora, tables, labels
@@ -637,8 +703,8 @@ PRETRAINING = [
     ),
     Mutation(
         "recipes/pretrain.py",
-        "for part in (self.data.train, self.data.held_out) if part is not None]",
-        "for part in (self.data.train,) if part is not None]",
+        "digests = set().union(*self.digests.values())",
+        'digests = set(self.digests["train"])',
         "tests/test_pretrain.py::test_export_lists_every_image_that_was_seen",
     ),
     Mutation(
@@ -993,8 +1059,8 @@ HUB = [
     ),
     Mutation(
         "recipes/pretrain.py",
-        "    @cached_property  # an export at every checkpoint must not read the whole corpus again\n",
-        "    @property\n",
+        "digests = set().union(*self.digests.values())",
+        "digests = {digest for part in (self.data.train,) for digest in image_digests(part.dataset)}",
         "tests/test_publish.py::test_images_are_hashed_once_however_often_a_checkpoint_is_published",
     ),
 ]

@@ -17,6 +17,7 @@ from recipe_args import UsageError
 from recipe_data import ImageTransform
 from recipe_export import write_export
 from recipe_files import check_output, delete, replaced_file, replaced_folder
+from recipe_trainer import begin_run
 
 SCRIPTS = {
     "prepare_corpus": ["--corpus", "folder", "--data_dir", "nowhere"],
@@ -122,6 +123,16 @@ def test_others_may_read_what_is_written_and_what_was_killed_is_cleared_away(tmp
     with replaced_folder(tmp_path, ()):
         pass
     assert names(tmp_path) == {"out", "b.txt"}
+
+
+def test_an_overwritten_run_loses_what_it_wrote_only(tmp_path):
+    for name in ("config.yaml", "checkpoint-3/model", "checkpoint-notes.txt", "checkpoint-mine/model", "disk/model"):
+        write(tmp_path / name, b"former")
+    (tmp_path / "export").symlink_to(tmp_path / "disk")
+    begin_run(tmp_path, ("config.yaml", "metrics.jsonl", "export"), None, {"training": {"seed": 1}})
+    assert names(tmp_path) == {"config.yaml", "checkpoint-notes.txt", "checkpoint-mine", "disk", "export"}
+    assert not names(tmp_path / "disk") and (tmp_path / "checkpoint-mine" / "model").exists()
+    assert "seed: 1" in (tmp_path / "config.yaml").read_text()
 
 
 # -------------------------------------------------------------------------------------- links, mounts, this folder

@@ -326,6 +326,112 @@ def test_resume_continues_the_same_training(corpus, exported, tmp_path):
         run(corpus, half, *options, "--resume_from_checkpoint", "last", num_train_epochs="3", layer_decay="0.5")
 
 
+@pytest.mark.parametrize(
+    ("changed", "message"),
+    [
+        ({"per_device_train_batch_size": "999"}, "training images are fewer than one batch of 999"),
+        ({"lr_scheduler_type": "cosine_with_min_lr"}, "min_lr"),
+        ({"lr_scheduler_type": "cosine", "lr_scheduler_kwargs": '{"speed": 1}'}, "cannot be made: .*speed"),
+        ({"num_train_epochs": "0"}, "num_train_epochs must be greater than 0, got 0"),
+        ({"early_stopping_patience": "-1"}, "early_stopping_patience must be at least 0, got -1"),
+        (
+            {"early_stopping_patience": "2", "eval_strategy": "no", "load_best_model_at_end": "false"},
+            "early_stopping_patience needs evaluations",
+        ),
+        ({"model_name_or_path": "OUT/export"}, "holds .*export, which would be deleted"),
+        ({"model_name_or_path": "OUT/checkpoint-3"}, "holds .*checkpoint-3, which would be deleted"),
+    ],
+)
+def test_a_mistake_deletes_nothing(finished, corpus, exported, changed, message):
+    def found() -> dict[Path, int]:
+        return {path: path.stat().st_mtime_ns for path in finished.rglob("*")}
+
+    before = found()
+    given = {"model_name_or_path": str(exported)} | changed
+    given["model_name_or_path"] = given["model_name_or_path"].replace("OUT", str(finished))
+    with pytest.raises(SystemExit, match=f"^error: .*{message}"):
+        run(corpus, finished, "--overwrite_output_dir", "true", **given)
+    assert {path: when for path, when in found().items() if path != finished} == {
+        path: when for path, when in before.items() if path != finished
+    }
+
+
+def _begun(corpus: Path, output: Path, *options: str, **changed: str) -> finetune.Run:
+    """A resume, up to its first step."""
+    given = FAST | changed | {"resume_from_checkpoint": "last", "corpus": str(corpus), "output_dir": str(output)}
+    kinds = (finetune.ClassifierArguments, finetune.LabelledDataArguments, finetune.FinetuningArguments)
+    arguments = [text for name, value in given.items() for text in (f"--{name}", value)]
+    return finetune.Run(*parse_args(kinds, [*arguments, *options]))
+
+
+@pytest.mark.parametrize(
+    ("changed", "named"),
+    [
+        ({"optim": "sgd"}, "optim must stay adamw_torch_fused .* got sgd"),
+        ({"bf16": "true"}, "mixed_precision must stay no .* got bf16"),
+        ({"eval_strategy": "steps", "save_strategy": "steps"}, "eval_strategy must stay epoch .* got steps"),
+        ({"lr_scheduler_kwargs": '{"num_cycles": 2}'}, "lr_scheduler_kwargs must stay None"),
+        ({"randaugment": "3"}, "randaugment must stay 9 .* got 3"),
+        ({"resize": "letterbox"}, "transform must stay .*squash.* got .*letterbox"),
+        ({"seed": "5"}, "seed must stay 42 .* got 5"),
+    ],
+)
+def test_a_resume_refuses_another_training(finished, corpus, exported, changed, named):
+    with pytest.raises(UsageError, match=f"^resume_from_checkpoint: {named}"):
+        _begun(corpus, finished, "--model_name_or_path", str(exported), **changed)
+
+
+def test_a_resume_refuses_the_precision_of_another_launcher(finished, corpus, exported, monkeypatch):
+    monkeypatch.setenv("ACCELERATE_MIXED_PRECISION", "bf16")
+    with pytest.raises(UsageError, match="mixed_precision must stay no .* got bf16"):
+        _begun(corpus, finished, "--model_name_or_path", str(exported))
+
+
+def test_a_resume_takes_a_moved_corpus_and_refuses_other_labels_and_another_encoder(
+    finished, corpus, exported, tmp_path
+):
+    moved = Path(shutil.copytree(corpus, tmp_path / "moved"))
+    same = shutil.copytree(exported, tmp_path / "same")
+    more = {"logging_steps": "1", "save_total_limit": "9", "per_device_train_batch_size": "8"}
+    _begun(moved, finished, "--model_name_or_path", str(same), "--gradient_accumulation_steps", "2", **more)
+    (same / "training_images.txt").write_text("")  # tells that it saw no image, where the first part did not know
+    with pytest.raises(UsageError, match="pretraining_images_sha256 must stay None"):
+        _begun(moved, finished, "--model_name_or_path", str(same))
+    (file,) = (moved / "data").glob("*.parquet")
+    data = datasets.Dataset.from_parquet(str(file), cache_dir=str(tmp_path / "cache"))
+    name = json.loads((moved / "splits.json").read_text())["folds"][0]["train"][0]
+    labels = [
+        1 - label if file == name else label for file, label in zip(data["file_name"], data["label"], strict=True)
+    ]
+    data.remove_columns("label").add_column("label", labels, feature=data.features["label"]).to_parquet(file)
+    with pytest.raises(UsageError, match="train_contents_sha256 must stay"):
+        _begun(moved, finished, "--model_name_or_path", str(exported))
+
+
+def test_a_run_of_an_earlier_version_is_resumed_where_its_settings_tell_enough(
+    finished, corpus, exported, tmp_path, caplog
+):
+    old = Path(shutil.copytree(finished, tmp_path / "old"))
+    config = yaml.safe_load((old / "config.yaml").read_text())
+    del config["model_config"]
+    for name in [name for name in config["derived"] if name.endswith("_contents_sha256")]:
+        del config["derived"][name]
+    for name in ("mixed_precision", "transform", "pretraining_images_sha256"):
+        del config["derived"][name]
+    (old / "config.yaml").write_text(yaml.safe_dump(config))
+    _begun(corpus, old, "--model_name_or_path", str(exported))
+    assert "does not tell or know pretraining_images_sha256, test_contents_sha256, train_contents_sha256" in caplog.text
+    with pytest.raises(UsageError, match="mixed_precision must stay no .* got bf16"):
+        _begun(corpus, old, "--model_name_or_path", str(exported), bf16="true")
+    config["derived"]["train_images_sha256"] = "0"
+    (old / "config.yaml").write_text(yaml.safe_dump(config))
+    with pytest.raises(UsageError, match="train_images_sha256 must stay 0"):
+        _begun(corpus, old, "--model_name_or_path", str(exported))
+    (old / "config.yaml").unlink()
+    with pytest.raises(UsageError, match="config.yaml, which tells how the run began: No such file"):
+        _begun(corpus, old, "--model_name_or_path", str(exported))
+
+
 def test_a_resume_goes_on_counting_towards_early_stopping(corpus, exported, tmp_path):
     # A rate at which nothing changes: the first epoch stays the best one, and the fourth is the third without a better.
     options = ("--model_name_or_path", str(exported), "--early_stopping_patience", "3", "--save_total_limit", "9")

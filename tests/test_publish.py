@@ -39,6 +39,7 @@ from transformers import (
 )
 
 import publish as publish_recipe
+import recipe_splits
 from modeling_glcm_mae import GLCMMAEForPreTraining
 from prepare_corpus import PrepareArguments, prepare
 from recipe_args import UsageError
@@ -825,8 +826,8 @@ def test_images_are_hashed_once_however_often_a_checkpoint_is_published(hub, cli
     client()
     for index in range(12):
         write(tmp_path / "raw" / f"{index:02d}.png", encode(grey(32, 32, seed=index)))
-    hashed = Mock(side_effect=pretrain.image_sha256)
-    monkeypatch.setattr(pretrain, "image_sha256", hashed)
+    hashed = Mock(side_effect=recipe_splits.image_sha256)
+    monkeypatch.setattr(recipe_splits, "image_sha256", hashed)
     monkeypatch.setattr(pretrain, "publish_export", Mock(return_value=[]))  # it would start a process
     given = {"corpus": tmp_path / "raw", "output_dir": tmp_path / "run", "model_name_or_path": exported / "pretraining"}
     given |= {"held_out": 0, "glcm_weight": 0, "per_device_train_batch_size": 4, "num_train_epochs": 2}
