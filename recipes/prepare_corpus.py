@@ -408,7 +408,9 @@ def prepare(args: PrepareArguments) -> Path:
             dataset = build_dataset([items[i] for i in kept], [groups[i] for i in kept], class_names, cache)
             official = [items[i].record.split for i in kept] if items[0].record.split else None
             how = {"num_folds": args.num_folds, "seed": args.seed, "by_content": not args.keep_file_names}
-            splits = make_splits(dataset, official=official, **how)
+            before = [items[i].original or items[i].record for i in kept]  # what the user knows them by
+            known_as = [record.group or record.file_name for record in before]
+            splits = make_splits(dataset, official=official, known_as=known_as, **how)
             counts = {}
             (new / "data").mkdir()
             for split in ("train", "validation", "test"):

@@ -2,8 +2,9 @@
 
 import hashlib
 import json
+import logging
 import os
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -19,31 +20,98 @@ from recipe_args import UsageError
 from recipe_data import decode_image, parquet_files
 from recipe_quality import Fingerprint, fingerprint, similar_pairs
 
+logger = logging.getLogger(__name__)
 VERSION = 1
 PARTS = ("train", "validation", "test")
 VALIDATION_FOLDS = 8  # the validation part is one in so many of what is not test, where there are as many groups
+NEAR = np.log(2.5)  # how far the log odds of its share may be from that: 5 % to 26 % for one in 8
 
 
 class SplitError(ValueError):
     """A split does not fit the data, or would leak."""
 
 
-def grouped_parts(labels: np.ndarray, groups: Sequence[str], num_parts: int, seed: int) -> list[np.ndarray]:
-    """Positions of each of `num_parts` parts: classes in proportion, no group in two of them.
-
-    Raises:
-        SplitError: there are too few groups, of a class or in all.
-    """
-    groups = np.asarray(groups)
-    for label in np.unique(labels):
-        count = len(np.unique(groups[labels == label]))
-        if count < num_parts:
-            raise SplitError(
-                f"class {label} has {count} group(s) (patients or sets of near-identical images); {num_parts} parts "
-                "need at least one each: lower num_folds, or add data"
-            )
+def grouped_parts(labels: np.ndarray, groups: np.ndarray, num_parts: int, seed: int) -> list[np.ndarray]:
+    """Positions of each of `num_parts` parts: images of each class in proportion, no group in two of them."""
     divide = StratifiedGroupKFold(num_parts, shuffle=True, random_state=seed)
     return [np.sort(test) for _, test in divide.split(np.zeros(len(labels)), labels, groups)]
+
+
+def _largest(groups: np.ndarray) -> tuple[Any, int]:
+    names, counts = np.unique(groups, return_counts=True)
+    return names[counts.argmax()], int(counts.max())
+
+
+def _validation_part(
+    labels: np.ndarray,
+    groups: np.ndarray,
+    seed: int,
+    where: str,
+    class_names: Sequence[str],
+    group_names: Mapping[Any, str],
+) -> np.ndarray:
+    """Positions of the validation part of what is not test; a warning says where it cannot be near its share.
+
+    Args:
+        labels, groups: of what is not test.
+        seed: of the shuffles.
+        where: the fold, in messages, where classes and groups go by `class_names` and `group_names`.
+
+    Raises:
+        SplitError: a class has one group only.
+    """
+    classes = np.unique(labels)
+    for label in classes:
+        of_class = groups[labels == label]
+        if len(np.unique(of_class)) == 1:
+            raise SplitError(
+                f"{where}: outside its test part, all {len(of_class)} images of class {class_names[label]} are of one "
+                f"group (patient or set of near-identical images), '{group_names[of_class[0]]}', while training and "
+                "validation need one each: take another num_folds, or add data"
+            )
+    # A class of few patients still has one for validation.
+    num_parts = min(VALIDATION_FOLDS, min(len(np.unique(groups[labels == label])) for label in classes))
+    totals = np.array([(labels == label).sum() for label in classes])
+
+    def off(part: np.ndarray) -> np.ndarray:
+        # By how much the log odds of a class's images to be in the part are off those that were meant.
+        inside = np.array([(labels[part] == label).sum() for label in classes])
+        return np.abs(np.log((inside + 1e-6) / (totals - inside + 1e-6) * (num_parts - 1)))
+
+    for part in grouped_parts(labels, groups, num_parts, seed):
+        if off(part).max() <= NEAR:
+            return part
+    # A group of very many images fills one part, and leaves too little for the others.
+    part = _filled_part(labels, groups, num_parts, seed)
+    worst = off(part).argmax()
+    if off(part)[worst] > NEAR:
+        of_class = labels == classes[worst]
+        group, size = _largest(groups[of_class])
+        logger.warning(
+            "%s: the validation part has %d of the %d images of class %s outside the test part, and not one in %d, "
+            "since group '%s' has %d of them",
+            *(where, of_class[part].sum(), of_class.sum(), class_names[classes[worst]], num_parts),
+            *(group_names[group], size),
+        )
+    return part
+
+
+def _filled_part(labels: np.ndarray, groups: np.ndarray, num_parts: int, seed: int) -> np.ndarray:
+    """Positions of one in `num_parts` images of each class: groups are taken in random order where they still fit in.
+
+    Of no class more than half of the groups are taken, and at least one, the smallest.
+    """
+    table = pd.crosstab(groups, labels)
+    sizes = table.to_numpy()  # (groups, classes)
+    room, allowed = np.ceil(sizes.sum(axis=0) / num_parts), (sizes > 0).sum(axis=0) // 2
+    taken = np.zeros(len(sizes), dtype=bool)
+    for group in np.random.default_rng(seed).permutation(len(sizes)):
+        chosen = sizes[taken | (np.arange(len(sizes)) == group)]
+        taken[group] = (chosen.sum(axis=0) <= room).all() and ((chosen > 0).sum(axis=0) <= allowed).all()
+    for of_class in sizes.T:
+        if not of_class[taken].any():
+            taken[np.where(of_class > 0, of_class, len(labels) + 1).argmin()] = True
+    return np.flatnonzero(np.isin(groups, table.index[taken]))
 
 
 def make_splits(
@@ -53,26 +121,29 @@ def make_splits(
     seed: int,
     official: Sequence[str] | None = None,
     by_content: bool = False,
+    known_as: Sequence[str] | None = None,
 ) -> dict[str, Any]:
     """Folds for cross-validation, and the corpus's own split.
 
     The result depends on the images' names, labels and groups, not on their order.
 
     Args:
-        dataset: columns `file_name`, `sha256`, `group`, and `label` where there are labels.
-        num_folds: folds, at least 2. Each has an inner validation part, about 1/8 of what is not test.
+        dataset: columns `file_name`, `sha256`, `group`, and `label` (`ClassLabel`) where there are labels.
+        num_folds: folds, at least 2. Each has an inner validation part, about 1/8 of the images of each class that are
+            not test, where enough groups are small enough; a warning names the group that is not.
         seed: of the shuffles.
         official: the split of each image as published ("train", "validation" or "test"), if the corpus comes split.
             Images of the training part that share a group with the test part are left out of it.
         by_content: take the images in the order of their SHA-256, so that the names of images and groups, where they
             are hashes with a salt, make no difference.
+        known_as: for messages, what the group of each image is called outside; its name in `group` if left out.
 
     Returns:
         What splits.json holds: version, seed, num_folds, `images` (file name -> SHA-256), `folds` (train, validation
         and test, lists of file names), and `official` (likewise, with `left_out`; or `None`).
 
     Raises:
-        SplitError: too few groups, or two images of one name.
+        SplitError: too few groups in a class, or two images of one name.
     """
     if num_folds < 2:
         raise SplitError(f"num_folds must be at least 2, got {num_folds}")
@@ -82,32 +153,48 @@ def make_splits(
         raise SplitError(
             f"two images have the file_name {table['file_name'][table['file_name'].duplicated()].iloc[0]!r}"
         )
+    table["known_as"] = table["group"] if known_as is None else list(known_as)
     # Images of the same bytes are of one group and one label.
     order = ["sha256", "official", "file_name"] if by_content else "file_name"
     table = table.sort_values(order, ignore_index=True)
+    class_names = dataset.features["label"].names if "label" in table else ["unlabelled"]
     if "label" not in table:
         table["label"] = 0
     names, groups, labels = (table[name].to_numpy() for name in ("file_name", "group", "label"))
     if by_content:
         groups = pd.factorize(groups)[0]
+    group_names = dict(zip(groups, table["known_as"], strict=True))
 
     def named(positions: np.ndarray) -> list[str]:
         return names[np.sort(positions)].tolist()
 
-    def divided(rest: np.ndarray, test: np.ndarray) -> dict[str, list[str]]:
-        # A class of few patients still has one for validation.
-        fewest = min(len(np.unique(groups[rest][labels[rest] == label])) for label in np.unique(labels[rest]))
-        num_parts = max(2, min(VALIDATION_FOLDS, fewest))
-        validation = rest[grouped_parts(labels[rest], groups[rest], num_parts, seed)[0]]
+    def divided(rest: np.ndarray, test: np.ndarray, where: str) -> dict[str, list[str]]:
+        validation = rest[_validation_part(labels[rest], groups[rest], seed, where, class_names, group_names)]
         return {"train": named(np.setdiff1d(rest, validation)), "validation": named(validation), "test": named(test)}
 
+    for label in np.unique(labels):
+        of_class = groups[labels == label]
+        count, (largest, size) = len(np.unique(of_class)), _largest(of_class)
+        if count < num_folds:
+            raise SplitError(
+                f"class {class_names[label]} has {count} group(s) (patients or sets of near-identical images), and "
+                f"{num_folds} folds need one each: lower num_folds, or add data"
+            )
+        if size > 1.5 * len(of_class) / num_folds:
+            logger.warning(
+                "group '%s' has %d of the %d images of class %s: folds cannot be of one size",
+                *(group_names[largest], size, len(of_class), class_names[label]),
+            )
     everything = np.arange(len(table))
-    folds = [divided(np.setdiff1d(everything, test), test) for test in grouped_parts(labels, groups, num_folds, seed)]
+    folds = [
+        divided(np.setdiff1d(everything, test), test, f"fold {fold}")
+        for fold, test in enumerate(grouped_parts(labels, groups, num_folds, seed))
+    ]
     own = None
     if official is not None and "test" in official:
         in_test = (table["official"] == "test").to_numpy()
         shared = ~in_test & np.isin(groups, groups[in_test])
-        own = divided(everything[~in_test & ~shared], everything[in_test])
+        own = divided(everything[~in_test & ~shared], everything[in_test], "official split")
         own["left_out"] = named(everything[shared])
     return {
         "version": VERSION,

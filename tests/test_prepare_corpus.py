@@ -19,7 +19,7 @@ from prepare_corpus import PrepareArguments, prepare, read_items
 from recipe_args import UsageError
 from recipe_data import BadImageError, load_corpus
 from recipe_dicom import read_dicom
-from recipe_splits import SplitError, check_overlap, load_split
+from recipe_splits import SplitError, check_overlap, load_split, make_splits
 
 
 def recoded(values: np.ndarray, scale: float = 0.6, quality: int = 60) -> bytes:
@@ -159,6 +159,112 @@ def test_a_patient_planted_on_both_sides_is_caught(raw):
     train = parts["train"].map(lambda row, i: {"group": group if i == 3 else row["group"]}, with_indices=True)
     with pytest.raises(SplitError, match=train["file_name"][3]):
         check_overlap(train, parts["test"])
+
+
+@pytest.mark.parametrize("sides", [("train", "test"), ("validation", "test"), ("train", "validation")])
+@pytest.mark.parametrize("shared", ["group", "picture"])
+def test_an_overlap_of_any_two_parts_is_caught_when_a_fold_is_loaded(raw, sides, shared):
+    if shared == "picture":
+        (raw / "a" / "copy.jpg").write_bytes(recoded(picture(0)))
+    folder = prepare(arguments(raw))
+    data = datasets.load_dataset(str(folder))["train"]
+    if shared == "group":  # the pictures have nothing to do with each other
+        names = ("a/00.png", "a/02.png")
+        data = data.map(lambda row: {"group": "one"} if row["file_name"] in names else {})
+    else:
+        names = ("a/00.png", "a/copy.jpg")
+        data = data.map(lambda row: {"group": row["file_name"]})
+    splits = json.loads((folder / "splits.json").read_text())
+    parts = {part: [name for name in listed if name not in names] for part, listed in splits["folds"][0].items()}
+    for name, side in zip(names, sides, strict=True):
+        parts[side].append(name)
+    splits["folds"][0] = parts
+    (folder / "splits.json").write_text(json.dumps(splits))
+    with pytest.raises(SplitError, match=f"'{names[0]}' and '{names[1]}'"):
+        load_split(folder / "splits.json", data, "0")
+
+
+def listed(classes: dict[str, list[int]]) -> datasets.Dataset:
+    """Rows without images: for each class, how many images each of its patients has."""
+    rows = []
+    for label, (name, sizes) in enumerate(classes.items()):
+        for patient, size in enumerate(sizes):
+            for i in range(size):
+                file_name = f"{name}/{patient}_{i}.png"
+                rows.append({"file_name": file_name, "sha256": file_name, "group": f"{name}{patient}", "label": label})
+    features = {name: datasets.Value("string") for name in ("file_name", "sha256", "group")}
+    features["label"] = datasets.ClassLabel(names=list(classes))
+    return datasets.Dataset.from_list(rows, features=datasets.Features(features))
+
+
+def counts_of(names: list[str]) -> dict[str, int]:
+    return {name: sum(file.startswith(f"{name}/") for file in names) for name in ("many", "few")}
+
+
+def test_parts_have_their_share_of_each_class_and_whole_patients():
+    data = listed({"many": [1, 3] * 80, "few": [1, 3] * 20})
+    for fold in make_splits(data, num_folds=4, seed=0)["folds"]:
+        assert counts_of(fold["test"]) == pytest.approx({"many": 80, "few": 20}, abs=2)
+        assert counts_of(fold["validation"]) == pytest.approx({"many": 240 / 8, "few": 60 / 8}, abs=2)
+        assert sum(len(fold[part]) for part in fold) == 400
+        patients = [{name.split("_")[0] for name in fold[part]} for part in ("train", "validation", "test")]
+        assert sum(map(len, patients)) == len(set.union(*patients)) == 200
+
+
+def test_seeds_shuffle_patients_and_orders_do_not_matter():
+    data = listed({"many": [2] * 40, "few": [2] * 20})
+    given = ((data, 0), (data.shuffle(seed=1), 0), (data, 1))
+    first, again, other = (make_splits(rows, num_folds=3, seed=seed)["folds"] for rows, seed in given)
+    assert first == again
+    for part in ("train", "validation", "test"):
+        assert first[0][part] != other[0][part]
+
+
+def test_a_patient_with_most_of_the_images_does_not_fill_the_validation_part(caplog):
+    data = listed({"many": [60] + [1] * 40, "few": [1] * 100})
+    for seed in range(5):
+        for number, fold in enumerate(make_splits(data, num_folds=3, seed=seed)["folds"]):
+            there = counts_of(fold["train"] + fold["validation"])
+            for name, count in counts_of(fold["validation"]).items():
+                assert 0.05 <= count / there[name] <= 0.27, (seed, number, name)
+    assert {record.message for record in caplog.records} == {
+        "group 'many0' has 60 of the 100 images of class many: folds cannot be of one size"
+    }
+
+
+def test_where_validation_cannot_have_its_share_the_patient_is_named(caplog):
+    data = listed({"many": [30] + [1] * 8, "few": [30] + [1] * 8})
+    folds = make_splits(data, num_folds=3, seed=0)["folds"]
+    named = 0
+    for number, fold in enumerate(folds):
+        there, inside = counts_of(fold["train"] + fold["validation"]), counts_of(fold["validation"])
+        assert all(0 < inside[name] <= 5 for name in inside)
+        for name in ("many", "few"):
+            said = f"fold {number}: the validation part has {inside[name]} of the {there[name]} images of class {name} "
+            found = [record.message for record in caplog.records if record.message.startswith(said)]
+            assert all(message.endswith(f"since group '{name}0' has 30 of them") for message in found)
+            named += len(found)
+    assert named
+
+
+def test_too_few_patients_are_named_by_their_class():
+    with pytest.raises(SplitError, match=r"class few has 2 group\(s\) .* 3 folds need one each: lower num_folds"):
+        make_splits(listed({"many": [1] * 9, "few": [4, 4]}), num_folds=3, seed=0)
+    message = r"fold [01]: outside its test part, all 30 images of class few are of one group .* 'few0', while training"
+    with pytest.raises(SplitError, match=message):
+        make_splits(listed({"many": [1] * 40, "few": [30] + [1] * 8}), num_folds=2, seed=0)
+
+
+def test_messages_name_the_patient_of_the_table_where_names_are_replaced(tmp_path):
+    rows = ["file,label,patient"]
+    for index in range(48):
+        write(tmp_path / "raw" / f"{index}.png", encode(picture(index)))
+        rows.append(f"{index}.png,{'ab'[index % 2]},{'SMITH' if index % 2 and index < 40 else f'p{index}'}")
+    table = write(tmp_path / "table.csv", "\n".join(rows).encode())
+    given = arguments(tmp_path / "raw", table=str(table), num_folds=2, keep_file_names=False)
+    with pytest.raises(SplitError, match="images of class b are of one group .*, 'SMITH', while training"):
+        prepare(given)
+    assert not (tmp_path / "out").exists()
 
 
 def test_splits_refuse_changed_data(raw):
