@@ -71,7 +71,7 @@ class CrossValidationArguments:
         default=None, metadata={"help": "More options of finetune.py, as NAME=VALUE."}
     )
     positive_classes: list[str] | None = field(
-        default=None, metadata={"help": "Classes that are collapsed against the others; finetune_config's if left out."}
+        default=None, metadata={"help": "Classes that count as positive; finetune_config's if left out."}
     )
     jobs: int = option(1, "Folds at once; with several GPUs each takes one.")
     seed: int = option(0, "Of the bootstrap.")

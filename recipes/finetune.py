@@ -58,9 +58,9 @@ from recipe_setup import normalization
 from recipe_splits import PARTS, fingerprint_of, load_prepared
 from recipe_summary import (
     FIGURES,
+    figures_explained,
     figures_of,
     load_metric,
-    means_explained,
     only_answers,
     positive_indices,
     predictions_table,
@@ -136,7 +136,9 @@ class LabelledDataArguments(ImageArguments):
     splits_file: str | None = option(None, "Splits; splits.json of the corpus if left out.")
     fold: str = option("0", "Fold of the splits: 0, 1, ... or official.")
     positive_classes: list[str] | None = option(
-        None, "Classes that count as positive in the figures that are collapsed to two classes (GBCU: malignant)."
+        None,
+        "Classes that count as positive in the figures that are collapsed to two classes (GBCU: malignant). Of two "
+        "classes the positive one; the second if left out.",
     )
     randaugment: int = option(9, "Magnitude of RandAugment, 0 to 30; 0: none.")
     random_erasing: float = option(0.25, "Probability of erasing a random rectangle.")
@@ -184,7 +186,9 @@ class FinetuningArguments(TrainingArguments):
     save_strategy: str = option("epoch", "When to save a checkpoint; the same as eval_strategy.")
     save_total_limit: int | None = option(2, "Checkpoints to keep: the best and the last ones.")
     hub_strategy: str = option("end", "With push_to_hub, publish at the end; every_save: at every checkpoint too.")
-    metric_for_best_model: str = option("eval_auroc", "Validation figure that chooses the model.")
+    metric_for_best_model: str = option(
+        "eval_auroc", "Validation figure that chooses the model; of more than two classes its macro mean."
+    )
     load_best_model_at_end: bool = option(True, "Export the best model on the validation part.")
     restore_callback_states_from_checkpoint: bool = option(
         True, "Whether a resume goes on counting towards early_stopping_patience."
@@ -398,6 +402,9 @@ class Run:
         uniform = np.full((len(validation), len(self.class_names)), 1 / len(self.class_names))
         figures = {"loss": 0.0, **self._figures_of(uniform, validation)}
         chosen = args.metric_for_best_model.removeprefix("eval_")
+        if f"macro_{chosen}" in figures:
+            chosen = f"macro_{chosen}"
+            args.metric_for_best_model = f"eval_{chosen}"
         if chosen not in figures:
             raise UsageError(
                 f"metric_for_best_model must be one of {', '.join(figures)}, got {args.metric_for_best_model!r}"
@@ -550,9 +557,8 @@ class Run:
         # Last: a run with this file is finished.
         with replaced_file(self.output_dir / "all_results.json") as new:
             new.write_text(json.dumps(results, indent=2) + "\n")
-        shown = ", ".join(
-            f"{name} {results[f'test_{name}']:.3f}" for name in ("accuracy", "balanced_accuracy", "auroc")
-        )
+        auroc = "auroc" if "test_auroc" in results else "macro_auroc"
+        shown = ", ".join(f"{name} {results[f'test_{name}']:.3f}" for name in ("accuracy", "balanced_accuracy", auroc))
         print(f"test part of fold {self.data_args.fold}: {shown}")
         print(f"predictions {self.output_dir / 'predictions.parquet'}")
         if self.model_args.mode != "knn":
@@ -608,7 +614,7 @@ class Run:
                 "pooling": self.model_args.pooling,
                 "deep": self.white > 255,
                 "figures": self._intervals(table) if values else [],
-                "means": means_explained(self.data_args.positive_classes),
+                "means": figures_explained(self.class_names, self.data_args.positive_classes),
                 "only_answer": next(iter(only_answers(table).values()), None) if values else None,
                 "values": values,
             },

@@ -110,7 +110,7 @@ def publication_of(args: PublishArguments) -> tuple[Publication, Path]:
             f"{summary_markdown(summary)}{curves}"
         )
         figures = {name: found["pooled"]["value"] for name, found in summary["figures"].items()}
-        split = f"test parts of {len(names)} folds, pooled"
+        split = f"test parts of {len(names)} folds"
         folder = runs[fold]
     elif args.fold is not None:
         raise UsageError(f"fold is for the output of cross_validate.py, and {folder} holds no summary.json")

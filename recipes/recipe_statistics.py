@@ -9,38 +9,34 @@ from tqdm.auto import tqdm
 LEVEL = 0.95
 
 
-def delong_test(scores_a: np.ndarray, scores_b: np.ndarray, truth: np.ndarray) -> dict[str, float]:
+def delong_test(
+    scores_a: np.ndarray, scores_b: np.ndarray, truth: np.ndarray, folds: Sequence[str] | None = None
+) -> dict[str, float]:
     """Difference of two AUROCs on the same images (DeLong, DeLong, Clarke-Pearson 1988; midranks as Sun and Xu 2014).
 
-    Images are taken as independent, so several of one patient make the test too sure of itself.
+    Over folds, the AUROCs are means of those of the folds, and the variance of their difference is the sum of the
+    variances over the square of the number of folds, since each fold has models and images of its own. Images are taken
+    as independent, so several of one patient make the test too sure of itself.
 
     Args:
         scores_a, scores_b: `(n,)`, larger for positive.
-        truth: `(n,)` bool, each value at least twice: of one image no variance can be estimated.
+        truth: `(n,)` bool, each value at least twice in every fold: of one image no variance can be estimated.
+        folds: `(n,)`, where the scores are of several models each; their scales are not compared.
 
     Returns:
         `auroc_a`, `auroc_b`, `difference` (a - b), `low` and `high` (its 95 % interval), `p_value` (two-sided; NaN
         where the AUROCs differ without any estimated variance, as one of 1 and one of 0 do).
 
     Raises:
-        ValueError: if there are fewer than two positive or negative images.
+        ValueError: if a fold has fewer than two positive or negative images.
     """
-    truth = np.asarray(truth, dtype=bool)
-    positives, negatives = int(truth.sum()), int((~truth).sum())
-    if min(positives, negatives) < 2:
-        raise ValueError(
-            f"the test needs at least two positive and negative images each, got {positives} and {negatives}"
-        )
-    aurocs, of_positives, of_negatives = [], [], []
-    for scores in (np.asarray(scores_a), np.asarray(scores_b)):
-        among_all = rankdata(scores)
-        # Share of the other class that an image beats, ties counting half: the structural components of the paper.
-        of_positives.append((among_all[truth] - rankdata(scores[truth])) / negatives)
-        of_negatives.append(1 - (among_all[~truth] - rankdata(scores[~truth])) / positives)
-        aurocs.append(of_positives[-1].mean())
-    covariance = sum(np.cov(parts) / count for parts, count in ((of_positives, positives), (of_negatives, negatives)))
+    scores, truth = np.array([scores_a, scores_b], dtype=np.float64), np.asarray(truth, dtype=bool)
+    folds = np.zeros(len(truth), dtype=int) if folds is None else np.asarray(folds)
+    names = np.unique(folds)
+    found = [_delong_parts(scores[:, folds == name], truth[folds == name], name) for name in names]
+    aurocs = np.mean([of_fold for of_fold, _ in found], axis=0)
+    error = float(np.sqrt(sum(variance for _, variance in found))) / len(names)
     difference = aurocs[0] - aurocs[1]
-    error = float(np.sqrt(max(covariance[0, 0] + covariance[1, 1] - 2 * covariance[0, 1], 0)))
     half = norm.ppf((1 + LEVEL) / 2) * error
     without_variance = 1.0 if difference == 0 else np.nan
     p_value = 2 * norm.sf(abs(difference) / error) if error > 0 else without_variance
@@ -52,6 +48,23 @@ def delong_test(scores_a: np.ndarray, scores_b: np.ndarray, truth: np.ndarray) -
         "high": float(difference + half),
         "p_value": float(p_value),
     }
+
+
+def _delong_parts(scores: np.ndarray, truth: np.ndarray, fold: str) -> tuple[np.ndarray, float]:
+    """The two AUROCs of `(2, n)` scores, and the variance of their difference."""
+    positives, negatives = int(truth.sum()), int((~truth).sum())
+    if min(positives, negatives) < 2:
+        raise ValueError(
+            f"the test needs at least two positive and negative images each, got {positives} and {negatives} in fold "
+            f"{fold}"
+        )
+    among_all = rankdata(scores, axis=1)
+    # Share of the other class that an image beats, ties counting half: the structural components of the paper.
+    of_positives = (among_all[:, truth] - rankdata(scores[:, truth], axis=1)) / negatives
+    of_negatives = 1 - (among_all[:, ~truth] - rankdata(scores[:, ~truth], axis=1)) / positives
+    covariance = np.cov(of_positives) / positives + np.cov(of_negatives) / negatives
+    variance = covariance[0, 0] + covariance[1, 1] - 2 * covariance[0, 1]
+    return of_positives.mean(axis=1), max(float(variance), 0.0)
 
 
 def mcnemar_test(correct_a: np.ndarray, correct_b: np.ndarray) -> dict[str, float]:
@@ -73,6 +86,7 @@ def bootstrap(
     figures: Callable[[np.ndarray], dict[str, float]],
     groups: Sequence[str],
     *,
+    strata: Sequence[str] | None = None,
     num_resamples: int = 1000,
     seed: int = 0,
 ) -> dict[str, dict[str, float]]:
@@ -82,6 +96,8 @@ def bootstrap(
         figures: of positions into the images, some of them several times; NaN where these leave one undefined (a class
             is absent).
         groups: of each image.
+        strata: of each image (the fold that tests it): each keeps its number of groups in every draw. What a stratum of
+            g groups adds to a variance comes out as (g - 1) / g of it, so that intervals are narrow where g is small.
         num_resamples: draws.
         seed: of the draws.
 
@@ -89,14 +105,18 @@ def bootstrap(
         For each figure `value` (of all images), `low`, `high` (95 %), `undefined` (share of the draws that were left
         out), and `p_value` (two-sided, that the figure is 0: for differences).
     """
-    _, group_of = np.unique(np.asarray(groups), return_inverse=True)
-    members = np.split(np.argsort(group_of, kind="stable"), np.cumsum(np.bincount(group_of))[:-1])
+    strata = np.zeros(len(groups), dtype=int) if strata is None else np.asarray(strata)
+    members = []  # of each stratum, the positions of each of its groups
+    for stratum in np.unique(strata):
+        at = np.flatnonzero(strata == stratum)
+        _, group_of = np.unique(np.asarray(groups)[at], return_inverse=True)
+        members.append([at[group_of == group] for group in range(group_of.max() + 1)])
     random = np.random.default_rng(seed)
     draws = []
     for _ in tqdm(range(num_resamples), desc="bootstrap", leave=False):
-        drawn = random.integers(0, len(members), len(members))
-        draws.append(figures(np.concatenate([members[i] for i in drawn])))
-    whole = figures(np.arange(len(group_of)))
+        drawn = [part[i] for part in members for i in random.integers(0, len(part), len(part))]
+        draws.append(figures(np.concatenate(drawn)))
+    whole = figures(np.arange(len(groups)))
     return {name: _interval(value, np.array([draw[name] for draw in draws])) for name, value in whole.items()}
 
 

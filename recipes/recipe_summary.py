@@ -1,6 +1,6 @@
 """What a run's predictions say: figures with intervals, curves, and a comparison of two runs."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -10,12 +10,20 @@ import numpy as np
 import pandas as pd
 from matplotlib.figure import Figure
 from sklearn.calibration import calibration_curve
-from sklearn.metrics import ConfusionMatrixDisplay, PrecisionRecallDisplay, RocCurveDisplay
+from sklearn.metrics import (
+    ConfusionMatrixDisplay,
+    average_precision_score,
+    precision_recall_curve,
+    roc_auc_score,
+    roc_curve,
+)
 
 from recipe_statistics import bootstrap, delong_test, mcnemar_test
 
 METRIC = Path(__file__).resolve().parent / "metrics" / "medical_classification"
-FIGURES = ("accuracy", "balanced_accuracy", "sensitivity", "specificity", "auroc", "f1")
+_OF_CLASSES = ("sensitivity", "specificity", "auroc", "f1")
+# Without those of single or collapsed classes. A table has either the plain ones (two classes) or the macro means.
+FIGURES = ("accuracy", "balanced_accuracy", *_OF_CLASSES, *(f"macro_{name}" for name in _OF_CLASSES))
 COLOURS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9")  # Okabe and Ito: told apart by everybody
 
 
@@ -66,13 +74,33 @@ def positive_indices(class_names: Sequence[str], positive: Sequence[str] | None)
     return [list(class_names).index(name) for name in positive]
 
 
+def positive_class(class_names: Sequence[str], positive: Sequence[str] | None) -> str | None:
+    """Of two classes the one whose figures have no class in their name; `None` for more than two classes.
+
+    It is the one of `positive`, by default the second, which in the corpora of `corpora/` is the disease.
+    """
+    return (positive or class_names[1:])[0] if len(class_names) == 2 else None
+
+
 def figures_of(table: pd.DataFrame, metric: evaluate.Metric, positive: list[int] | None) -> dict[str, float]:
-    """The figures of a table without the confusion matrix."""
+    """The figures of a table without the confusion matrix; AUROCs of several folds are means over these."""
+    return _figures_at(table, metric, positive)(np.arange(len(table)))
+
+
+def _figures_at(
+    table: pd.DataFrame, metric: evaluate.Metric, positive: list[int] | None
+) -> Callable[[np.ndarray], dict[str, float]]:
+    """`figures_of` as a function of positions into the table, for a bootstrap."""
     names = class_names_of(table)
-    probabilities = table[[f"probability_{name}" for name in names]].to_numpy()
-    # Not through `compute`, which writes its inputs to disk: a bootstrap calls this a thousand times.
-    figures = metric._compute(probabilities, table["label"].to_numpy(), positive=positive, class_names=names)
-    del figures["confusion_matrix"]
+    probabilities, labels = table[[f"probability_{name}" for name in names]].to_numpy(), table["label"].to_numpy()
+    folds = pd.factorize(table["fold"], sort=True)[0]
+
+    def figures(at: np.ndarray) -> dict[str, float]:
+        # Not through `compute`, which writes its inputs to disk: a bootstrap calls this a thousand times.
+        found = metric._compute(probabilities[at], labels[at], positive=positive, class_names=names, folds=folds[at])
+        del found["confusion_matrix"]
+        return found
+
     return figures
 
 
@@ -86,12 +114,16 @@ def only_answers(table: pd.DataFrame) -> dict[str, str]:
     }
 
 
-def means_explained(positive: Sequence[str] | None) -> str:
+def figures_explained(class_names: Sequence[str], positive: Sequence[str] | None) -> str:
     """What the figures without a class in their name are, and those that begin with `binary_`."""
-    text = (
-        "Sensitivity, specificity, AUROC and F1 without a class in their name are means over the classes, each against "
-        "the rest."
-    )
+    if len(class_names) == 2:
+        chosen = positive_class(class_names, positive)
+        text = (
+            f"Sensitivity, specificity, AUROC and F1 without a class in their name are of the positive class, {chosen}"
+        )
+        text += "." if positive else " (the second of the two; `positive_classes` names another)."
+    else:
+        text = "Figures under `macro_` are means over the classes, each against the rest."
     if positive:
         text += (
             f" Those under `binary_` are of {' + '.join(positive)} against the rest: answered where the probability is "
@@ -101,17 +133,24 @@ def means_explained(positive: Sequence[str] | None) -> str:
 
 
 def summarise(table: pd.DataFrame, positive: Sequence[str] | None = None, seed: int = 0) -> dict[str, Any]:
-    """Every figure: of each fold, mean and standard deviation (n - 1) over folds, and pooled with its interval.
+    """Every figure: of each fold, mean and standard deviation (n - 1) over folds, and of all with its interval.
 
     Args:
         table: predictions of all folds.
-        positive: classes that are collapsed against the others.
+        positive: classes that are collapsed against the others; of two classes, the positive one.
         seed: of the bootstrap.
+
+    Returns:
+        `num_images`, `num_groups`, `classes`, `positive_classes`, `positive_class` (of two classes, else `None`),
+        `only_answers`, and `figures`: for each `folds`, `mean`, `std` and `pooled`. The last counts the answers of all
+        folds together; an AUROC, which needs scores of one scale, is there the mean over the folds.
     """
     metric, classes = load_metric(), class_names_of(table)
     indices = positive_indices(classes, positive)
     folds = {str(fold): figures_of(part, metric, indices) for fold, part in table.groupby("fold", sort=True)}
-    pooled = bootstrap(lambda at: figures_of(table.iloc[at], metric, indices), table["group"].to_numpy(), seed=seed)
+    pooled = bootstrap(
+        _figures_at(table, metric, indices), table["group"].to_numpy(), strata=table["fold"].to_numpy(), seed=seed
+    )
     figures = {}
     for name, interval in pooled.items():
         values = np.array([fold[name] for fold in folds.values()])
@@ -127,17 +166,27 @@ def summarise(table: pd.DataFrame, positive: Sequence[str] | None = None, seed: 
         "num_groups": int(table["group"].nunique()),
         "classes": classes,
         "positive_classes": list(positive) if positive else None,
+        "positive_class": positive_class(classes, positive),
         "only_answers": only_answers(table),
         "figures": figures,
     }
 
 
 def summary_markdown(summary: dict[str, Any]) -> str:
-    """The summary as a table."""
+    """The summary as a table.
+
+    Raises:
+        ValueError: an earlier version wrote it, whose figures of the same names mean something else.
+    """
+    if "positive_class" not in summary:
+        raise ValueError(
+            "summary.json is of an earlier version, where sensitivity, specificity and F1 of two classes are means and "
+            "AUROC mixes the scores of all folds: run the same cross_validate.py again, which repeats no finished fold"
+        )
     lines = [
         f"{summary['num_images']} images of {summary['num_groups']} groups; classes {', '.join(summary['classes'])}.",
         "",
-        "| figure | mean over folds | standard deviation | pooled | 95 % interval |",
+        "| figure | mean over folds | standard deviation | all folds | 95 % interval |",
         "|---|---|---|---|---|",
     ]
     for name, found in summary["figures"].items():
@@ -147,17 +196,19 @@ def summary_markdown(summary: dict[str, Any]) -> str:
         lines.append(f"| {name} | {shown} | {pooled['low']:.3f} to {pooled['high']:.3f} |")
     lines += [
         "",
-        means_explained(summary.get("positive_classes")),
-        "Intervals: bootstrap of whole groups of the pooled predictions. They do not cover the choice of folds.",
+        figures_explained(summary["classes"], summary["positive_classes"]),
+        "All folds: the answers of all counted together; of AUROC the mean over folds, because scores of different "
+        "models have no common scale. Intervals are of this figure, by a bootstrap of whole groups within folds. They "
+        "do not cover the choice of folds.",
     ]
-    for fold, answer in (summary.get("only_answers") or {}).items():
+    for fold, answer in summary["only_answers"].items():
         lines += ["", f"**Fold {fold} answers {answer} for every test image**: it has learned nothing."]
     return "\n".join(lines) + "\n"
 
 
 @matplotlib.rc_context({"text.parse_math": False})  # a $ in a name is a dollar
 def draw_curves(table: pd.DataFrame, file: Path, positive: Sequence[str] | None = None) -> None:
-    """ROC, precision-recall, confusion matrix and calibration of the pooled predictions, in one picture."""
+    """ROC and precision-recall of each fold, confusion matrix and calibration of all, in one picture."""
     classes = class_names_of(table)
     labels = table["label"].to_numpy()
     probabilities = table[[f"probability_{name}" for name in classes]].to_numpy()
@@ -172,10 +223,21 @@ def draw_curves(table: pd.DataFrame, file: Path, positive: Sequence[str] | None 
     figure = Figure(figsize=(11, 10), layout="constrained")
     roc, recall, confusion, calibration = figure.subplots(2, 2).flat
     for (name, (truth, score)), colour in zip(curves.items(), COLOURS * 9, strict=False):
-        if truth.any() and not truth.all():
-            style = {"name": name, "curve_kwargs": {"color": colour}}
-            RocCurveDisplay.from_predictions(truth, score, ax=roc, **style)
-            PrecisionRecallDisplay.from_predictions(truth, score, ax=recall, **style)
+        parts = [np.flatnonzero(table["fold"] == fold) for fold in sorted(table["fold"].unique())]
+        parts = [part for part in parts if truth[part].any() and not truth[part].all()]
+        if parts:
+            # A curve a fold: across folds the scores are of different models, and have no common scale.
+            curve = {"color": colour, "alpha": 1 if len(parts) == 1 else 0.4}
+            for part in parts:
+                found, correct, _ = precision_recall_curve(truth[part], score[part])
+                roc.plot(*roc_curve(truth[part], score[part])[:2], **curve)
+                recall.plot(correct, found, drawstyle="steps-post", **curve)
+            areas = {
+                axis: np.mean([area(truth[part], score[part]) for part in parts])
+                for axis, area in ((roc, roc_auc_score), (recall, average_precision_score))
+            }
+            for axis, mean in areas.items():
+                axis.plot([], [], color=colour, label=f"{name}: area {mean:.2f}")
             seen, said = calibration_curve(truth, score, n_bins=10, strategy="quantile")
             calibration.plot(said, seen, "o-", color=colour, label=name)
     roc.plot([0, 1], [0, 1], ":", color="grey")
@@ -183,7 +245,10 @@ def draw_curves(table: pd.DataFrame, file: Path, positive: Sequence[str] | None 
     calibration.set(
         xlabel="predicted probability", ylabel="share of images", title="calibration (tenths of the images)"
     )
-    calibration.legend()
+    roc.set(xlabel="1 - specificity", ylabel="sensitivity")
+    recall.set(xlabel="recall", ylabel="precision")
+    for axis in (roc, recall, calibration):
+        axis.legend()
     ConfusionMatrixDisplay.from_predictions(
         labels,
         table["prediction"],
@@ -195,7 +260,9 @@ def draw_curves(table: pd.DataFrame, file: Path, positive: Sequence[str] | None 
     )
     for axis, title in ((roc, "ROC"), (recall, "precision and recall"), (confusion, "confusion matrix")):
         axis.set_title(title)
-    figure.suptitle(f"{len(table)} images, {table['fold'].nunique()} fold(s), pooled")
+    num_folds = table["fold"].nunique()
+    over_folds = "; a curve a fold, areas are means over folds" if num_folds > 1 else ""
+    figure.suptitle(f"{len(table)} images, {num_folds} fold(s){over_folds}")
     figure.savefig(file, dpi=110)
 
 
@@ -206,11 +273,13 @@ def compare(
 
     Args:
         first, second: their predictions.
-        positive: classes that are collapsed against the others.
+        positive: classes that are collapsed against the others; of two classes, the positive one.
         seed: of the bootstrap.
 
     Returns:
-        `differences` (first - second, grouped bootstrap), `delong` (of each AUROC), `mcnemar` (of the accuracy).
+        `num_images`, `classes`, `positive_classes`; `differences` (first - second, bootstrap of groups within folds),
+        `delong` (of each AUROC, the folds combined), `without_delong` (AUROCs that cannot be tested so, because a fold
+        has fewer than two images of either side), `mcnemar` (of the accuracy).
 
     Raises:
         ValueError: the runs are not of the same images, labels and folds; names some.
@@ -225,25 +294,34 @@ def compare(
         differing = sorted(name for _, name, _, _ in left ^ right)[:5]
         raise ValueError(f"the runs are not of the same images, labels and folds: {', '.join(differing)}, ...")
     metric, indices = load_metric(), positive_indices(classes, positive)
+    figures = [_figures_at(table, metric, indices) for table in (first, second)]
 
     def differences(at: np.ndarray) -> dict[str, float]:
-        found = [figures_of(table.iloc[at], metric, indices) for table in (first, second)]
+        found = [of_run(at) for of_run in figures]
         return {name: found[0][name] - found[1][name] for name in found[0]}
 
-    labels = first["label"].to_numpy()
-    questions = {name: [index] for index, name in enumerate(classes)} if len(classes) > 2 else {classes[1]: [1]}
+    labels, folds = first["label"].to_numpy(), first["fold"].to_numpy()
+    questions = {name: [index] for index, name in enumerate(classes)}
+    if len(classes) == 2:
+        questions = {name: questions[name] for name in [positive_class(classes, positive)]}
     if indices:
         questions["binary"] = indices
-    delong = {}
+    delong, without_delong = {}, []
     for name, chosen in questions.items():
         truth = np.isin(labels, chosen)
-        if min(truth.sum(), (~truth).sum()) > 1:
+        if pd.crosstab(folds, truth).reindex(columns=[False, True], fill_value=0).to_numpy().min() > 1:
             columns = [f"probability_{classes[index]}" for index in chosen]
-            delong[name] = delong_test(*(table[columns].to_numpy().sum(axis=1) for table in (first, second)), truth)
+            scores = [table[columns].to_numpy().sum(axis=1) for table in (first, second)]
+            delong[name] = delong_test(*scores, truth, folds)
+        else:
+            without_delong.append(name)
     return {
         "num_images": len(first),
-        "differences": bootstrap(differences, first["group"].to_numpy(), seed=seed),
+        "classes": classes,
+        "positive_classes": list(positive) if positive else None,
+        "differences": bootstrap(differences, first["group"].to_numpy(), strata=folds, seed=seed),
         "delong": delong,
+        "without_delong": without_delong,
         "mcnemar": mcnemar_test(*((table["prediction"] == table["label"]).to_numpy() for table in (first, second))),
     }
 
@@ -259,7 +337,13 @@ def comparison_markdown(comparison: dict[str, Any], names: tuple[str, str]) -> s
     for name, found in comparison["differences"].items():
         interval = f"{found['low']:+.3f} to {found['high']:+.3f}"
         lines.append(f"| {name} | {found['value']:+.3f} | {interval} | {found['p_value']:.3g} |")
-    lines += ["", "Bootstrap of whole groups. DeLong and McNemar take images as independent:", ""]
+    lines += [
+        "",
+        figures_explained(comparison["classes"], comparison["positive_classes"]),
+        "An AUROC is the mean over folds. Bootstrap of whole groups within folds. DeLong (of each fold, then combined) "
+        "and McNemar take images as independent:",
+        "",
+    ]
     lines += ["| test | first | second | p |", "|---|---|---|---|"]
     for name, found in comparison["delong"].items():
         lines.append(
@@ -269,4 +353,10 @@ def comparison_markdown(comparison: dict[str, Any], names: tuple[str, str]) -> s
     lines.append(
         f"| McNemar, images only one got right | {found['only_a']} | {found['only_b']} | {found['p_value']:.3g} |"
     )
+    if comparison["without_delong"]:
+        lines += [
+            "",
+            f"No DeLong test of {', '.join(comparison['without_delong'])}: a fold has fewer than two images of it, or "
+            "of the rest.",
+        ]
     return "\n".join(lines) + "\n"

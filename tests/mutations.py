@@ -809,7 +809,251 @@ PRETRAINING = [
 FINETUNING = []
 
 # ------------------------------------------------------------------------------- splits, figures and statistics
-JUDGING = []
+JUDGING = [
+    # Figures
+    Mutation(
+        "recipes/metrics/medical_classification/medical_classification.py",
+        "chosen = each[1 if positive is None else positive[0]]",
+        "chosen = {name: _mean([figure[name] for figure in each]) for name in _FIGURES}",
+        "tests/test_metrics.py::test_of_two_classes_the_figures_are_those_of_the_positive_one",
+    ),
+    Mutation(
+        "recipes/metrics/medical_classification/medical_classification.py",
+        "each[1 if positive is None else positive[0]]",
+        "each[1]",
+        "tests/test_metrics.py::test_of_two_classes_the_figures_are_those_of_the_positive_one",
+    ),
+    Mutation(
+        "recipes/metrics/medical_classification/medical_classification.py",
+        'figures |= {f"macro_{name}"',
+        'figures |= {f"{name}"',
+        "tests/test_metrics.py::test_figures_equal_scikit_learn",
+    ),
+    Mutation(
+        "recipes/metrics/medical_classification/medical_classification.py",
+        "np.bincount(labels * num_classes + answered",
+        "np.bincount(answered * num_classes + labels",
+        "tests/test_metrics.py::test_figures_equal_scikit_learn",
+    ),
+    Mutation(
+        "recipes/metrics/medical_classification/medical_classification.py",
+        "answered == index, probabilities[:, index], parts",
+        "answered == index, probabilities[:, index - 1], parts",
+        "tests/test_metrics.py::test_figures_equal_scikit_learn",
+    ),
+    Mutation(
+        "recipes/metrics/medical_classification/medical_classification.py",
+        "positives * (positives + 1) / 2",
+        "positives * (positives - 1) / 2",
+        "tests/test_metrics.py::test_figures_equal_scikit_learn",
+    ),
+    Mutation(
+        "recipes/metrics/medical_classification/medical_classification.py",
+        "_share(rejections, alarms)",
+        "_share(rejections, misses)",
+        "tests/test_metrics.py::test_figures_equal_scikit_learn",
+    ),
+    Mutation(
+        "recipes/metrics/medical_classification/medical_classification.py",
+        "parts = [slice(None)] if folds is None else",
+        "parts = [slice(None)] if True else",
+        "tests/test_metrics.py::test_two_folds_that_tell_all_images_apart_have_an_auroc_of_1",
+    ),
+    Mutation(
+        "recipes/recipe_summary.py",
+        "folds=folds[at]",
+        "folds=None",
+        "tests/test_metrics.py::test_runs_are_compared_fold_by_fold",
+    ),
+    Mutation(
+        "recipes/recipe_summary.py",
+        "(positive or class_names[1:])[0]",
+        "(positive or class_names)[0]",
+        "tests/test_metrics.py::test_a_summary_of_two_classes_says_which_is_the_positive_one",
+    ),
+    Mutation(
+        "recipes/recipe_summary.py",
+        "defined.std(ddof=1)",
+        "defined.std()",
+        "tests/test_metrics.py::test_a_summary_counts_answers_together_and_takes_the_mean_of_aurocs",
+    ),
+    Mutation(
+        "recipes/recipe_summary.py",
+        "delong_test(*scores, truth, folds)",
+        "delong_test(*scores, truth)",
+        "tests/test_metrics.py::test_runs_are_compared_fold_by_fold",
+    ),
+    Mutation(
+        "recipes/recipe_summary.py",
+        "found[0][name] - found[1][name]",
+        "found[1][name] - found[0][name]",
+        "tests/test_metrics.py::test_runs_are_compared_fold_by_fold",
+    ),
+    Mutation(
+        "recipes/recipe_summary.py",
+        'for fold in sorted(table["fold"].unique())]',
+        'for fold in sorted(table["fold"].unique())[:1]]',
+        "tests/test_metrics.py::test_curves_are_drawn_fold_by_fold",
+    ),
+    Mutation(
+        "recipes/finetune.py",
+        'if f"macro_{chosen}" in figures:',
+        "if False:",
+        "tests/test_finetune.py::test_a_metric_that_the_validation_part_cannot_give_is_named_and_means_are_called_macro",
+    ),
+    # Statistics
+    Mutation(
+        "recipes/recipe_statistics.py",
+        "random.integers(0, len(part), len(part))",
+        "random.integers(0, max(len(part) - 1, 1), len(part))",
+        "tests/test_metrics.py::test_bootstrap_draws_every_group_as_often_and_whole",
+    ),
+    Mutation(
+        "recipes/recipe_statistics.py",
+        "whole = figures(np.arange(len(groups)))",
+        "whole = draws[0]",
+        "tests/test_metrics.py::test_bootstrap_draws_every_group_as_often_and_whole",
+    ),
+    Mutation(
+        "recipes/recipe_statistics.py",
+        "min(1, 2 * tail / (len(defined) + 1))",
+        "min(1, tail / (len(defined) + 1))",
+        "tests/test_metrics.py::test_the_interval_holds_95_percent_and_p_is_two_sided",
+    ),
+    Mutation(
+        "recipes/recipe_statistics.py",
+        "[(1 - LEVEL) / 2, (1 + LEVEL) / 2])",
+        "[1 - LEVEL, LEVEL])",
+        "tests/test_metrics.py::test_the_interval_holds_95_percent_and_p_is_two_sided",
+    ),
+    Mutation(
+        "recipes/recipe_statistics.py",
+        "tail = min((defined <= 0).sum(), (defined >= 0).sum()) + 1",
+        "tail = (defined <= 0).sum() + 1",
+        "tests/test_metrics.py::test_the_interval_holds_95_percent_and_p_is_two_sided",
+    ),
+    Mutation(
+        "recipes/recipe_statistics.py",
+        "np.asarray(groups)[at], return_inverse=True",
+        "np.arange(len(at)), return_inverse=True",
+        "tests/test_metrics.py::test_bootstrap_draws_every_group_as_often_and_whole",
+    ),
+    Mutation(
+        "recipes/recipe_statistics.py",
+        "strata = np.zeros(len(groups), dtype=int) if strata is None else np.asarray(strata)",
+        "strata = np.zeros(len(groups), dtype=int)",
+        "tests/test_metrics.py::test_bootstrap_keeps_the_number_of_groups_of_every_fold",
+    ),
+    Mutation(
+        "recipes/recipe_statistics.py",
+        "random = np.random.default_rng(seed)",
+        "random = np.random.default_rng(0)",
+        "tests/test_metrics.py::test_bootstrap_draws_every_group_as_often_and_whole",
+    ),
+    Mutation(
+        "recipes/recipe_statistics.py",
+        "- 2 * covariance[0, 1]",
+        "- covariance[0, 1]",
+        "tests/test_metrics.py::test_delong_equals_all_pairs",
+    ),
+    Mutation(
+        "recipes/recipe_statistics.py",
+        "np.cov(of_positives) / positives + np.cov(of_negatives) / negatives",
+        "np.cov(of_positives) / negatives + np.cov(of_negatives) / positives",
+        "tests/test_metrics.py::test_delong_equals_all_pairs",
+    ),
+    Mutation(
+        "recipes/recipe_statistics.py",
+        "for _, variance in found))) / len(names)",
+        "for _, variance in found) / len(names)))",
+        "tests/test_metrics.py::test_delong_over_folds_is_the_mean_of_what_the_folds_say",
+    ),
+    Mutation(
+        "recipes/recipe_statistics.py",
+        "p_value = 2 * norm.sf(",
+        "p_value = norm.sf(",
+        "tests/test_metrics.py::test_delong_equals_all_pairs",
+    ),
+    Mutation(
+        "recipes/recipe_statistics.py",
+        "(~correct_a & correct_b).sum()",
+        "correct_b.sum()",
+        "tests/test_metrics.py::test_mcnemar_worked_by_hand",
+    ),
+    # Splits
+    Mutation(
+        "recipes/recipe_splits.py",
+        """    check_overlap(chosen["train"], chosen["test"])\n""",
+        "",
+        "tests/test_prepare_corpus.py::test_an_overlap_of_any_two_parts_is_caught_when_a_fold_is_loaded",
+    ),
+    Mutation(
+        "recipes/recipe_splits.py",
+        """    check_overlap(chosen["validation"], chosen["test"])\n""",
+        "",
+        "tests/test_prepare_corpus.py::test_an_overlap_of_any_two_parts_is_caught_when_a_fold_is_loaded",
+    ),
+    Mutation(
+        "recipes/recipe_splits.py",
+        """    check_overlap(chosen["train"], chosen["validation"])\n""",
+        "",
+        "tests/test_prepare_corpus.py::test_an_overlap_of_any_two_parts_is_caught_when_a_fold_is_loaded",
+    ),
+    Mutation(
+        "recipes/recipe_splits.py",
+        "num_parts = min(VALIDATION_FOLDS, min(",
+        "num_parts = min(2, min(",
+        "tests/test_prepare_corpus.py::test_parts_have_their_share_of_each_class_and_whole_patients",
+    ),
+    Mutation(
+        "recipes/recipe_splits.py",
+        "divide.split(np.zeros(len(labels)), labels, groups)",
+        "divide.split(np.zeros(len(labels)), np.arange(len(labels)) % 2, groups)",
+        "tests/test_prepare_corpus.py::test_parts_have_their_share_of_each_class_and_whole_patients",
+    ),
+    Mutation(
+        "recipes/recipe_splits.py",
+        "divide.split(np.zeros(len(labels)), labels, groups)",
+        "divide.split(np.zeros(len(labels)), labels, np.arange(len(labels)))",
+        "tests/test_prepare_corpus.py::test_parts_have_their_share_of_each_class_and_whole_patients",
+    ),
+    Mutation(
+        "recipes/recipe_splits.py",
+        "shuffle=True, random_state=seed",
+        "shuffle=True, random_state=0",
+        "tests/test_prepare_corpus.py::test_seeds_shuffle_patients_and_orders_do_not_matter",
+    ),
+    Mutation(
+        "recipes/recipe_splits.py",
+        "table = table.sort_values(order, ignore_index=True)",
+        "table = table.reset_index(drop=True)",
+        "tests/test_prepare_corpus.py::test_seeds_shuffle_patients_and_orders_do_not_matter",
+    ),
+    Mutation(
+        "recipes/recipe_splits.py",
+        "if off(part).max() <= NEAR:",
+        "if True:",
+        "tests/test_prepare_corpus.py::test_a_patient_with_most_of_the_images_does_not_fill_the_validation_part",
+    ),
+    Mutation(
+        "recipes/recipe_splits.py",
+        "(chosen.sum(axis=0) <= room).all()",
+        "True",
+        "tests/test_prepare_corpus.py::test_a_patient_with_most_of_the_images_does_not_fill_the_validation_part",
+    ),
+    Mutation(
+        "recipes/recipe_splits.py",
+        "_largest(groups[of_class])",
+        "_largest(groups)",
+        "tests/test_prepare_corpus.py::test_where_validation_cannot_have_its_share_the_patient_is_named",
+    ),
+    Mutation(
+        "recipes/recipe_splits.py",
+        'f"class {class_names[label]} has {count} group(s)',
+        'f"class {label} has {count} group(s)',
+        "tests/test_prepare_corpus.py::test_too_few_patients_are_named_by_their_class",
+    ),
+]
 
 # ----------------------------------------------------------------------------------------------------- the Hub
 HUB = [

@@ -193,7 +193,7 @@ def test_figures_of_folds_that_are_not_in_the_summary_are_not_claimed(tmp_path):
     card = publication.files["README.md"].decode()
     assert "fold 1, one of the 2 folds that were run" in card and "\n\n![Curves of all folds](curves.png)" in card
     assert model == tmp_path / "run" / "fold_1" / "finetune" / "export"
-    assert ModelCard(card).data.eval_results[0].dataset_split == "test parts of 2 folds, pooled"
+    assert ModelCard(card).data.eval_results[0].dataset_split == "test parts of 2 folds"
     assert_tables_are_whole(card)
     (tmp_path / "run" / "summary.json").rename(tmp_path / "elsewhere.json")
     (tmp_path / "run" / "summary.json").symlink_to(tmp_path / "elsewhere.json")

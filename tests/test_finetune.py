@@ -14,6 +14,7 @@ import pytest
 import torch
 import yaml
 from helpers import encode, write
+from huggingface_hub import ModelCard
 from PIL import Image
 from sklearn.linear_model import LogisticRegression
 from transformers import AutoModelForImageClassification, ViTConfig, ViTForImageClassification, ViTModel, pipeline
@@ -459,7 +460,7 @@ def test_images_of_two_depths_are_refused_before_the_first_step(tmp_path):
             run(folder, tmp_path / "out", *sizes, fold=fold)
 
 
-def test_a_metric_that_the_validation_part_cannot_give_is_named(tmp_path):
+def test_a_metric_that_the_validation_part_cannot_give_is_named_and_means_are_called_macro(tmp_path, capsys):
     for index in range(60):
         values = encode(texture(index, index % 2))
         write(tmp_path / "raw" / ("fine", "coarse", "rare")[index % 3] / f"{index:02d}.png", values)
@@ -474,6 +475,16 @@ def test_a_metric_that_the_validation_part_cannot_give_is_named(tmp_path):
     sizes = ("--image_size", "32", "--patch_size", "8", "--hidden_size", "32", "--num_attention_heads", "2")
     with pytest.raises(SystemExit, match="'eval_auroc_rare' is undefined: the validation part of fold 0 lacks a class"):
         run(folder, tmp_path / "out", *sizes, metric_for_best_model="eval_auroc_rare")
+    sizes += ("--num_hidden_layers", "1", "--intermediate_size", "32", "--fold", "1")
+    run(folder, tmp_path / "out", *sizes, num_train_epochs="1")
+    chosen = yaml.safe_load((tmp_path / "out" / "config.yaml").read_text())["training"]["metric_for_best_model"]
+    results = json.loads((tmp_path / "out" / "all_results.json").read_text())
+    assert chosen == "eval_macro_auroc" and "test_macro_auroc" in results and "test_auroc" not in results
+    assert "macro_auroc" in capsys.readouterr().out
+    card = (tmp_path / "out" / "export" / "README.md").read_text()
+    published = {found.metric_name: found.metric_value for found in ModelCard(card).data.eval_results}
+    assert published["macro_sensitivity"] == pytest.approx(results["test_macro_sensitivity"], abs=1e-4)
+    assert "sensitivity" not in published and "`macro_` are means over the classes" in card
 
 
 def test_an_encoder_that_saw_test_images_is_refused(corpus, exported, tmp_path):
@@ -617,10 +628,9 @@ def test_the_summary_says_what_the_collapsed_figures_are_and_the_log_what_runs(c
     cross_validate.main(given)
     text = (tmp_path / "summary.md").read_text()
     assert "`binary_` are of fine against the rest: answered where the probability is 0.5 or more" in text
-    assert "means over the classes" in text and "for every test image" not in text
+    assert "the positive class, fine." in text and "for every test image" not in text
     log = tmp_path / "fold_1" / "finetune" / "log.txt"
     assert f"fold 1: fine-tuning, see {log}" in caplog.messages and log.is_file()
-    assert "binary_" not in recipe_summary.means_explained(None)
 
 
 def test_a_classifier_with_one_answer_for_all_is_named(corpus, exported, tmp_path, caplog):
@@ -633,7 +643,10 @@ def test_a_classifier_with_one_answer_for_all_is_named(corpus, exported, tmp_pat
     name = load_prepared(str(corpus), None, "0")[1][0]
     assert [r.levelname for r in caplog.records if f"answers {name} for every test image" in r.message] == ["WARNING"]
     card = (folder / "export" / "README.md").read_text()
-    assert f"answers {name} for every test image" in card and "means over the classes" in card
+    assert f"answers {name} for every test image" in card
+    assert "of the positive class, fine (the second of the two; `positive_classes` names another)" in card
+    published = {found.metric_name: found.metric_value for found in ModelCard(card).data.eval_results}
+    assert published | {"sensitivity": 0, "specificity": 1, "balanced_accuracy": 0.5, "auroc": 0.5} == published
     table = pd.read_parquet(folder / "predictions.parquet")
     both = pd.concat([table, table.assign(fold="1", prediction=np.arange(len(table)) % 2)])
     assert recipe_summary.only_answers(both) == {"0": name}

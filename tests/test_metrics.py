@@ -1,4 +1,4 @@
-"""The metric module against scikit-learn, and the statistics against independent calculations."""
+"""The metric module against scikit-learn; statistics and summaries against independent calculations."""
 
 import os
 import subprocess
@@ -7,17 +7,21 @@ from pathlib import Path
 
 import evaluate
 import numpy as np
+import pandas as pd
 import pytest
 from scipy.stats import norm
 from sklearn.metrics import (
     accuracy_score,
     balanced_accuracy_score,
+    confusion_matrix,
     f1_score,
     recall_score,
     roc_auc_score,
 )
 
+import recipe_summary
 from recipe_statistics import bootstrap, delong_test, mcnemar_test
+from recipe_summary import compare, comparison_markdown, draw_curves, summarise, summary_markdown
 
 METRIC = Path(__file__).resolve().parent.parent / "recipes" / "metrics" / "medical_classification"
 
@@ -43,9 +47,10 @@ def test_figures_equal_scikit_learn(metric, answers):
     expected = {
         "accuracy": accuracy_score(labels, answer),
         "balanced_accuracy": balanced_accuracy_score(labels, answer),
-        "sensitivity": recall_score(labels, answer, average="macro"),
-        "f1": f1_score(labels, answer, average="macro"),
-        "auroc": roc_auc_score(labels, probabilities, multi_class="ovr", average="macro"),
+        "macro_sensitivity": recall_score(labels, answer, average="macro"),
+        "macro_specificity": np.mean([recall_score(labels != k, answer != k) for k in range(3)]),
+        "macro_f1": f1_score(labels, answer, average="macro"),
+        "macro_auroc": roc_auc_score(labels, probabilities, multi_class="ovr", average="macro"),
         "sensitivity_benign": recall_score(labels == 1, answer == 1),
         "specificity_benign": recall_score(labels != 1, answer != 1),
         "auroc_malignant": roc_auc_score(labels == 2, probabilities[:, 2]),
@@ -56,7 +61,8 @@ def test_figures_equal_scikit_learn(metric, answers):
         "binary_f1": f1_score(labels == 2, probabilities[:, 2] >= 0.5),
     }
     assert {name: found[name] for name in expected} == pytest.approx(expected, abs=1e-12)
-    assert np.array(found["confusion_matrix"]).sum() == 200
+    assert found["confusion_matrix"] == confusion_matrix(labels, answer).tolist()
+    assert not {"sensitivity", "specificity", "auroc", "f1"} & set(found)  # a mean goes by no name of one class
 
 
 def test_an_absent_class_is_nan_and_not_counted(metric, answers):
@@ -64,7 +70,45 @@ def test_an_absent_class_is_nan_and_not_counted(metric, answers):
     kept = labels != 2
     found = metric.compute(predictions=probabilities[kept], references=labels[kept])
     assert np.isnan(found["auroc_2"]) and np.isnan(found["sensitivity_2"])
-    assert found["sensitivity"] == pytest.approx((found["sensitivity_0"] + found["sensitivity_1"]) / 2)
+    assert found["macro_sensitivity"] == pytest.approx((found["sensitivity_0"] + found["sensitivity_1"]) / 2)
+    assert found["macro_auroc"] == pytest.approx((found["auroc_0"] + found["auroc_1"]) / 2)
+
+
+@pytest.mark.parametrize(("positive", "index"), [(None, 1), ([1], 1), ([0], 0)])
+def test_of_two_classes_the_figures_are_those_of_the_positive_one(metric, positive, index):
+    # 16 of the first class, all found; 64 of the second, 30 found.
+    labels = np.repeat([0, 1], [16, 64])
+    score = np.concatenate([np.linspace(0.05, 0.45, 16), np.linspace(0.1, 0.4, 34), np.linspace(0.6, 0.9, 30)])
+    probabilities = np.stack([1 - score, score], axis=1)
+    found = metric.compute(predictions=probabilities, references=labels, positive=positive, class_names=["no", "yes"])
+    hit = {0: 1.0, 1: 30 / 64}
+    expected = {
+        "accuracy": 46 / 80,
+        "balanced_accuracy": (1 + 30 / 64) / 2,
+        "sensitivity": hit[index],
+        "specificity": hit[1 - index],
+        "auroc": roc_auc_score(labels, score),
+        "f1": f1_score(labels, score > 0.5, pos_label=index),
+        "sensitivity_yes": 30 / 64,
+        "specificity_yes": 1.0,
+        "sensitivity_no": 1.0,
+    }
+    assert {name: found[name] for name in expected} == pytest.approx(expected, abs=1e-12)
+    assert not [name for name in found if name.startswith("macro_")]
+    assert any(name.startswith("binary_") for name in found) == (positive is not None)
+
+
+def test_an_auroc_of_folds_compares_images_within_a_fold_only(metric):
+    labels = np.array([0, 0, 1, 1, 0, 0, 1, 1])
+    score = np.array([0.1, 0.2, 0.3, 0.4, 0.6, 0.7, 0.8, 0.9])
+    given = {"predictions": np.stack([1 - score, score], axis=1), "references": labels}
+    assert metric.compute(**given)["auroc"] == 0.75
+    apart = metric.compute(**given, folds=list("aaaabbbb"))
+    assert (apart["auroc"], apart["auroc_0"], apart["auroc_1"]) == (1, 1, 1)
+    assert apart["sensitivity"] == 0.5  # answers have one scale
+    # A fold without images of one side does not count.
+    assert metric.compute(**given, folds=list("aabbcccc"))["auroc"] == 1
+    assert np.isnan(metric.compute(**given, folds=list("aabbccdd"))["auroc"])
 
 
 @pytest.mark.parametrize(
@@ -73,6 +117,7 @@ def test_an_absent_class_is_nan_and_not_counted(metric, answers):
         ({"predictions": [[0.5, 0.2]] * 2}, "summing to 1"),
         ({"positive": [0, 1]}, "some, not all"),
         ({"references": [0, 2]}, "0 to 1"),
+        ({"folds": ["a"]}, "the fold of each of the 2 images, got 1"),
     ],
 )
 def test_what_is_not_allowed(metric, options, message):
@@ -160,3 +205,232 @@ def test_delong_on_the_example_of_its_authors():
     assert round(first["p_value"], 4) == 0.9102
     expected = {"auroc_a": 0.6478, "difference": -0.0780, "low": -0.2830, "high": 0.1271, "p_value": 0.4561}
     assert {name: round(second[name], 4) for name in expected} == expected
+
+
+def test_delong_over_folds_is_the_mean_of_what_the_folds_say():
+    random = np.random.default_rng(2)
+    truth = random.random(90) < 0.4
+    folds = np.repeat(["a", "b", "c"], [20, 30, 40])
+    scores = np.round(random.random((2, 90)) + np.array([[0.5], [0.2]]) * truth, 2)
+    each = [brute_force_delong(scores[:, folds == fold], truth[folds == fold]) for fold in "abc"]
+    aurocs = np.mean([auroc for auroc, _ in each], axis=0)
+    error = np.sqrt(sum(v[0, 0] + v[1, 1] - 2 * v[0, 1] for _, v in each)) / 3
+    found = delong_test(*scores, truth, folds)
+    assert (found["auroc_a"], found["auroc_b"]) == pytest.approx(aurocs)
+    assert found["high"] - found["low"] == pytest.approx(2 * 1.959964 * error, rel=1e-6)
+    assert found["p_value"] == pytest.approx(2 * norm.sf(abs(aurocs[0] - aurocs[1]) / error))
+    # Each model has a scale of its own.
+    moved = scores + np.array([[0, 10, 20], [30, 7, 0]])[:, np.searchsorted(["a", "b", "c"], folds)]
+    assert delong_test(*moved, truth, folds) == pytest.approx(found)
+    with pytest.raises(ValueError, match=r"at least two positive and negative images each, got 1 and 29 in fold b"):
+        delong_test(*scores, np.where(folds == "b", np.arange(90) == 25, truth), folds)
+
+
+def drawn_by(groups, strata=None, **options) -> tuple[np.ndarray, dict]:
+    """How often each draw took each position `(draws, n)`, and the intervals of the mean position."""
+    counts = []
+
+    def figures(at: np.ndarray) -> dict[str, float]:
+        counts.append(np.bincount(at, minlength=len(groups)))
+        return {"mean": at.mean()}
+
+    found = bootstrap(figures, groups, strata=strata, **options)
+    return np.array(counts[:-1]), found["mean"]
+
+
+def test_bootstrap_draws_every_group_as_often_and_whole():
+    groups = np.array(list("abcdefgh"))[[7, 0, 1, 1, 2, 3, 4, 5, 6, 7, 7]]  # of other sizes, not in their order
+    counts, found = drawn_by(groups, num_resamples=2000)
+    assert found["value"] == 5  # of all images, not of a draw
+    for group in set(groups):
+        members = counts[:, groups == group]
+        assert (members == members[:, :1]).all()  # with all its images or not at all
+        assert members[:, 0].mean() == pytest.approx(1, abs=0.1) and members[:, 0].max() > 2
+    assert (np.stack([counts[:, groups == g][:, 0] for g in "abcdefgh"]).sum(axis=0) == 8).all()
+    again, other = drawn_by(groups, num_resamples=2000)[0], drawn_by(groups, num_resamples=2000, seed=1)[0]
+    assert (again == counts).all() and (other != counts).any()
+
+
+def test_bootstrap_keeps_the_number_of_groups_of_every_fold():
+    groups, folds = np.array(list("aabcddefgh")), np.repeat(["0", "1", "2"], [4, 3, 3])
+    counts, _ = drawn_by(groups, folds, num_resamples=50)
+    of_group = np.stack([counts[:, groups == g][:, 0] for g in "abcdefgh"], axis=1)
+    for fold, at in (("0", slice(0, 3)), ("1", slice(3, 5)), ("2", slice(5, 8))):
+        assert (of_group[:, at].sum(axis=1) == at.stop - at.start).all(), fold
+    assert len(np.unique(of_group, axis=0)) > 20
+
+
+def test_the_interval_holds_95_percent_and_p_is_two_sided():
+    random = np.random.default_rng(3)
+    values = random.normal(0, 1, 300)
+    values += 2.0 / np.sqrt(300) * values.std() - values.mean()  # two standard errors from 0
+    found = bootstrap(lambda at: {"mean": values[at].mean()}, [str(i) for i in range(300)], num_resamples=4000)["mean"]
+    error = values.std() / np.sqrt(300)
+    assert (found["low"], found["high"]) == pytest.approx((0.04 * error, 3.96 * error), abs=0.12 * error)
+    assert found["p_value"] == pytest.approx(2 * norm.sf(2), rel=0.2)
+    below = bootstrap(lambda at: {"mean": -values[at].mean()}, [str(i) for i in range(300)], num_resamples=4000)["mean"]
+    assert below["p_value"] == pytest.approx(2 * norm.sf(2), rel=0.2)
+
+
+def test_draws_that_leave_a_figure_undefined_are_counted_and_left_out():
+    def second(at: np.ndarray) -> dict[str, float]:
+        return {"x": 1.0 if (at == 1).any() else np.nan}
+
+    found = bootstrap(second, ["a", "b"], num_resamples=400)["x"]
+    assert (found["value"], found["low"], found["high"]) == (1, 1, 1)
+    assert found["undefined"] == pytest.approx(0.25, abs=0.07)
+
+
+# ---------------------------------------------------------------------------------------------- summaries of folds
+
+
+def answers_of(scores: np.ndarray, labels: np.ndarray, folds: np.ndarray, names=("healthy", "ill")) -> pd.DataFrame:
+    """A table of predictions; `scores`: `(n,)` of the second class, or `(n, classes)`."""
+    scores = np.stack([1 - scores, scores], axis=1) if scores.ndim == 1 else scores
+    table = pd.DataFrame({"fold": folds, "file_name": [f"{i:04d}.png" for i in range(len(labels))]})
+    table["group"], table["label"], table["prediction"] = table["file_name"], labels, scores.argmax(axis=1)
+    return table.assign(**{f"probability_{name}": scores[:, i] for i, name in enumerate(names)})
+
+
+@pytest.fixture
+def quick(monkeypatch):
+    """Few draws, for tests that look at values."""
+    monkeypatch.setattr(recipe_summary, "bootstrap", lambda *a, **k: bootstrap(*a, **k, num_resamples=40))
+
+
+def two_perfect_folds() -> pd.DataFrame:
+    """Each fold tells its images apart, on scales that do not overlap: 0.75 if they are mixed."""
+    scores = np.concatenate([np.linspace(0.1, 0.2, 10), np.linspace(0.7, 0.8, 10)])
+    scores += np.where(np.arange(20) % 10 >= 5, 0.1, 0)
+    return answers_of(scores, np.tile(np.repeat([0, 1], 5), 2), np.repeat(["0", "1"], 10))
+
+
+def test_two_folds_that_tell_all_images_apart_have_an_auroc_of_1(quick):
+    table = two_perfect_folds()
+    assert roc_auc_score(table["label"], table["probability_ill"]) == 0.75
+    summary = summarise(table)
+    for name in ("auroc", "auroc_ill", "auroc_healthy"):
+        assert summary["figures"][name]["mean"] == 1
+        assert summary["figures"][name]["pooled"] == {"value": 1, "low": 1, "high": 1, "undefined": 0}
+    assert summary["figures"]["sensitivity"]["pooled"]["value"] == 0.5
+    text = summary_markdown(summary)
+    assert "| auroc | 1.000 | 0.000 | 1.000 | 1.000 to 1.000 |" in text and "no common scale" in text
+
+
+def test_a_summary_counts_answers_together_and_takes_the_mean_of_aurocs(quick):
+    random = np.random.default_rng(5)
+    folds = np.repeat(["0", "1", "2"], [30, 60, 90])
+    labels = random.integers(0, 3, 180)
+    scores = random.dirichlet([1] * 3, 180) + 0.3 * np.eye(3)[labels]
+    table = answers_of(scores / scores.sum(axis=1, keepdims=True), labels, folds, names=("a", "b", "c"))
+    summary = summarise(table, ["b", "c"])
+    figures = summary["figures"]
+    answer = table["prediction"]
+    of_folds = [
+        np.mean([roc_auc_score(part["label"] == k, part[f"probability_{'abc'[k]}"]) for k in range(3)])
+        for _, part in table.groupby("fold")
+    ]
+    assert list(figures["macro_auroc"]["folds"].values()) == pytest.approx(of_folds)
+    assert figures["macro_auroc"]["mean"] == pytest.approx(np.mean(of_folds))
+    assert figures["macro_auroc"]["pooled"]["value"] == pytest.approx(np.mean(of_folds))
+    assert figures["macro_auroc"]["std"] == pytest.approx(np.std(of_folds, ddof=1))
+    assert figures["accuracy"]["pooled"]["value"] == accuracy_score(labels, answer) != figures["accuracy"]["mean"]
+    assert figures["macro_f1"]["pooled"]["value"] == pytest.approx(f1_score(labels, answer, average="macro"))
+    binary = table["probability_b"] + table["probability_c"]
+    means = [roc_auc_score(labels[folds == fold] > 0, binary[folds == fold]) for fold in "012"]
+    assert figures["binary_auroc"]["pooled"]["value"] == pytest.approx(np.mean(means))
+    assert summary["positive_class"] is None
+    text = summary_markdown(summary)
+    assert "under `macro_` are means over the classes" in text and "`binary_` are of b + c against the rest" in text
+    assert "| sensitivity |" not in text
+
+
+@pytest.mark.parametrize(
+    ("positive", "stated"),
+    [
+        (None, "positive class, ill (the second of the two; `positive_classes`"),
+        (["healthy"], "positive class, healthy."),
+    ],
+)
+def test_a_summary_of_two_classes_says_which_is_the_positive_one(quick, positive, stated):
+    table = two_perfect_folds()
+    table.loc[table["fold"] == "1", "prediction"] = 1
+    summary = summarise(table, positive)
+    assert summary["positive_class"] == (positive or ["ill"])[0] and stated in summary_markdown(summary)
+    of_class = {name: summary["figures"][f"{name}_{summary['positive_class']}"]["pooled"] for name in ("f1", "auroc")}
+    assert {name: summary["figures"][name]["pooled"] for name in of_class} == of_class
+    del summary["positive_class"]  # as an earlier version wrote it
+    with pytest.raises(ValueError, match="summary.json is of an earlier version"):
+        summary_markdown(summary)
+
+
+def test_runs_are_compared_fold_by_fold(quick):
+    random = np.random.default_rng(6)
+    folds, labels = np.repeat(["0", "1"], [30, 60]), np.tile([0, 0, 1], 30)
+    scores = 0.3 + 0.15 * random.random((2, 90)) + np.array([[0.06], [0.02]]) * labels
+    first, second = (answers_of(values, labels, folds) for values in scores)
+    found = compare(first, second)
+    of_folds = [
+        roc_auc_score(labels[folds == fold], scores[0][folds == fold])
+        - roc_auc_score(labels[folds == fold], scores[1][folds == fold])
+        for fold in "01"
+    ]
+    assert found["differences"]["auroc"]["value"] == pytest.approx(np.mean(of_folds))
+    assert found["delong"]["ill"]["difference"] == pytest.approx(np.mean(of_folds))
+    # The scores of one model may lie higher in one fold: no figure of the comparison changes.
+    moved = scores + np.array([[0, 0.02], [0.01, 0]])[:, (folds == "1").astype(int)]
+    again = compare(*(answers_of(values, labels, folds) for values in moved))
+    assert again["differences"]["auroc"] == pytest.approx(found["differences"]["auroc"])
+    assert again["delong"]["ill"] == pytest.approx(found["delong"]["ill"])
+    text = comparison_markdown(found, ("one", "two"))
+    assert "positive class, ill" in text and "| DeLong, AUROC ill |" in text and "No DeLong" not in text
+
+
+def test_delong_is_left_out_and_named_where_a_fold_has_too_few_images(quick):
+    folds, labels = np.repeat(["0", "1"], 10), np.array([0, 1] * 5 + [0] * 9 + [1])
+    table = answers_of(np.linspace(0.1, 0.9, 20), labels, folds)
+    found = compare(table, table, ["healthy"])
+    assert found["delong"] == {} and found["without_delong"] == ["healthy", "binary"]
+    assert "No DeLong test of healthy, binary: a fold has fewer than two" in comparison_markdown(found, ("a", "b"))
+
+
+def test_curves_are_drawn_fold_by_fold(tmp_path, monkeypatch):
+    drawn = []
+    monkeypatch.setattr(recipe_summary.Figure, "savefig", lambda figure, *args, **options: drawn.append(figure))
+    draw_curves(two_perfect_folds(), tmp_path / "curves.png")
+    roc, recall = drawn[0].axes[:2]
+    assert [text.get_text() for text in roc.get_legend().get_texts()] == ["ill: area 1.00"]
+    assert [text.get_text() for text in recall.get_legend().get_texts()] == ["ill: area 1.00"]
+    curves = [line.get_xydata() for line in roc.get_lines() if line.get_linestyle() == "-" and len(line.get_xydata())]
+    assert len(curves) == 2 and all([0, 1] in curve.tolist() for curve in curves)
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(600)
+def test_intervals_of_a_cross_validated_auroc_cover_the_truth():
+    """Five folds of 24 patients with one to three similar images each, scores of each fold on another scale."""
+    random = np.random.default_rng(0)
+    metric = recipe_summary.load_metric()
+    truth = norm.cdf(1 / np.sqrt(2))  # scores of patients of the two sides are 1 apart, each with variance 1
+    covered, differing = [], []
+    for _ in range(150):
+        patient = np.repeat(np.arange(120), random.integers(1, 4, 120))
+        labels, folds = (np.arange(120) % 2)[patient], (np.arange(120) // 24)[patient]
+        scale = random.normal(0, 2, (2, 5))
+        runs = []
+        for run in range(2):  # equally good, and independent
+            own, common = random.normal(size=len(patient)), random.normal(size=120)[patient]
+            score = labels + np.sqrt(0.5) * (own + common) + scale[run][folds]
+            runs.append(answers_of(1 / (1 + np.exp(-score)), labels, folds.astype(str)).assign(group=patient))
+        at = [recipe_summary._figures_at(table, metric, None) for table in runs]
+        first = bootstrap(lambda chosen, f=at[0]: f(chosen), patient, strata=folds, num_resamples=200)["auroc"]
+        covered.append(first["low"] <= truth <= first["high"])
+        both = bootstrap(
+            lambda chosen, f=at: {"auroc": f[0](chosen)["auroc"] - f[1](chosen)["auroc"]},
+            patient,
+            strata=folds,
+            num_resamples=200,
+        )["auroc"]
+        differing.append(both["p_value"] < 0.05)
+    assert 0.89 < np.mean(covered) < 0.99, np.mean(covered)
+    assert np.mean(differing) < 0.11, np.mean(differing)
