@@ -134,9 +134,9 @@ def verified_here(monkeypatch, tmp_path_factory) -> None:
 
 @pytest.fixture(scope="session")
 def shared() -> Path:
-    """The folder `shared` beside the repository, with golden values and real corpora."""
+    """The folder `shared` beside the repository, with real corpora."""
     if not SHARED.is_dir():
-        pytest.skip(f"needs the golden values and corpora of {SHARED}, which is not part of the repository")
+        pytest.skip(f"needs the corpora of {SHARED}, which is not part of the repository")
     return SHARED
 
 
