@@ -37,7 +37,8 @@ from modeling_glcm_mae import cooccurrence_matrix, offsets_from_angles, texture_
 from recipe_args import UsageError, parse_args
 from recipe_classification_data import ImagesAsEvaluated
 from recipe_classifier import load_classifier
-from recipe_data import BadImageError, decode_image, load_corpus, transform_of_processor, verify_images
+from recipe_data import BadImageError, load_corpus, transform_of_processor, verify_images, white_of
+from recipe_decoding import decode_image
 from recipe_files import check_output, replaced_folder
 from recipe_summary import COLOURS
 
@@ -123,7 +124,8 @@ def image_features(image: torch.Tensor, levels: int, distances: Sequence[int]) -
 def _texture(args: EmbedArguments, images: datasets.Dataset) -> dict[str, list[float]]:
     columns: dict[str, list[float]] = {}
     for row in tqdm(images, unit=" images"):
-        pixels = decode_image(row["image"], name=row["file_name"], num_channels=1, white_level=args.white_level)
+        white = white_of(row, args.white_level)
+        pixels = decode_image(row["image"], name=row["file_name"], num_channels=1, white_level=white)
         try:
             features = image_features(torch.from_numpy(pixels[..., 0]), args.levels, args.distances)
         except ValueError as error:
@@ -149,7 +151,10 @@ def _encoded(args: EmbedArguments, images: datasets.Dataset) -> dict[str, np.nda
         transform, white = transform_of_processor(processor, encoder.config.image_size)
     except ValueError as error:
         raise UsageError(f"model_name_or_path {name!r}: {error}") from error
-    white = args.white_level or white
+    if "white_level" in images.column_names:  # each image says its own
+        white = None
+    elif args.white_level is not None:
+        white = args.white_level
     # Again, now that the grey value of white is known: a deeper image must not go through an 8-bit processor.
     images, _ = verify_images(images, num_channels=3, white_level=white, transform=transform)
     items = ImagesAsEvaluated(images, transform, white_level=white)

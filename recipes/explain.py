@@ -93,6 +93,11 @@ def explain(args: ExplainArguments) -> list[Path]:
         label_column=NONE,  # of the images alone
         group_column=NONE,
     )
+    if len(images) > args.max_images:
+        logger.info("%d of %d images (--max_images)", args.max_images, len(images))
+        images = images.select(range(args.max_images))
+    if "white_level" in images.column_names:  # each image says its own
+        white = None
     images, _ = verify_images(
         images, num_channels=3, white_level=white, bad_images=args.bad_images, transform=transform
     )
@@ -100,9 +105,8 @@ def explain(args: ExplainArguments) -> list[Path]:
     patch = model.config.patch_size
     model.eval()
     output.mkdir(parents=True, exist_ok=True)
-    files, count = [], min(args.max_images, len(items))
-    logger.info("%d of %d images%s", count, len(items), " (--max_images)" if count < len(items) else "")
-    for index in tqdm(range(count), unit=" images"):
+    files = []
+    for index in tqdm(range(len(items)), unit=" images"):
         pixel_values, name = items[index]["pixel_values"], images[index]["file_name"]
         with torch.no_grad():
             probabilities = model(pixel_values=pixel_values[None]).logits.softmax(dim=1)[0]

@@ -48,7 +48,7 @@ from recipe_data import (
     ImageTransform,
     transform_of_processor,
     verify_images,
-    white_level,
+    white_and_depth,
 )
 from recipe_export import ADDRESS, TRAINING_IMAGES, origin_of, without_paths, write_classifier
 from recipe_files import check_output, replaced_file
@@ -377,13 +377,14 @@ class Run:
                 transform=self.transform,
             )
             self.skipped += [name for name, _ in skipped]
-        levels = {white_level([row], args.white_level) for images in checked.values() for row in images}
+        found = {white_and_depth([row], args.white_level) for images in checked.values() for row in images}
+        levels = sorted({white for white, _ in found})
         if len(levels) > 1:
             raise UsageError(
-                "8-bit and 16-bit images are mixed, and the classifier's image processor has one white level: convert "
-                "them to one depth"
+                f"8-bit and 16-bit images are mixed (white is {', '.join(f'{white:g}' for white in levels)}), and the "
+                "classifier's image processor has one white level: convert them to one depth"
             )
-        (self.white,) = levels
+        (self.white,), self.deep = levels, any(deep for _, deep in found)
         reading = {"white_level": self.white, "seed": self.args.seed}
         made = {part: ClassificationDataset(images, self.transform, **reading) for part, images in checked.items()}
         for part in ("train", "validation"):
@@ -597,7 +598,7 @@ class Run:
         write_classifier(
             self.output_dir / "export",
             model,
-            self.transform.processor(self.white if self.white != 255 else None),
+            self.transform.processor(self.white, deep=self.deep),
             {"config.yaml": yaml.safe_dump(published, sort_keys=False)} | self._training_images(),
             [],
             {
@@ -612,7 +613,7 @@ class Run:
                 "counts": counts,
                 "mode": self.model_args.mode,
                 "pooling": self.model_args.pooling,
-                "deep": self.white > 255,
+                "deep": self.deep,
                 "figures": self._intervals(table) if values else [],
                 "means": figures_explained(self.class_names, self.data_args.positive_classes),
                 "only_answer": next(iter(only_answers(table).values()), None) if values else None,

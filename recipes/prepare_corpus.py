@@ -32,17 +32,9 @@ from corpora.folder import NONE, CorpusError, ImageRecord, existing_folder, is_d
 from corpora.speckle import load_speckle
 from publish import PublishArguments, publication_of
 from recipe_args import UsageError, option, parse_args
-from recipe_data import (
-    CORPORA,
-    BadImageError,
-    decode_image,
-    is_hub_id,
-    luma,
-    open_tables,
-    recognised_folder,
-    unify_tables,
-)
-from recipe_dicom import read_dicom
+from recipe_data import CORPORA, BadImageError, is_hub_id, open_tables, recognised_folder, unify_tables, white_of
+from recipe_decoding import decode_image, luma
+from recipe_dicom import NotAPictureError, read_dicom
 from recipe_export import DATA_ADDRESS, without_paths
 from recipe_files import STAGING, check_output, replaced_folder
 from recipe_hub import check_repo_id, publish
@@ -162,10 +154,14 @@ class Item:
     group: str | None  # patient
     window: tuple[float, float, str] | None = None  # of a DICOM file
     original: ImageRecord | None = None  # before file names and patients were replaced
+    white_level: float | None = None  # of --white_level; what the image is read with from now on
 
 
-def read_items(args: PrepareArguments) -> tuple[list[Item], list[str], list[tuple[str, str]]]:
-    """Every image of the download, its classes (label 0 first), and name and reason of each file that is left out."""
+def read_items(args: PrepareArguments) -> tuple[list[Item], list[str], list[tuple[str, str]], list[tuple[str, str]]]:
+    """Every image of the download and its classes (label 0 first); of what is left out, name and reason of each file.
+
+    These are the files that cannot be read, and the DICOM files that are not pictures.
+    """
     if args.corpus == "speckle":
         return _generate(args)
     records, class_names = _records(args)
@@ -179,17 +175,18 @@ def read_items(args: PrepareArguments) -> tuple[list[Item], list[str], list[tupl
             f"{', '.join(unsplit[:3])}. Say it of all images, or of none"
         )
 
-    def read(record: ImageRecord) -> list[Item] | tuple[str, str]:
+    def read(record: ImageRecord) -> list[Item] | tuple[str, BadImageError]:
         try:
             return list(_items_of(record, args))
         except BadImageError as error:
-            return record.file_name, str(error)
+            return record.file_name, error
 
-    items, problems = [], []
+    items, problems, no_pictures = [], [], []
     with ThreadPoolExecutor(os.cpu_count() or 1) as pool:
         for found in tqdm(pool.map(read, records), total=len(records), desc="reading", unit=" files"):
             if isinstance(found, tuple):
-                problems.append(found)
+                name, error = found
+                (no_pictures if isinstance(error, NotAPictureError) else problems).append((name, str(error)))
             else:
                 items += found
     if problems and args.bad_images != "skip":
@@ -197,8 +194,10 @@ def read_items(args: PrepareArguments) -> tuple[list[Item], list[str], list[tupl
             f"{problems[0][1]} {len(problems)} file(s) are bad; pass --bad_images skip to leave them out."
         )
     if not items:
-        raise BadImageError(f"no image can be read. The first: {problems[0][1]}")
-    return items, class_names, problems
+        raise BadImageError(f"no image can be read. The first: {[*problems, *no_pictures][0][1]}")
+    if no_pictures:
+        logger.warning("%d DICOM file(s) are left out. The first: %s", len(no_pictures), no_pictures[0][1])
+    return items, class_names, problems, no_pictures
 
 
 def _records(args: PrepareArguments) -> tuple[list[ImageRecord], list[str]]:
@@ -254,6 +253,7 @@ def _rows(tables: dict[str, datasets.Dataset], args: PrepareArguments) -> tuple[
                 row.get("group"),
                 split if len(parts) > 1 else None,
                 data=data,
+                white_level=white_of(row, args.white_level),
             )
             records.append(record)
     if len({record.file_name for record in records}) < len(records):  # of several folders or splits: tell them apart
@@ -266,14 +266,16 @@ def _rows(tables: dict[str, datasets.Dataset], args: PrepareArguments) -> tuple[
 
 def _items_of(record: ImageRecord, args: PrepareArguments) -> Iterator[Item]:
     if record.data is not None:
-        yield _item(record, record.data, record.group, args.white_level, None)
+        yield _item(record, record.data, record.group, record.white_level, None)
     elif is_dicom(record.path):
         window = tuple(args.window) if args.window else None
         for image in read_dicom(record.path, name=record.file_name, salt=args.salt, window=window):
             suffix = "" if image.frame is None else f"#{image.frame}"
             named = ImageRecord(record.path, record.file_name + suffix, record.label, record.group, record.split)
             patient = image.patient or pseudonym_of_file(args.salt, record.file_name)
-            yield _item(named, image.png, record.group or patient, None, image.window)
+            # Once some images have a white level of their own, all must say theirs.
+            white = None if args.white_level is None else 255 if image.window is None else 65535
+            yield _item(named, image.png, record.group or patient, white, image.window)
     else:
         try:
             data = record.path.read_bytes()
@@ -288,10 +290,11 @@ def _item(record: ImageRecord, data: bytes, group, white_level, window) -> Item:
     return Item(
         *(record, data, fingerprint(data, grey), grey.shape, bool(grey.std() < FLAT_STD), looks_coloured(image)),
         *(group, window),
+        white_level=white_level,
     )
 
 
-def _generate(args: PrepareArguments) -> tuple[list[Item], list[str], list[tuple[str, str]]]:
+def _generate(args: PrepareArguments) -> tuple[list[Item], list[str], list, list]:
     generated = load_speckle(
         split="train",
         num_images=args.speckle_images,
@@ -305,7 +308,7 @@ def _generate(args: PrepareArguments) -> tuple[list[Item], list[str], list[tuple
     for row in tqdm(generated, desc="generating", unit=" images"):
         record = ImageRecord(Path(row["file_name"]), row["file_name"], label=names[row["label"]])
         items.append(_item(record, row["image"]["bytes"], None, None, None))
-    return items, list(names), []
+    return items, list(names), [], []
 
 
 def find_conflicts(items: list[Item], pairs: list[SimilarPair]) -> set[int]:
@@ -333,6 +336,8 @@ def build_dataset(items: list[Item], groups: list[str], class_names: list[str], 
         features["annotation"] = datasets.Value("string")
     if any(item.window for item in items):
         features["dicom_window"] = datasets.Value("string")
+    if any(item.white_level is not None for item in items):
+        features["white_level"] = datasets.Value("float64")
 
     def rows() -> Iterator[dict[str, Any]]:
         for item, group in zip(items, groups, strict=True):
@@ -351,6 +356,7 @@ def build_dataset(items: list[Item], groups: list[str], class_names: list[str], 
                     for number, mask in enumerate(record.masks)
                 ],
                 "annotation": record.annotation,
+                "white_level": item.white_level,
                 "dicom_window": item.window
                 and f"centre {item.window[0]:g}, width {item.window[1]:g} ({item.window[2]})",
             }
@@ -389,12 +395,14 @@ def prepare(args: PrepareArguments) -> Path:
     if args.push_to_hub and args.keep_file_names and args.corpus not in FACTS:
         source = args.data_dir or args.corpus
         logger.warning("keep_file_names: file names and patients of %s are published as they are", source)
-    items, class_names, problems = read_items(args)
+    items, class_names, problems, no_pictures = read_items(args)
     if args.keep_file_names:
         reasons = [reason for _, reason in problems]
+        others = [reason for _, reason in no_pictures]
     else:
         items = with_written_names(items, args.salt)
         reasons = sorted(publishable(problem, args.salt) for problem in problems)
+        others = sorted(publishable(file, args.salt) for file in no_pictures)
     pairs = similar_pairs([item.print for item in tqdm(items, desc="comparing", leave=False)])
     conflicts = find_conflicts(items, pairs)
     if conflicts:
@@ -424,9 +432,9 @@ def prepare(args: PrepareArguments) -> Path:
         settings = {name: value for name, value in asdict(args).items() if name not in NOT_PUBLISHED}
         settings["corpus"] = known_name(args.corpus, args.data_dir) or args.corpus  # by which its facts are found
         (new / "config.yaml").write_text(yaml.safe_dump(without_paths(settings), sort_keys=False))
-        report = write_report(new, items, pairs, conflicts, groups, reasons, splits, counts)
+        report = write_report(new, items, pairs, conflicts, groups, reasons, others, splits, counts)
         if not args.keep_file_names:
-            write_names(new, items, groups, conflicts, problems, args.salt)
+            write_names(new, items, groups, conflicts, problems + no_pictures, args.salt)
         _write_card(new / "README.md", args, report, counts, class_names, features)
     return output
 

@@ -296,7 +296,7 @@ class Run:
         write_export(
             self.output_dir / "export",
             model,
-            self.data.transform.processor(self.data.white_level if self.data.white_level != 255 else None),
+            self.data.transform.processor(self.data.white_level, deep=self.data.deep),
             {"config.yaml": yaml.safe_dump(self._published(), sort_keys=False)} | self._training_images(),
             [picture] if picture else [],
             self._card_facts(results, picture),
@@ -353,6 +353,7 @@ class Run:
         suffixes = ("", *(f"_{name}" for name in PREDICTORS))
         origin = origin_of(self.model_args.model_name_or_path, self.model_args.model_revision)
         return {
+            "deep": self.data.deep,
             "title": f"GLCM-MAE, pretrained on {Path(corpus).name} (preset {self.model_args.preset})",
             "repo_id": ADDRESS,
             "corpus": corpus if on_hub else Path(corpus).name,

@@ -1,6 +1,5 @@
 """Items for a classifier: augmentation keyed by (seed, epoch, index), evaluation as `pipeline` does it."""
 
-import io
 from dataclasses import dataclass
 from typing import Any
 
@@ -9,10 +8,9 @@ import kornia.augmentation as augmentation
 import numpy as np
 import torch
 from kornia.augmentation.auto import RandAugment
-from PIL import Image
-from transformers.image_utils import load_image
 
-from recipe_data import BadImageError, ImageTransform, _generator, decode_image
+from recipe_data import ImageTransform, _generator, white_of
+from recipe_decoding import decode_image, to_8_bits
 
 _CLASSIFIER_SAMPLE, _MIXING = 5, 6  # after the keys of recipe_data
 PARTS = ("train", "validation", "test")
@@ -66,18 +64,19 @@ class _seeded:
 class ImagesAsEvaluated(torch.utils.data.Dataset):
     """`pixel_values` float32 `(3, H, W)` and `index` of each image, without anything random.
 
-    8-bit images go through the image processor as `pipeline` would take them, so that its answers are the ones judged;
-    deeper images, which the processor refuses, go through the same transform in float.
+    Files are read by `decode_image`, as in training. What 8 bits hold then goes through the image processor, as
+    `pipeline` would take it, so that its answers are the ones judged; anything else (deeper or transparent images,
+    other white levels, strips that letterbox makes thinner than a pixel) through the same transform in float.
 
     Args:
-        dataset: columns image (undecoded), file_name.
+        dataset: columns image (undecoded), file_name, and where known white_level.
         transform: of the model, for three channels.
-        white_level: grey value of white.
+        white_level: grey value of white, for images that do not say theirs; `None` for that of their depth.
     """
 
-    def __init__(self, dataset: datasets.Dataset, transform: ImageTransform, *, white_level: float = 255):
+    def __init__(self, dataset: datasets.Dataset, transform: ImageTransform, *, white_level: float | None = 255):
         self.dataset, self.transform, self.white_level = dataset, transform, white_level
-        self._processor = transform.processor(white_level) if white_level == 255 else None
+        self._processor = transform.processor()
 
     def __len__(self) -> int:
         return len(self.dataset)
@@ -86,22 +85,22 @@ class ImagesAsEvaluated(torch.utils.data.Dataset):
         row = self.dataset[index]
         return {"pixel_values": self.evaluated(row), "index": index}
 
+    def decode(self, row: dict[str, Any]) -> np.ndarray:
+        """`(H, W, 3)` in [0, 1]."""
+        white = white_of(row, self.white_level)
+        return decode_image(row["image"], name=row["file_name"], num_channels=3, white_level=white)
+
     def evaluated(self, row: dict[str, Any]) -> torch.Tensor:
         """`(3, H, W)` of a row of the data set."""
-        source, name = row["image"], row["file_name"]
-        if self._processor is None:
-            return self.transform(
-                decode_image(source, name=name, num_channels=3, white_level=self.white_level), name=name
-            )
-        try:
-            image = Image.open(io.BytesIO(source["bytes"]) if source.get("bytes") is not None else source["path"])
-            if image.mode.startswith(("I", "F")):  # conversion to RGB would cut it to white
-                raise BadImageError(
-                    f"Image '{name}' has more than 8 bits; the model's image processor is for 8 (rescale_factor 1/255)."
-                )
-            return self._processor(images=load_image(image), return_tensors="pt")["pixel_values"][0]
-        except (OSError, SyntaxError) as error:
-            raise BadImageError(f"Image '{name}' cannot be decoded: {error}.") from error
+        image, name = self.decode(row), row["file_name"]
+        self.transform.check(image, name)
+        levels = to_8_bits(image)
+        # in float64 first, as decode_image divides
+        if not np.array_equal(image, (levels.astype(np.float64) / 255).astype(np.float32)):
+            return self.transform(image, name=name)
+        if min(self.transform.fitted_size(*image.shape[:2])) < 1:
+            return self.transform(image, name=name)
+        return self._processor(images=levels, input_data_format="channels_last", return_tensors="pt")["pixel_values"][0]
 
 
 class ClassificationDataset(ImagesAsEvaluated):
@@ -121,7 +120,7 @@ class ClassificationDataset(ImagesAsEvaluated):
         dataset: datasets.Dataset,
         transform: ImageTransform,
         *,
-        white_level: float = 255,
+        white_level: float | None = 255,
         seed: int = 0,
         augment: Augmentation | None = None,
     ):
@@ -137,8 +136,7 @@ class ClassificationDataset(ImagesAsEvaluated):
             pixels = self.evaluated(row)
         else:
             generator = _generator(_CLASSIFIER_SAMPLE, self.seed, epoch, index)
-            image = decode_image(row["image"], name=name, num_channels=3, white_level=self.white_level)
-            fitted = torch.from_numpy(self.transform.crop(image, generator, name=name).astype(np.float32))
+            fitted = torch.from_numpy(self.transform.crop(self.decode(row), generator, name=name).astype(np.float32))
             fitted = self.augment.before_normalisation(fitted, generator)
             pixels = self.augment.after_normalisation(self.transform.finish(fitted.numpy(), generator), generator)
         return {"pixel_values": pixels, "labels": int(row["label"]), "index": int(key)}

@@ -1,10 +1,9 @@
-"""From files to batches: decode images by one rule, transform them on the fly, load any corpus, feed the training.
+"""From files to batches: load any corpus, transform its images on the fly, feed the training.
 
 Everything random about a training image (crop, flips, masking noise) is a pure function of (seed, epoch, index). So a
 resume, the number of workers or processes and gradient accumulation change none of it.
 """
 
-import io
 import itertools
 import logging
 import math
@@ -24,7 +23,7 @@ import torch
 from accelerate import PartialState
 from accelerate.utils import gather_object
 from datasets.exceptions import DatasetNotFoundError
-from PIL import Image, ImageOps, UnidentifiedImageError
+from PIL import Image
 from tqdm.auto import tqdm
 from transformers import ViTImageProcessorPil
 from transformers.image_transforms import center_crop, get_resize_output_image_size
@@ -43,163 +42,18 @@ from corpora.folder import (
     printable,
 )
 from corpora.speckle import load_speckle
+from recipe_decoding import decode_image, is_deep
 
 logger = logging.getLogger(__name__)
 
 RESIZE_MODES = ("shortest", "squash", "letterbox", "none")
 BAD_IMAGES = ("error", "skip")
 # What prepare_corpus.py writes beside image, label and group.
-OWN_COLUMNS = ("file_name", "sha256", "masks", "annotation", "dicom_window")
+OWN_COLUMNS = ("file_name", "sha256", "masks", "annotation", "dicom_window", "white_level")
 MIN_LEVEL_SHARE = 1e-3  # a grey level counts as occupied from this share of the pixels on
-
-_FORMATS = ("PNG", "JPEG", "TIFF", "BMP")
-_LUMA = np.array([0.299, 0.587, 0.114], dtype=np.float32)  # ITU-R BT.601
-_TIFF_BITS_PER_SAMPLE, _TIFF_PHOTOMETRIC, _TIFF_SAMPLE_FORMAT = 258, 262, 339
 
 # First number of every random key, so that streams for different purposes never coincide.
 _IMAGE_ORDER, _TRAINING_SAMPLE, _EVALUATION_SAMPLE, _HELD_OUT = 1, 2, 3, 4
-
-
-# ---------------------------------------------------------------------------------------------------------- decoding
-
-
-def _read_bytes(source: bytes | str | os.PathLike | dict[str, Any], name: str) -> bytes:
-    if isinstance(source, dict):
-        source = source["bytes"] if source.get("bytes") is not None else source["path"]
-    if source is None:  # a row of a table without an image
-        raise BadImageError(f"Image '{name}' is empty (there is none).")
-    if isinstance(source, bytes):
-        return source
-    try:
-        if "://" in str(source):  # a file of a data set that is streamed from the Hub
-            with datasets.utils.file_utils.xopen(str(source), "rb") as file:
-                return file.read()
-        return Path(source).read_bytes()
-    except OSError as error:
-        raise BadImageError(f"Image '{name}' cannot be read: {error.strerror or error}.") from error
-
-
-def _refuse_what_pillow_would_alter(image: Image.Image, name: str) -> None:
-    """Pillow opens some files with other values than they store, without a word. Name them instead."""
-    raw_modes = {tile.args if isinstance(tile.args, str) else tile.args[0] for tile in image.tile}
-    tags = getattr(image, "tag_v2", {})
-    grey = image.mode in ("1", "L") or image.mode.startswith(("I", "F"))
-    if not grey and (any(";16" in mode for mode in raw_modes) or max(tags.get(_TIFF_BITS_PER_SAMPLE, (8,))) > 8):
-        raise BadImageError(
-            f"Image '{name}' has 16 bits a channel in colour or with an alpha channel, which Pillow would cut to 8. "
-            "Save it as 16-bit grey (PNG or TIFF) or as 8-bit colour."
-        )
-    if tags.get(_TIFF_PHOTOMETRIC) == 0 and image.mode not in ("1", "L"):
-        raise BadImageError(f"Image '{name}' is a TIFF that stores white as 0 (MINISWHITE), read only with 8 bits.")
-    if image.mode == "L" and 2 in tags.get(_TIFF_SAMPLE_FORMAT, ()):
-        raise BadImageError(f"Image '{name}' is a TIFF of signed 8-bit numbers. Save it as unsigned.")
-    if image.format == "TIFF" and image.n_frames > 1:
-        raise BadImageError(f"Image '{name}' is a TIFF of {image.n_frames} pages. Save each page as a file.")
-
-
-def _open(data: bytes, name: str) -> tuple[Image.Image, str]:
-    """The decoded image, turned upright, and the mode in which its grey values are stored (as Pillow's raw mode)."""
-    if not data:
-        raise BadImageError(f"Image '{name}' is empty (0 bytes).")
-    try:
-        image = Image.open(io.BytesIO(data), formats=_FORMATS)
-        _refuse_what_pillow_would_alter(image, name)
-        tile = image.tile[0]
-        raw_mode = tile.args if isinstance(tile.args, str) else tile.args[0]
-        image.load()
-        return ImageOps.exif_transpose(image), raw_mode
-    except BadImageError:
-        raise
-    except UnidentifiedImageError as error:
-        raise BadImageError(f"Image '{name}' cannot be read as any of {', '.join(_FORMATS)}.") from error
-    except Exception as error:  # damaged bytes make decoders raise nearly anything: OSError, SyntaxError, struct.error
-        raise BadImageError(f"Image '{name}' cannot be decoded: {error}.") from error
-
-
-def _scale_grey(values: np.ndarray, default_white: int | None, white_level: float | None, name: str) -> np.ndarray:
-    """Grey values `(H, W)` or `(H, W, C)` / white level, float32 in [0, 1]."""
-    white = default_white if white_level is None else white_level
-    if white is None:
-        raise ValueError(
-            f"Image '{name}' stores {values.dtype} grey values up to {values.max()}, which have no usual white. "
-            "Give white_level, the value that means white."
-        )
-    if white_level is not None and default_white == 255 and white_level > 255:
-        raise ValueError(f"Image '{name}' has 8 bits and cannot reach white_level={white_level}: all would be dark.")
-    low, high = values.min(), values.max()
-    if not (low >= 0 and high <= white):  # NaN fails this too
-        worst = low if not low >= 0 else high
-        raise ValueError(f"Image '{name}' has the grey value {worst}, allowed are 0 to white_level={white}.")
-    # in float64 first: float32 holds no 32-bit integer exactly
-    return (values.astype(np.float64) / white).astype(np.float32)
-
-
-def decode_image(
-    source: bytes | str | os.PathLike | dict[str, Any],
-    *,
-    name: str,
-    num_channels: int,
-    white_level: float | None = None,
-) -> np.ndarray:
-    """Decode a PNG, JPEG, TIFF or BMP image to grey values in [0, 1].
-
-    The one rule for grey depth: value / white level. The white level is 255 for 8-bit files and 65535 for 16-bit files
-    unless `white_level` says otherwise (4095 for 12-bit scans in 16-bit files, say); 12-bit, 32-bit integer and float
-    files have no default and need it. Nothing is stretched to the range of the image and nothing is cut to 8 bits.
-
-    Palettes are resolved, CMYK becomes RGB, the EXIF orientation is applied. Transparency is composited on white, as
-    transformers' image processors do, so that training and the exported processor agree; opaque alpha has no effect.
-
-    Args:
-        source: the file's bytes, its path, or the `{"bytes", "path"}` of an undecoded `datasets.Image`.
-        name: what errors call the image.
-        num_channels: 3 (grey is replicated) or 1 (colour becomes ITU-R 601 luma; equal channels stay exact).
-        white_level: the stored value that means white, for all images.
-
-    Returns:
-        float32 `(H, W, num_channels)` in [0, 1].
-
-    Raises:
-        BadImageError: unreadable, truncated or empty; more than 8 bits in colour; several pages.
-        ValueError: a value outside [0, white level]; a white level is needed and not given, or cannot be meant.
-    """
-    if num_channels not in (1, 3):
-        raise ValueError(f"num_channels must be 1 or 3, got {num_channels}.")
-    image, raw_mode = _open(_read_bytes(source, name), name)
-    mode = image.mode
-    if mode.startswith("I;16") or (mode == "I" and raw_mode == "I;16B"):  # the latter: 16-bit PNG in older Pillow
-        pixels = _scale_grey(np.asarray(image), None if raw_mode == "I;12" else 65535, white_level, name)
-    elif mode in ("I", "F"):
-        pixels = _scale_grey(np.asarray(image), None, white_level, name)
-    else:
-        alpha = None
-        try:
-            if image.has_transparency_data:
-                image = image.convert("RGBA")
-                alpha = np.asarray(image.getchannel("A"), dtype=np.float32)[..., None] / 255  # (H, W, 1)
-                image = image.convert("RGB")
-            elif mode in ("1", "L"):
-                image = image.convert("L")
-            else:
-                image = image.convert("RGB")
-        except ValueError as error:
-            raise BadImageError(f"Image '{name}' has the mode {mode}, which Pillow cannot turn into RGB.") from error
-        pixels = _scale_grey(np.asarray(image), 255, white_level, name)
-        if alpha is not None:
-            pixels = pixels * alpha + (1 - alpha)
-
-    if pixels.ndim == 2:
-        pixels = pixels[..., None]
-    if num_channels == 3:
-        return np.ascontiguousarray(np.broadcast_to(pixels, (*pixels.shape[:2], 3)))
-    return luma(pixels) if pixels.shape[2] == 3 else pixels
-
-
-def luma(pixels: np.ndarray) -> np.ndarray:
-    """ITU-R 601 luma `(H, W, 1)` of colour `(H, W, 3)` in [0, 1]; equal channels stay exact."""
-    if (pixels == pixels[..., :1]).all():
-        return np.ascontiguousarray(pixels[..., :1])
-    return (pixels @ _LUMA)[..., None].clip(0, 1)
 
 
 # -------------------------------------------------------------------------------------------------------- transforms
@@ -306,21 +160,31 @@ class ImageTransform:
         mean, std = (np.array(values, dtype=np.float32)[:, None, None] for values in (self.image_mean, self.image_std))
         return torch.from_numpy((pixels - mean) / std)
 
+    def fitted_size(self, height: int, width: int) -> tuple[int, int]:
+        """The size that an image is scaled to before the centre crop, by the processor's own functions.
+
+        A side of 0 is a strip thinner than a pixel, by letterbox: `fit` takes one pixel, the processor raises.
+        """
+        if self.resize in ("none", "squash"):
+            return self.image_size
+        if self.resize == "letterbox":
+            return get_image_size_for_max_height_width((height, width), *self.image_size)
+        shortest = self.resize_to or max(self.image_size)
+        shape = np.broadcast_to(
+            np.float32(0), (1, height, width)
+        )  # the function takes an image, and looks at its shape
+        return get_resize_output_image_size(shape, shortest, False, input_data_format=ChannelDimension.FIRST)
+
     def fit(self, image: np.ndarray, *, name: str = "image") -> np.ndarray:
         """Bring `(H, W, C)` to `(C, *image_size)`, both in [0, 1], by `resize`."""
         self.check(image, name)
         pixels = np.ascontiguousarray(image.transpose(2, 0, 1))
-        # The sizes in between are the processor's own, so that both agree.
         if self.resize == "none":
             return pixels
         if self.resize == "squash":
             return _resize(pixels, self.image_size, self.resample)
-        if self.resize == "letterbox":
-            size = get_image_size_for_max_height_width(pixels.shape[1:], *self.image_size)
-        else:
-            shortest = self.resize_to or max(self.image_size)
-            size = get_resize_output_image_size(pixels, shortest, False, input_data_format=ChannelDimension.FIRST)
-        pixels = _resize(pixels, (max(1, size[0]), max(1, size[1])), self.resample)
+        height, width = self.fitted_size(*pixels.shape[1:])
+        pixels = _resize(pixels, (max(1, height), max(1, width)), self.resample)
         return center_crop(pixels, self.image_size, input_data_format=ChannelDimension.FIRST)
 
     def _random_crop(self, pixels: np.ndarray, generator: torch.Generator) -> np.ndarray:
@@ -342,16 +206,20 @@ class ImageTransform:
         top, left = (height - crop_height) // 2, (width - crop_width) // 2
         return pixels[:, top : top + crop_height, left : left + crop_width]
 
-    def processor(self, white_level: float | None = None) -> ViTImageProcessorPil:
+    def processor(self, white_level: float | None = None, *, deep: bool | None = None) -> ViTImageProcessorPil:
         """The image processor of transformers for the evaluation transform, to be saved beside the model.
 
         All of `resize` can be said in its terms: letterbox is "max_height, max_width" and a centre crop, which pads
-        with black. Three channels come with `do_convert_rgb`, so grey files work. What it cannot do: resize images
-        deeper than 8 bits (it raises for values above 255) and turn colour into one channel. With `resize="none"` it
-        leaves the size alone; the model then refuses other sizes.
+        with black. Three channels of 8 bits come with `do_convert_rgb`: grey files work, and transparency is composited
+        on white. Without it (one channel, or deep images) an alpha channel is refused. What it cannot do: resize images
+        deeper than 8 bits (it raises for values above 255), turn colour into one channel or resolve a palette there,
+        and letterbox a strip so thin that a side rounds to 0 pixels (it raises). With `resize="none"` it leaves the
+        size alone; the model then refuses other sizes.
 
         Args:
             white_level: as for `decode_image`; the default stands for 8-bit images.
+            deep: the images are deeper than 8 bits; by default if `white_level` is above 255. With three channels the
+                processor then refuses grey files, which it would cut to 8 bits.
         """
         height, width = self.image_size
         size = {
@@ -370,8 +238,8 @@ class ImageTransform:
             do_normalize=True,
             image_mean=list(self.image_mean),
             image_std=list(self.image_std),
-            # Conversion to RGB cuts 16-bit files to 8 bits: without it they are refused for their number of channels.
-            do_convert_rgb=len(self.image_mean) == 3 and white <= 255,
+            # Conversion to RGB cuts deep files to 8 bits: without it they are refused for their number of channels.
+            do_convert_rgb=len(self.image_mean) == 3 and not (white > 255 if deep is None else deep),
         )
 
 
@@ -466,7 +334,8 @@ def load_corpus(
 
     Returns:
         A data set with the columns `image` (`datasets.Image(decode=False)`, so that `decode_image` can name the file),
-        `file_name`, and where known `label` (`ClassLabel`) and `group` (a string). Labels that are strings or whole
+        `file_name`, and where known `label` (`ClassLabel`) `group` (a string) and
+        `white_level` (see `white_of`). Labels that are strings or whole
         numbers become classes, in the order of the alphabet or the numbers, over all splits.
 
     Raises:
@@ -703,6 +572,8 @@ def _unify(
     """One split of `unify_tables`, its columns known."""
     used = {name: column for name, column in columns.items() if column is not None}
     kept = [name for name in ("file_name", "sha256") if name in dataset.features and name not in used.values()]
+    if dataset.features.get("white_level") == datasets.Value("float64"):  # of prepare_corpus.py
+        kept.append("white_level")
     dataset = dataset.select_columns([*dict.fromkeys(used.values()), *kept])
     # Before the renaming: for that, a stream would decode the images and lose their paths.
     dataset = dataset.cast_column(columns["image"], datasets.Image(decode=False))
@@ -778,7 +649,8 @@ def verify_images(
         row = dataset[index]
         name = row["file_name"]
         try:
-            image = decode_image(row["image"], name=name, num_channels=num_channels, white_level=white_level)
+            white = white_of(row, white_level)
+            image = decode_image(row["image"], name=name, num_channels=num_channels, white_level=white)
             if transform is not None:
                 transform.check(image, name)
         except ValueError as error:
@@ -811,28 +683,45 @@ def verify_images(
     return kept, [(name, reason) for _, name, reason, _ in found]
 
 
-def white_level(rows: Iterable[dict[str, Any]], given: float | None) -> float:
-    """The stored grey value of white that a processor for all these images needs.
+def white_of(row: dict[str, Any], given: float | None) -> float | None:
+    """The white level of a row: what prepare_corpus.py was told, where its column `white_level` says so, else `given`.
+
+    Raises:
+        ValueError: `given`, `--white_level`, says otherwise than the column.
+    """
+    stored = row.get("white_level")
+    if stored is not None and given is not None and stored != given:
+        raise ValueError(
+            f"white_level={given:g} contradicts the corpus: image '{row['file_name']}' was prepared with "
+            f"white_level={stored:g}. Leave the option out, or prepare the corpus anew."
+        )
+    return given if stored is None else stored
+
+
+def white_and_depth(rows: Iterable[dict[str, Any]], given: float | None) -> tuple[float, bool]:
+    """What a processor for all these images needs to know.
 
     Args:
         rows: of a corpus, all readable.
-        given: `--white_level`; it wins.
+        given: `--white_level`.
 
     Returns:
-        `given`, or 65535 if the first image is a 16-bit file, else 255. Warns where files of both kinds are mixed.
+        The stored grey value of white: `given` or that of the prepared corpus, else 65535 if the images are 16-bit
+        files, else 255; and whether they are deeper than 8 bits. Warns where files of both kinds are mixed.
     """
-    if given is not None:
-        return given
-    deep = set()
+    found = set()
     for row in rows:
-        with Image.open(io.BytesIO(_read_bytes(row["image"], row["file_name"]))) as image:
-            deep.add(image.mode.startswith("I"))
-    if len(deep) == 2:
+        deep = is_deep(row["image"], name=row["file_name"])
+        white = white_of(row, given)
+        found.add(((65535 if deep else 255) if white is None else white, deep))
+    if len({white for white, _ in found}) > 1:
         logger.warning(
-            "8-bit and 16-bit files are mixed: training takes white as 255 and as 65535, the exported image processor "
-            "has one rule and is made for 8-bit files"
+            "images of different white levels are mixed (%s): training takes each by its own, the exported image "
+            "processor has one rule and is made for the lowest",
+            ", ".join(f"{white:g}" for white in sorted({white for white, _ in found})),
         )
-    return 65535 if deep == {True} else 255
+    white, _ = min(found, default=(255, False))
+    return white, any(deep for level, deep in found if level == white)
 
 
 def split_held_out(
@@ -914,9 +803,8 @@ class _ItemMaker:
 
     def decode(self, row: dict[str, Any]) -> np.ndarray:
         """`(H, W, C)` in [0, 1]."""
-        return decode_image(
-            row["image"], name=row["file_name"], num_channels=self.num_channels, white_level=self.white_level
-        )
+        white = white_of(row, self.white_level)
+        return decode_image(row["image"], name=row["file_name"], num_channels=self.num_channels, white_level=white)
 
     def from_cache(self, pixels: np.ndarray, name: str, generator: torch.Generator) -> dict[str, Any]:
         """The item of an image that was decoded and fitted before: uint8 `(C, *image_size)`."""

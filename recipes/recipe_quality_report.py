@@ -29,6 +29,7 @@ TITLES = {
     "tiny": f"images with a side below {MIN_SIDE} pixels",
     "flat": "flat images",
     "unreadable": "files that cannot be read (left out)",
+    "no_pictures": "DICOM files that are not pictures, by their SOP class (left out)",
 }
 
 
@@ -39,6 +40,7 @@ def write_report(
     conflicts: set[int],
     groups: list[str],
     problems: list[str],
+    no_pictures: list[str],
     splits: dict[str, Any],
     counts: dict[str, int],
 ) -> dict[str, Any]:
@@ -51,6 +53,7 @@ def write_report(
         conflicts: positions that are left out.
         groups: of each image.
         problems: why files were left out.
+        no_pictures: DICOM files that were left out for their SOP class.
         splits: of `make_splits`.
         counts: images of each split that is written.
 
@@ -95,6 +98,7 @@ def write_report(
         "tiny": [name for name, item in zip(names, items, strict=True) if min(item.size) < MIN_SIDE],
         "flat": [name for name, item in zip(names, items, strict=True) if item.flat],
         "unreadable": problems,
+        "no_pictures": no_pictures,
     }
     majority = sum(item.coloured for item in items) > len(items) / 2
     if majority:  # a corpus in colour: only in a grey one are they a fault
@@ -102,6 +106,8 @@ def write_report(
     # What could not be looked for is no row of the tables: 0 would say that there is none.
     unchecked = set()
     patients = any(item.group is not None for item in items)
+    if not no_pictures:  # most corpora have no DICOM files at all
+        unchecked.add("no_pictures")
     if own is None:
         unchecked |= {"across_official_split", "patients_across_official_split", "official_left_out"}
     if not patients:

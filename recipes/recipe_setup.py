@@ -19,7 +19,7 @@ from recipe_data import (
     load_corpus,
     split_held_out,
     verify_images,
-    white_level,
+    white_and_depth,
 )
 from recipe_splits import load_prepared
 
@@ -144,6 +144,7 @@ class PretrainingData:
     labelled: PretrainDataset | None = None  # the training images without augmentation, if they have labels
     skipped: list[str] = field(default_factory=list)  # files that could not be read
     white_level: float = 255  # the stored grey value of white, for the processor that is exported
+    deep: bool = False  # whether the images have more than 8 bits
 
 
 def load_data(data_args: DataArguments, config: GLCMMAEConfig, seed: int) -> PretrainingData:
@@ -200,10 +201,11 @@ def load_data(data_args: DataArguments, config: GLCMMAEConfig, seed: int) -> Pre
             # A function of this module: workers that are spawned, as on macOS, get it by its name.
             images = images.filter(_is_not_among, fn_kwargs={"names": names})
         train = PretrainIterableDataset(images, transform, shuffle_buffer=data_args.shuffle_buffer, **stream)
-        return PretrainingData(train, held_out, transform, white_level=white_level(first, data_args.white_level))
+        white, deep = white_and_depth(first, data_args.white_level)
+        return PretrainingData(train, held_out, transform, white_level=white, deep=deep)
     images, skipped = verify_images(images, bad_images=data_args.bad_images, transform=transform, **checking)
-    white = white_level(images, data_args.white_level)
-    if data_args.cache_images and white > 255:
+    white, deep = white_and_depth(images, data_args.white_level)
+    if data_args.cache_images and deep:
         raise UsageError(f"cache_images keeps 8 bits, the images are deeper (white is {white:g}): set it to false")
     if data_args.held_out and "group" not in images.column_names and data_args.corpus != "speckle":
         logger.warning(
@@ -219,4 +221,4 @@ def load_data(data_args: DataArguments, config: GLCMMAEConfig, seed: int) -> Pre
     labelled = None
     if held_out is not None and "label" in images.column_names:
         labelled = PretrainDataset(train_images, transform, train=False, **reading)
-    return PretrainingData(train, held_out, transform, labelled, [name for name, _ in skipped], white)
+    return PretrainingData(train, held_out, transform, labelled, [name for name, _ in skipped], white, deep)

@@ -17,7 +17,8 @@ from accelerate.utils import gather_object
 from sklearn.model_selection import StratifiedGroupKFold
 
 from recipe_args import UsageError
-from recipe_data import decode_image, parquet_files
+from recipe_data import parquet_files, white_of
+from recipe_decoding import decode_image
 from recipe_quality import Fingerprint, fingerprint, similar_pairs
 
 logger = logging.getLogger(__name__)
@@ -320,11 +321,12 @@ _known: dict[str, Fingerprint] = {}  # by SHA-256: the parts of several folds ar
 
 def _fingerprints(dataset: datasets.Dataset) -> list[Fingerprint]:
     found = []
-    for row in dataset.select_columns(["image", "file_name"]).cast_column("image", datasets.Image(decode=False)):
+    needed = [name for name in ("image", "file_name", "white_level") if name in dataset.column_names]
+    for row in dataset.select_columns(needed).cast_column("image", datasets.Image(decode=False)):
         data = _bytes(row["image"])
         digest = hashlib.sha256(data).hexdigest()
         if digest not in _known:
-            grey = decode_image(data, name=row["file_name"], num_channels=1, white_level=None)[..., 0]
+            grey = decode_image(data, name=row["file_name"], num_channels=1, white_level=white_of(row, None))[..., 0]
             _known[digest] = fingerprint(data, grey)
         found.append(_known[digest])
     return found

@@ -691,7 +691,140 @@ CORPORA = [
 ]
 
 # ------------------------------------------------------------------------------- decoding, DICOM, what is shown
-IMAGES = []
+IMAGES = [
+    Mutation(
+        "recipes/recipe_decoding.py",
+        "pixels = pixels * alpha + (1 - alpha)",
+        "pixels = pixels",
+        "tests/test_decoding.py::test_transparent_pixels_are_white_for_training_and_processor_but_not_for_pipeline",
+    ),
+    Mutation(
+        "recipes/recipe_decoding.py",
+        "if tags.get(_TIFF_PHOTOMETRIC) == 0 and image.mode",
+        "if False and image.mode",
+        "tests/test_decoding.py::test_what_training_refuses_the_evaluation_and_the_demo_refuse_with_the_same_words",
+    ),
+    Mutation(
+        "recipes/recipe_classification_data.py",
+        "if not np.array_equal(image, (levels.astype(np.float64) / 255).astype(np.float32)):",
+        "if False:",
+        "tests/test_decoding.py::test_saved_processor_refuses_float_and_32_bit_files_rather_than_cutting_them",
+    ),
+    Mutation(
+        "recipes/recipe_classification_data.py",
+        "if min(self.transform.fitted_size(*image.shape[:2])) < 1:",
+        "if False:",
+        "tests/test_decoding.py::test_a_strip_of_100_to_1_is_letterboxed_in_the_evaluation_and_named_by_the_demo",
+    ),
+    Mutation(
+        "hub_cards/space/app.py",
+        "elif (white != 255) if is_deep(data, name=name) else (1 < white <= 255):",
+        "elif white != 255:",
+        "tests/test_decoding.py::test_the_demo_reads_by_the_white_of_the_training",
+    ),
+    Mutation(
+        "hub_cards/space/app.py",
+        "pixels = decode_image(data, name=name, num_channels=3, white_level=own)",
+        'pixels = np.asarray(Image.open(io.BytesIO(data)).convert("RGB")) / 255',
+        "tests/test_decoding.py::test_the_evaluation_and_the_demo_see_the_pixels_of_the_training",
+    ),
+    Mutation(
+        "recipes/recipe_data.py",
+        "return given if stored is None else stored",
+        "return given",
+        "tests/test_decoding.py::test_the_white_level_of_the_corpus_is_read_and_not_contradicted",
+    ),
+    Mutation(
+        "recipes/recipe_data.py",
+        "if stored is not None and given is not None and stored != given:",
+        "if False:",
+        "tests/test_decoding.py::test_the_white_level_of_the_corpus_is_read_and_not_contradicted",
+    ),
+    Mutation(
+        "recipes/recipe_data.py",
+        "not (white > 255 if deep is None else deep)",
+        "white <= 255",
+        "tests/test_decoding.py::test_saved_processor_refuses_float_and_32_bit_files_rather_than_cutting_them",
+    ),
+    Mutation(
+        "recipes/recipe_splits.py",
+        "white_level=white_of(row, None)",
+        "white_level=None",
+        "tests/test_decoding.py::test_a_corpus_of_float_files_keeps_its_white_level_through_folds_and_exports",
+    ),
+    Mutation(
+        "recipes/finetune.py",
+        "self.transform.processor(self.white, deep=self.deep)",
+        "self.transform.processor(self.white)",
+        "tests/test_decoding.py::test_a_corpus_of_float_files_keeps_its_white_level_through_folds_and_exports",
+    ),
+    Mutation(
+        "recipes/explain.py",
+        "        bad_images=args.bad_images,\n",
+        "",
+        "tests/test_decoding.py::test_explaining_leaves_bad_images_out_by_name",
+    ),
+    Mutation(
+        "recipes/recipe_dicom.py",
+        '(header.get("VOILUTFunction") or "LINEAR").upper()',
+        '"LINEAR"',
+        "tests/test_dicom.py::test_linear_exact_and_sigmoid_windows_are_those_of_the_standard",
+    ),
+    Mutation(
+        "recipes/recipe_dicom.py",
+        'if window is None and header.get("VOILUTSequence"):',
+        "if False:",
+        "tests/test_dicom.py::test_a_voi_lut_is_applied_after_the_rescale_and_before_a_window",
+    ),
+    Mutation(
+        "recipes/recipe_dicom.py",
+        "grey = np.where(_padding(pixels, header), 0, grey)",
+        "pass",
+        "tests/test_dicom.py::test_padding_is_black",
+    ),
+    Mutation(
+        "recipes/recipe_dicom.py",
+        "np.array(int(end)).astype(pixels.dtype)",
+        "np.array(int(end))",
+        "tests/test_dicom.py::test_padding_is_black",
+    ),
+    Mutation(
+        "recipes/recipe_dicom.py",
+        'if "Image Storage" not in uid.name',
+        'if uid.name == "Segmentation Storage"',
+        "tests/test_dicom.py::test_what_is_not_a_picture_is_refused_by_its_class",
+    ),
+    Mutation(
+        "recipes/recipe_dicom.py",
+        " and uid != EnhancedUSVolumeStorage:",
+        ":",
+        "tests/test_dicom.py::test_pictures_of_unusual_or_private_classes_are_read",
+    ),
+    Mutation(
+        "recipes/recipe_dicom.py",
+        '" ".join(str(error).split()) or',
+        "str(error).splitlines()[0] or",
+        "tests/test_dicom.py::test_where_a_decoder_is_missing_the_package_is_named",
+    ),
+    Mutation(
+        "recipes/recipe_dicom.py",
+        ", indices=frames)",
+        ")",
+        "tests/test_dicom.py::test_compressed_files_are_decoded_by_what_the_recipes_install",
+    ),
+    Mutation(
+        "recipes/recipe_dicom.py",
+        "pixels >> 8",
+        "pixels & 255",
+        "tests/test_dicom.py::test_a_palette_is_applied",
+    ),
+    Mutation(
+        "recipes/prepare_corpus.py",
+        "no_pictures if isinstance(error, NotAPictureError) else problems",
+        "problems",
+        "tests/test_dicom.py::test_objects_that_are_not_pictures_are_left_out_named_and_counted",
+    ),
+]
 
 # ------------------------------------------------------------------------------------------------- pretraining
 PRETRAINING = [

@@ -385,7 +385,7 @@ def test_a_folder_that_is_not_there_is_not_looked_for_on_the_hub(tmp_path, monke
 def test_folder_by_name_is_recognised_as_by_path(tmp_path):
     busi = known_layouts(tmp_path)["busi"]
     assert len(load_corpus("folder", data_dir=str(busi))) == 3
-    items, class_names, _ = prepare_corpus.read_items(
+    items, class_names, *_ = prepare_corpus.read_items(
         PrepareArguments(corpus="folder", data_dir=str(busi), output_dir=str(tmp_path / "out"))
     )
     assert len(items) == 3 and class_names == ["normal", "benign", "malignant"]

@@ -215,7 +215,7 @@ def test_a_patient_of_the_table_and_of_dicom_is_one(tmp_path):
         shutil.copy(get_testdata_file(source, download=False), tmp_path / "raw" / name)
     table = write(tmp_path / "table.csv", b"file,patient\n1.2.840.10008.77,4MR1\nb.dcm,\nc.dcm,\n")
     args = PrepareArguments(data_dir=str(tmp_path / "raw"), table=str(table), output_dir=str(tmp_path / "o"), salt=SALT)
-    items, _, _ = read_items(args)
+    items, *_ = read_items(args)
     group = {item.original.file_name: item.group for item in with_written_names(items, SALT)}
     assert group["1.2.840.10008.77"] == group["b.dcm"] != group["c.dcm#0"] == group["c.dcm#1"]
     written = [item.record.file_name for item in with_written_names(items, SALT)]

@@ -38,12 +38,13 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.colors import LogNorm
 from matplotlib.figure import Figure
 from matplotlib.patches import Rectangle
-from PIL import Image, ImageOps, UnidentifiedImageError
+from PIL import Image
 from safetensors import SafetensorError
 from transformers import AutoConfig, AutoImageProcessor, PreTrainedModel, ViTForImageClassification, pipeline
 
-from corpora.folder import DICOM_SUFFIXES, BadImageError
+from corpora.folder import DICOM_SUFFIXES
 from modeling_glcm_mae import GLCMMAEForPreTraining, cooccurrence_matrix, texture_features
+from recipe_decoding import decode_image, is_deep, to_8_bits
 from recipe_dicom import read_dicom
 from recipe_overlay import occlusion_map
 from vit_mean_pooling import ViTMeanPoolingForImageClassification
@@ -62,7 +63,7 @@ _MASKING = threading.Lock()  # requests share a model, whose mask ratio is a fie
 
 @dataclass(frozen=True)
 class Network:
-    """A network with the processor it was trained with, and the grey value of white in 16-bit files."""
+    """A network with the processor it was trained with, and the grey value of white in its training."""
 
     model: PreTrainedModel
     processor: Any
@@ -71,7 +72,11 @@ class Network:
     def pixels(self, image: Image.Image) -> torch.Tensor:
         """`(1, C, H, W)`, normalised, of an 8-bit RGB image."""
         grey = self.model.config.num_channels == 1
-        return self.processor(images=image.convert("L") if grey else image, return_tensors="pt")["pixel_values"]
+        try:
+            return self.processor(images=image.convert("L") if grey else image, return_tensors="pt")["pixel_values"]
+        except ValueError as error:  # a strip, say, of which one side would have no pixel left
+            size = f"{image.width} x {image.height}"
+            raise ValueError(f"an image of {size} pixels cannot be resized for the model: {error}") from error
 
     def picture(self, pixels: torch.Tensor) -> np.ndarray:
         """`(H, W, 3)` uint8 of normalised pixels `(C, H, W)`, which are NaN where they are hidden."""
@@ -162,7 +167,7 @@ def _network(kind: type[PreTrainedModel], name: str, **where: str) -> Network:
     # `read` makes every image one of 8 bits, also for models that were trained on deeper ones.
     white = round(1 / processor.rescale_factor, 6)
     processor.rescale_factor, processor.do_convert_rgb = 1 / 255, model.config.num_channels == 3
-    return Network(model.eval(), processor, white if white > 255 else 65535)
+    return Network(model.eval(), processor, white)
 
 
 def _autoencoder(name: str) -> Network | None:
@@ -208,30 +213,23 @@ def read(data: bytes, name: str, white: float) -> tuple[Image.Image, str]:
     Args:
         data: the file's bytes.
         name: its name; what errors call it.
-        white: the grey value of white in 16-bit files. DICOM files have a window instead.
+        white: the grey value of white in the model's training. Files of another depth are read by the white of theirs,
+            DICOM files by their window.
 
     Raises:
-        ValueError: it is neither, or has grey values without a usual white.
+        ValueError: what the training would say of the file.
     """
-    words = ""
-    try:
-        if data[128:132] == b"DICM" or name.lower().endswith(DICOM_SUFFIXES):
-            frame = next(read_dicom(io.BytesIO(data), name=name, salt=""))
-            data, white = frame.png, 65535
-            if frame.window is not None:
-                centre, width, source = frame.window
-                words = f"Grey of {name}: window with centre {centre:g} and width {width:g} (of the {source})."
-        image = ImageOps.exif_transpose(Image.open(io.BytesIO(data)))
-    except (UnidentifiedImageError, OSError, BadImageError) as error:
-        raise ValueError(f"{name} cannot be read as an image: {_first_line(error)}") from error
-    if image.mode in ("I", "F"):
-        raise ValueError(f"{name} has 32-bit grey values, which have no usual white; allowed are 8 and 16 bits")
-    if image.mode.startswith("I;16"):
-        image = Image.fromarray((np.asarray(image) / white * 255).round().clip(0, 255).astype(np.uint8))
-    if image.has_transparency_data:  # on white, as in the training
-        image = image.convert("RGBA")
-        image = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image)
-    return image.convert("RGB"), words
+    words, own = "", None
+    if data[128:132] == b"DICM" or name.lower().endswith(DICOM_SUFFIXES):
+        frame = next(read_dicom(io.BytesIO(data), name=name, salt=""))
+        data = frame.png
+        if frame.window is not None:
+            centre, width, source = frame.window
+            words = f"Grey of {name}: window with centre {centre:g} and width {width:g} (of the {source})."
+    elif (white != 255) if is_deep(data, name=name) else (1 < white <= 255):
+        own = white
+    pixels = decode_image(data, name=name, num_channels=3, white_level=own)
+    return Image.fromarray(to_8_bits(pixels)), words
 
 
 def _opened(name: str, path: str | None) -> tuple[Model, Image.Image, str]:
@@ -530,6 +528,7 @@ def serve(name: str) -> FastAPI:
             if not isinstance(top_k, int) or top_k < 1:
                 raise ValueError(f"top_k must be a whole number of at least 1, got {top_k!r}")
             image, _ = read(body, "the image", network.white)
+            network.pixels(image)  # says which images the processor cannot take
         except (KeyError, ValueError, OSError) as error:
             return JSONResponse({"error": f"the request cannot be read: {error}"}, status_code=400)
         return model(image, **{"top_k": 5} | parameters)

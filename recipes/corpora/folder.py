@@ -58,6 +58,7 @@ class ImageRecord:
         masks: files of lesion masks, where the corpus has them.
         annotation: what else the corpus tells of the image, as JSON, or `None`.
         data: the bytes of the file, where it comes out of a Parquet file; then `path` is a name only.
+        white_level: the stored grey value of white, where a Parquet file says it or the user does for all its images.
     """
 
     path: Path
@@ -68,6 +69,7 @@ class ImageRecord:
     masks: tuple[Path, ...] = ()
     annotation: str | None = None
     data: bytes | None = None
+    white_level: float | None = None
 
 
 def is_ignored(name: str) -> bool:
