@@ -41,7 +41,7 @@ from transformers.trainer_utils import HubStrategy, IntervalStrategy
 from corpora.facts import facts_of
 from recipe_args import ImageArguments, UsageError, option, parse_args
 from recipe_classification_data import Augmentation, ClassificationDataset, Mixing, OneHot
-from recipe_classifier import CLASSIFIERS, images_seen_in_pretraining, load_classifier, parameter_groups
+from recipe_classifier import CLASSIFIERS, load_classifier, parameter_groups
 from recipe_data import (
     BadImageError,
     EpochSampler,
@@ -50,7 +50,15 @@ from recipe_data import (
     verify_images,
     white_and_depth,
 )
-from recipe_export import ADDRESS, TRAINING_IMAGES, origin_of, without_paths, write_classifier
+from recipe_export import (
+    ADDRESS,
+    TRAINING_IMAGES,
+    images_seen,
+    list_of_images,
+    origin_of,
+    without_paths,
+    write_classifier,
+)
 from recipe_files import check_output, replaced_file
 from recipe_frozen import MODES, fit_frozen, frozen_features
 from recipe_hub import PublishEverySave, open_repository, publish_export, push_asked_for
@@ -78,8 +86,10 @@ from recipe_trainer import (
 )
 
 logger = logging.getLogger("finetune")
+# How an image is brought to the model's size and range: fields of ImageTransform, as of the command line.
+FITTING = ("resize", "resize_to", "image_mean", "image_std")
 WRITTEN = (
-    *("config.yaml", "metrics.jsonl", "all_results.json", "export"),
+    *("config.yaml", "metrics.jsonl", "all_results.json", "export", TRAINING_IMAGES),
     *("predictions.parquet", "validation_predictions.parquet"),
 )
 
@@ -130,9 +140,18 @@ class ClassifierArguments:
 
 @dataclass
 class LabelledDataArguments(ImageArguments):
-    """Which images and labels. Without `resize` and `image_mean`, images go in as the checkpoint's processor says."""
+    """Which images and labels. Images go in as the checkpoint's processor says, but for the fields given here."""
 
-    resize: str | None = option(None, "shortest (and centre crop), squash, letterbox or none.")
+    resize: str | None = option(
+        None, "shortest (and centre crop), squash, letterbox or none; of the checkpoint if left out."
+    )
+    resize_to: int | None = option(
+        None, "Length of the shorter side before the centre crop; of the checkpoint if left out."
+    )
+    image_mean: list[float] | None = option(
+        None, "Mean of each channel in 0..1; of the checkpoint if left out, without one ImageNet's."
+    )
+    image_std: list[float] | None = option(None, "Standard deviation of each channel; likewise.")
     splits_file: str | None = option(None, "Splits; splits.json of the corpus if left out.")
     fold: str = option("0", "Fold of the splits: 0, 1, ... or official.")
     positive_classes: list[str] | None = option(
@@ -145,7 +164,7 @@ class LabelledDataArguments(ImageArguments):
     mixup: float = option(0.0, "Parameter of mixup's Beta distribution (0.8 in MAE); 0: none.")
     cutmix: float = option(0.0, "Parameter of CutMix's Beta distribution (1.0 in MAE); 0: none.")
     class_weights: str = option("none", "none, or balanced: the loss of a class is weighted by 1 / its frequency.")
-    random_resized_crop: bool = option(True, "Train on random crops.")
+    random_resized_crop: bool | None = option(None, "Train on random crops. Left out: yes, unless resize is none.")
     crop_scale: list[float] = field(
         default_factory=lambda: [0.5, 1.0], metadata={"help": "Share of the area of a random crop, smallest largest."}
     )
@@ -161,6 +180,9 @@ class LabelledDataArguments(ImageArguments):
         for name in ("mixup", "cutmix"):
             if getattr(self, name) < 0:
                 raise UsageError(f"{name} must be at least 0, got {getattr(self, name)}")
+        for name in ("image_mean", "image_std"):
+            if getattr(self, name) is not None and len(getattr(self, name)) != 3:
+                raise UsageError(f"{name} must be three numbers, one a channel, got {getattr(self, name)}")
 
 
 @dataclass
@@ -314,7 +336,7 @@ class Run:
             raise UsageError(f"corpus {data_args.corpus!r} has no labels to learn")
         self.positive = positive_indices(self.class_names, data_args.positive_classes)
         self.metric = load_metric()
-        self._refuse_leaks()
+        self.seen = self._refuse_leaks()
         self.model = load_classifier(
             model_args.model_name_or_path,
             self.class_names,
@@ -331,35 +353,37 @@ class Run:
         self.trainer = self._make_trainer()
         self.resolved = self._resolve()
 
-    def _refuse_leaks(self) -> None:
-        seen = images_seen_in_pretraining(self.model_args.model_name_or_path, self.model_args.model_revision)
-        self.seen = seen
+    def _refuse_leaks(self) -> set[str] | None:
+        """SHA-256 of the images that the encoder and its ancestors have seen; `None` where that is unknown."""
+        args = self.model_args
+        seen = images_seen(args.model_name_or_path, args.model_revision, args.model_subfolder)
         if seen is None:
             logger.warning(
-                "%s does not tell which images it was pretrained on, so it may have seen some of the test part",
-                self.model_args.model_name_or_path,
+                "%s does not tell which images it was trained on, so it may have seen some of the test part; the "
+                "export will not tell either",
+                args.model_name_or_path,
             )
-            return
+            return None
         for part in ("test", "validation"):
             known = zip(self.parts[part]["file_name"], self.parts[part]["sha256"], strict=True)
             leaked = [name for name, digest in known if digest in seen]
             if leaked:
                 raise UsageError(
-                    f"{self.model_args.model_name_or_path!r} was pretrained on {len(leaked)} images "
+                    f"{args.model_name_or_path!r} was pretrained on {len(leaked)} images "
                     f"of the {part} part of fold {self.data_args.fold} ({', '.join(leaked[:2])}): pretrain on its "
                     "training part with `pretrain.py --fold`, or let cross_validate.py do it"
                 )
+        return seen
 
     def _transform(self) -> ImageTransform:
-        args, size = self.data_args, self.model.config.image_size
-        stored = self._saved_transform(size)
-        if stored is None or args.resize is not None or args.image_mean is not None:
-            mean, std = normalization(args, 3)
-            fitting = {"resize": args.resize or "shortest", "resize_to": args.resize_to}
-            stored = ImageTransform(size, image_mean=tuple(mean), image_std=tuple(std), **fitting)
+        args = self.data_args
+        given = {name: getattr(args, name) for name in FITTING if getattr(args, name) is not None}
+        stored = self._saved_transform(given)
+        if args.random_resized_crop is None:
+            args.random_resized_crop = stored.resize != "none"
         return replace(
             stored,
-            random_resized_crop=args.random_resized_crop and stored.resize != "none",
+            random_resized_crop=args.random_resized_crop,
             crop_scale=tuple(args.crop_scale),
             horizontal_flip=args.horizontal_flip,
             vertical_flip=args.vertical_flip,
@@ -443,25 +467,28 @@ class Run:
             trainer.add_callback(PublishEverySave(self.publication, self._export_as_it_is))
         return trainer
 
-    def _saved_transform(self, image_size: int) -> ImageTransform | None:
-        """As the checkpoint's image processor says; `None` without one."""
-        name = self.model_args.model_name_or_path
+    def _saved_transform(self, given: dict[str, Any]) -> ImageTransform:
+        """As the checkpoint's image processor says, but for the fields given; with neither, the usual defaults."""
+        name, size = self.model_args.model_name_or_path, self.model.config.image_size
+        mean, std = normalization(self.data_args, 3)
+        usual = ImageTransform(size, **{"image_mean": mean, "image_std": std} | given)
         if name is None:
-            return None
+            return usual
         source = {"revision": self.model_args.model_revision, "subfolder": self.model_args.model_subfolder}
         try:
             processor = AutoImageProcessor.from_pretrained(name, **source)
         except (OSError, ValueError) as error:
-            if self.data_args.resize is None and self.data_args.image_mean is None:
+            missing = [field for field in ("resize", "image_mean", "image_std") if field not in given]
+            if missing:
                 raise UsageError(
-                    f"model_name_or_path {name!r} has no image processor: give resize and image_mean as in its "
+                    f"model_name_or_path {name!r} has no image processor: give {', '.join(missing)} as in its "
                     f"pretraining ({str(error).splitlines()[0]})"
                 ) from error
-            return None
+            return usual
         try:
-            return transform_of_processor(processor, image_size)[0]
+            return transform_of_processor(processor, size, **given)[0]
         except ValueError as error:
-            raise UsageError(f"model_name_or_path {name!r}: {error}; give resize and image_mean") from error
+            raise UsageError(f"model_name_or_path {name!r}: {error}; give resize") from error
 
     def _figures(self, prediction: EvalPrediction) -> dict[str, float]:
         probabilities = torch.from_numpy(prediction.predictions).softmax(dim=1).numpy()
@@ -519,6 +546,8 @@ class Run:
             if self.publication is not None:
                 open_repository(self.publication)
             begin_run(self.output_dir, WRITTEN, self.checkpoint, self.resolved)
+            for name, text in self._training_images().items():
+                (self.output_dir / name).write_text(text)
         PartialState().wait_for_everyone()
         results, answers = {}, {}
         if self.model_args.mode == "finetune":
@@ -572,8 +601,9 @@ class Run:
         """SHA-256 of every image that had a part in the weights; none if those of the encoder are unknown."""
         if self.seen is None:
             return {}
-        used = self.seen.union(*(self.datasets[part].dataset["sha256"] for part in ("train", "validation")))
-        return {TRAINING_IMAGES: "\n".join(sorted(used)) + "\n"}
+        return list_of_images(
+            self.seen.union(*(self.datasets[part].dataset["sha256"] for part in ("train", "validation")))
+        )
 
     def _export_as_it_is(self) -> None:
         if self.trainer.is_world_process_zero():

@@ -29,7 +29,16 @@ from corpora.facts import facts_of
 from modeling_glcm_mae import GLCMMAEForPreTraining
 from recipe_args import DataArguments, ModelArguments, PretrainingArguments, UsageError, parse_args
 from recipe_data import BadImageError, PretrainIterableDataset, collate, grey_statistics
-from recipe_export import ADDRESS, TRAINING_IMAGES, origin_of, stock_encoder, without_paths, write_export
+from recipe_export import (
+    ADDRESS,
+    TRAINING_IMAGES,
+    images_seen,
+    list_of_images,
+    origin_of,
+    stock_encoder,
+    without_paths,
+    write_export,
+)
 from recipe_files import check_output
 from recipe_hub import PublishEverySave, open_repository, publish_export, push_asked_for
 from recipe_probe import encoder_features, probe_accuracy
@@ -70,7 +79,7 @@ STREAM_KEEPS = frozenset(
     }
 )
 FIRST_IMAGES = 64  # of a stream, by which it is known again
-WRITTEN = ("config.yaml", "metrics.jsonl", "all_results.json", "reconstructions", "export")
+WRITTEN = ("config.yaml", "metrics.jsonl", "all_results.json", "reconstructions", "export", TRAINING_IMAGES)
 
 
 class Run:
@@ -96,6 +105,7 @@ class Run:
         self.model = build_model(model_args, data_args)
         sources = (model_args.model_name_or_path, data_args.corpus, data_args.data_dir, data_args.splits_file)
         self.checkpoint = checkpoint_to_resume(args, WRITTEN, sources)
+        self.seen = self._seen_before()
         self.data = load_data(data_args, self.model.config, args.seed)
         if args.probe_labels:
             self._check_probe()
@@ -117,6 +127,23 @@ class Run:
                 f"probe_labels must be from the number of classes ({num_classes}, at least 2) to that many less than "
                 f"the training images ({len(labelled)}), got {count}"
             )
+
+    def _seen_before(self) -> set[str] | None:
+        """SHA-256 of the images that the first weights were trained on; `None` if not all will be known in the end."""
+        args = self.model_args
+        seen = images_seen(args.model_name_or_path, args.model_revision, args.model_subfolder)
+        unknown = []
+        if seen is None:
+            unknown.append(f"{args.model_name_or_path} does not tell which images it was trained on")
+        if self.data_args.streaming:
+            unknown.append("the images of a stream are not known beforehand")
+        for reason in unknown:
+            logger.warning(
+                "%s, so the export will not tell either (no %s), and finetune.py cannot know whether a test image is "
+                "among them",
+                *(reason, TRAINING_IMAGES),
+            )
+        return None if unknown else seen
 
     @property
     def is_stream(self) -> bool:
@@ -205,6 +232,7 @@ class Run:
             "max_steps": args.max_steps,
             "mixed_precision": self.trainer.accelerator.mixed_precision,
             "white_level": self.data.white_level,
+            "pretraining_images_sha256": None if self.seen is None else fingerprint_of(sorted(self.seen)),
         }
         if self.is_stream:
             first = itertools.islice(self.data.train.dataset, FIRST_IMAGES)
@@ -248,6 +276,8 @@ class Run:
             if self.publication is not None:
                 open_repository(self.publication)
             begin_run(self.output_dir, WRITTEN, self.checkpoint, self.resolved)
+            for name, text in self._training_images().items():
+                (self.output_dir / name).write_text(text)
         PartialState().wait_for_everyone()
         results = {}
         if args.probe_labels:
@@ -323,11 +353,14 @@ class Run:
         return published
 
     def _training_images(self) -> dict[str, str]:
-        """A line an image that was trained on or held out: SHA-256, by which finetune.py knows a test image again."""
-        if self.is_stream:
+        """A line an image that the weights were ever trained on or held out from; none where that is unknown.
+
+        By their SHA-256 finetune.py knows a test image again.
+        """
+        if self.seen is None:
             return {}
         digests = set().union(*self.digests.values())
-        return {TRAINING_IMAGES: "\n".join(sorted(digests)) + "\n"}
+        return list_of_images(self.seen | digests)
 
     def _probe(self, when: str) -> dict[str, float]:
         labelled, held_out = self.data.labelled, self.data.held_out

@@ -2,18 +2,15 @@
 
 import contextlib
 from collections.abc import Iterator
-from pathlib import Path
 from typing import Any
 
 import torch
 from safetensors import SafetensorError
 from torch import nn
 from transformers import AutoConfig, ViTConfig, ViTForImageClassification
-from transformers.utils import cached_file
 from transformers.utils import logging as transformers_logging
 
 from recipe_args import UsageError
-from recipe_export import TRAINING_IMAGES
 from vit_mean_pooling import ViTMeanPoolingForImageClassification
 
 CLASSIFIERS = {"cls": ViTForImageClassification, "mean": ViTMeanPoolingForImageClassification}
@@ -189,20 +186,3 @@ def parameter_groups(
         )
         group["params"].append(parameter)
     return [groups[key] for key in sorted(groups)]
-
-
-def images_seen_in_pretraining(name_or_path: str | None, revision: str = "main") -> set[str] | None:
-    """SHA-256 of the images that a checkpoint of this project was trained on; `None` where it does not tell.
-
-    An export of pretrain.py lists them in training_images.txt, a line an image.
-    """
-    if name_or_path is None:
-        return set()
-    file = Path(name_or_path)
-    for folder in (file, file.parent):  # the second for PATH/export/pretraining
-        if (folder / TRAINING_IMAGES).is_file():
-            return set((folder / TRAINING_IMAGES).read_text().split())
-    if file.exists():
-        return None
-    found = cached_file(name_or_path, TRAINING_IMAGES, revision=revision, _raise_exceptions_for_missing_entries=False)
-    return None if found is None else set(Path(found).read_text().split())

@@ -243,7 +243,9 @@ class ImageTransform:
         )
 
 
-def transform_of_processor(processor: Any, image_size: int | tuple[int, int]) -> tuple[ImageTransform, float]:
+def transform_of_processor(
+    processor: Any, image_size: int | tuple[int, int], **instead: Any
+) -> tuple[ImageTransform, float]:
     """The transform that a saved image processor describes, for three channels; the inverse of `processor()`.
 
     What it does not do (normalise, say) has no effect.
@@ -251,31 +253,16 @@ def transform_of_processor(processor: Any, image_size: int | tuple[int, int]) ->
     Args:
         processor: with the fields of `ViTImageProcessor`, as `AutoImageProcessor` opens it.
         image_size: of the model.
+        **instead: `resize`, `resize_to`, `image_mean`, `image_std`: each takes the place of what the processor says of
+            it, and of nothing else. (A `resize_to` of the processor stays only where its `resize` does.)
 
     Returns:
         The transform, and the grey value of white.
 
     Raises:
-        ValueError: it resizes in a way that `ImageTransform` does not know.
+        ValueError: it resizes in a way that `ImageTransform` does not know, or that `instead` contradicts.
     """
-    height, width = (image_size,) * 2 if isinstance(image_size, int) else image_size
-    size, crop = (dict(getattr(processor, name, None) or {}) for name in ("size", "crop_size"))
-    size, crop = ({key: value for key, value in sizes.items() if value} for sizes in (size, crop))
-    exact = {"height": height, "width": width}
-    cropped = bool(getattr(processor, "do_center_crop", False))
-    if getattr(processor, "do_pad", False) or (cropped and (crop != exact or not processor.do_resize)):
-        raise ValueError(f"the image processor pads, or crops to {crop}; the model takes {height} x {width}")
-    resize_to = None
-    if not processor.do_resize:
-        resize = "none"
-    elif set(size) == {"shortest_edge"} and cropped:
-        resize, resize_to = "shortest", size["shortest_edge"]
-    elif size == {"max_height": height, "max_width": width} and cropped:
-        resize = "letterbox"
-    elif size == exact and not cropped:
-        resize = "squash"
-    else:
-        raise ValueError(f"the image processor resizes to {size} (crop {crop}); the model takes {height} x {width}")
+    resize, resize_to = _resize_of_processor(processor, image_size, instead.get("resize"))
     mean, std = (
         list(getattr(processor, name)) if processor.do_normalize else [default]
         for name, default in (("image_mean", 0.0), ("image_std", 1.0))
@@ -283,8 +270,39 @@ def transform_of_processor(processor: Any, image_size: int | tuple[int, int]) ->
     mean, std = (tuple(values * 3) if len(values) == 1 else tuple(values) for values in (mean, std))
     white = round(1 / processor.rescale_factor, 6) if processor.do_rescale else 1.0
     resample = int(processor.resample) if processor.do_resize else Image.Resampling.BILINEAR
-    geometry = {"resize": resize, "resize_to": resize_to, "resample": resample}
-    return ImageTransform(image_size, image_mean=mean, image_std=std, **geometry), white
+    found = {"resize": resize, "resize_to": resize_to, "resample": resample, "image_mean": mean, "image_std": std}
+    return ImageTransform(image_size, **found | instead), white
+
+
+def _resize_of_processor(
+    processor: Any, image_size: int | tuple[int, int], wanted: str | None
+) -> tuple[str, int | None]:
+    """`resize` and `resize_to` of an image processor; (`wanted`, None) if it resizes in another way than `wanted`."""
+    height, width = (image_size,) * 2 if isinstance(image_size, int) else image_size
+    size, crop = (dict(getattr(processor, name, None) or {}) for name in ("size", "crop_size"))
+    size, crop = ({key: value for key, value in sizes.items() if value} for sizes in (size, crop))
+    exact = {"height": height, "width": width}
+    cropped = bool(getattr(processor, "do_center_crop", False))
+    resize_to = None
+    if getattr(processor, "do_pad", False) or (cropped and (crop != exact or not processor.do_resize)):
+        found = None
+    elif not processor.do_resize:
+        found = "none"
+    elif set(size) == {"shortest_edge"} and cropped:
+        found, resize_to = "shortest", size["shortest_edge"]
+    elif size == {"max_height": height, "max_width": width} and cropped:
+        found = "letterbox"
+    elif size == exact and not cropped:
+        found = "squash"
+    else:
+        found = None
+    if wanted not in (None, found):
+        return wanted, None
+    if found is None:
+        raise ValueError(
+            f"the image processor pads, or resizes to {size} (crop {crop}); the model takes {height} x {width}"
+        )
+    return found, resize_to
 
 
 def _resize(pixels: np.ndarray, size: tuple[int, int], resample: int) -> np.ndarray:

@@ -5,7 +5,7 @@ import os
 import re
 import shutil
 from dataclasses import dataclass
-from pathlib import Path
+from pathlib import Path, PurePath, PurePosixPath
 from typing import Any
 
 import torch
@@ -26,7 +26,7 @@ from modeling_glcm_mae import GLCMMAEForPreTraining
 from recipe_files import replaced_folder
 
 CARDS = Path(__file__).resolve().parent.parent / "hub_cards"
-TRAINING_IMAGES = "training_images.txt"  # in an export: SHA-256 of what it was trained on
+TRAINING_IMAGES = "training_images.txt"  # in an export and in the folder of its run: SHA-256 of what it has seen
 ADDRESS = "path/to/export"  # stands for the repository in a card until it is published
 DATA_ADDRESS = "path/to/this/folder"  # the same in the card of a data set
 CARD_TEMPLATE = CARDS / "pretrained.md"
@@ -75,6 +75,45 @@ def origin_of(name_or_path: str | None, revision: str = "main") -> Origin:
     if described and not name and metadata.base_model:
         described += f"; that one from {metadata.base_model}"
     return Origin(name or metadata.base_model, described, mae_weights, "madan2025focus" in text)
+
+
+def images_seen(name_or_path: str | None, revision: str = "main", subfolder: str = "") -> set[str] | None:
+    """SHA-256 of every image that a checkpoint or one of its ancestors was trained on; `None` where it does not tell.
+
+    An export lists them in training_images.txt, a line an image, for its subfolder `pretraining` too; a run lists them
+    in its own folder, for its checkpoints.
+
+    Args:
+        name_or_path: Hub id or folder; `None` for random weights, which have seen none.
+        revision: of the checkpoint on the Hub.
+        subfolder: of the checkpoint.
+    """
+    if name_or_path is None:
+        return set()
+    if Path(name_or_path).exists():
+        places = _places_of_list((Path(name_or_path) / subfolder).resolve())
+        files = [Path(place / TRAINING_IMAGES) for place in places]
+        found = next((file for file in files if file.is_file()), None)
+    else:
+        files = [str(place / TRAINING_IMAGES) for place in _places_of_list(PurePosixPath(subfolder))]
+        quiet = {"_raise_exceptions_for_missing_entries": False}
+        on_hub = (cached_file(name_or_path, file, revision=revision, **quiet) for file in files)
+        found = next((file for file in on_hub if file is not None), None)
+    return None if found is None else set(Path(found).read_text(encoding="utf-8").split())
+
+
+def _places_of_list(folder: PurePath) -> list[PurePath]:
+    """Folders that may hold the list of what the checkpoint in `folder` has seen."""
+    if folder.name == "pretraining":
+        return [folder, folder.parent]
+    if re.fullmatch(r"checkpoint-\d+", folder.name):
+        return [folder, folder.parent, folder.parent / "export"]
+    return [folder]
+
+
+def list_of_images(seen: set[str]) -> dict[str, str]:
+    """The text of training_images.txt, under its name."""
+    return {TRAINING_IMAGES: "".join(f"{digest}\n" for digest in sorted(seen))}
 
 
 @torch.no_grad()

@@ -939,7 +939,211 @@ PRETRAINING = [
 ]
 
 # ------------------------------------------------------------------------------------------------- fine-tuning
-FINETUNING = []
+_FINETUNE, _EXPORT = "recipes/finetune.py", "recipes/recipe_export.py"
+_TESTS = "tests/test_finetune.py::test_"
+FINETUNING = [
+    Mutation(
+        "recipes/pretrain.py",
+        "return list_of_images(self.seen | digests)",
+        "return list_of_images(digests)",
+        _TESTS + "an_encoder_remembers_the_images_of_its_ancestors",
+    ),
+    Mutation(
+        _EXPORT,
+        'return [folder, folder.parent, folder.parent / "export"]',
+        'return [folder, folder.parent / "export"]',
+        _TESTS + "an_encoder_remembers_the_images_of_its_ancestors",
+    ),
+    Mutation(
+        _EXPORT,
+        "(Path(name_or_path) / subfolder).resolve()",
+        "Path(name_or_path).resolve()",
+        _TESTS + "an_encoder_remembers_the_images_of_its_ancestors",
+    ),
+    Mutation(
+        "recipes/pretrain.py",
+        "return None if unknown else seen",
+        "return seen or set()",
+        _TESTS + "an_encoder_with_an_unknown_ancestor_says_so_and_lists_no_images",
+    ),
+    Mutation(
+        _FINETUNE,
+        'for part in ("test", "validation"):\n            known',
+        'for part in ("test",):\n            known',
+        _TESTS + "an_encoder_that_saw_images_it_is_judged_on_is_refused",
+    ),
+    Mutation(
+        "recipes/recipe_data.py",
+        "**found | instead), white",
+        "**found), white",
+        _TESTS + "a_field_given_takes_the_place_of_itself_alone",
+    ),
+    Mutation(
+        "recipes/recipe_data.py",
+        "        return wanted, None\n",
+        "        return wanted, resize_to\n",
+        _TESTS + "a_field_given_takes_the_place_of_itself_alone",
+    ),
+    Mutation(
+        _FINETUNE,
+        "return transform_of_processor(processor, size, **given)[0]",
+        "return usual if given else transform_of_processor(processor, size)[0]",
+        _TESTS + "a_field_given_takes_the_place_of_itself_alone",
+    ),
+    Mutation(
+        _FINETUNE,
+        'args.random_resized_crop = stored.resize != "none"',
+        "args.random_resized_crop = True",
+        _TESTS + "a_field_given_takes_the_place_of_itself_alone",
+    ),
+    Mutation(
+        _FINETUNE,
+        "is not None and len(getattr(self, name)) != 3:",
+        "is not None and len(getattr(self, name)) > 3:",
+        _TESTS + "a_field_that_cannot_be_is_an_error",
+    ),
+    Mutation(
+        _FINETUNE,
+        'for field in ("resize", "image_mean", "image_std") if',
+        'for field in ("resize", "image_mean") if',
+        _TESTS + "what_no_processor_tells_must_be_given",
+    ),
+    Mutation(
+        _FINETUNE,
+        '            eval_dataset=self.datasets["validation"],\n',
+        '            eval_dataset=self.datasets["test"],\n',
+        _TESTS + "the_epoch_is_chosen_on_the_validation_part_and_exported",
+    ),
+    Mutation(
+        _FINETUNE,
+        '        return self._figures_of(probabilities, self.datasets["validation"])\n',
+        '        probabilities = predict(self.model, self.datasets["test"], 64, 0)\n'
+        '        return self._figures_of(probabilities, self.datasets["test"])\n',
+        _TESTS + "the_epoch_is_chosen_on_the_validation_part_and_exported",
+    ),
+    Mutation(
+        _FINETUNE,
+        "        self._load_from_checkpoint(self.state.best_model_checkpoint)\n",
+        "",
+        _TESTS + "the_epoch_is_chosen_on_the_validation_part_and_exported",
+    ),
+    Mutation(
+        _FINETUNE,
+        "load_best_model_at_end: bool = option(True,",
+        "load_best_model_at_end: bool = option(False,",
+        _TESTS + "the_epoch_is_chosen_on_the_validation_part_and_exported",
+    ),
+    Mutation(
+        _FINETUNE,
+        "counts.sum() / (len(counts) * np.maximum(counts, 1))",
+        "len(counts) * np.maximum(counts, 1) / counts.sum()",
+        _TESTS + "the_loss_is_weighted_smoothed_and_mixed_as_asked_for",
+    ),
+    Mutation(
+        _FINETUNE,
+        '"weight": None if weights is None else weights.to(outputs.logits.device),',
+        '"weight": None,',
+        _TESTS + "the_loss_is_weighted_smoothed_and_mixed_as_asked_for",
+    ),
+    Mutation(
+        _FINETUNE,
+        '"label_smoothing": self.args.label_smoothing_factor,',
+        '"label_smoothing": 0.0,',
+        _TESTS + "the_loss_is_weighted_smoothed_and_mixed_as_asked_for",
+    ),
+    Mutation(
+        _FINETUNE,
+        'pixel_values, targets = self._mixing(pixel_values, targets, inputs["index"])',
+        "pass",
+        _TESTS + "the_loss_is_weighted_smoothed_and_mixed_as_asked_for",
+    ),
+    Mutation(
+        _FINETUNE,
+        "args.base_learning_rate * effective / 256",
+        "args.base_learning_rate * effective / 128",
+        _TESTS + "rates_depth_and_augmentation_are_those_that_were_asked_for",
+    ),
+    Mutation(
+        _FINETUNE,
+        "base_learning_rate: float = option(1e-3,",
+        "base_learning_rate: float = option(2e-3,",
+        _TESTS + "rates_depth_and_augmentation_are_those_that_were_asked_for",
+    ),
+    Mutation(
+        _FINETUNE,
+        "args.learning_rate, args.weight_decay, self._layer_decay)",
+        "args.learning_rate, args.weight_decay, 1.0)",
+        _TESTS + "rates_depth_and_augmentation_are_those_that_were_asked_for",
+    ),
+    Mutation(
+        "recipes/recipe_classifier.py",
+        "layer_decay ** (num_layers + 1 - depth)",
+        "layer_decay**depth",
+        _TESTS + "rates_depth_and_augmentation_are_those_that_were_asked_for",
+    ),
+    Mutation(
+        "recipes/recipe_classifier.py",
+        "torch.linspace(0, drop_path,",
+        "torch.linspace(drop_path, 0,",
+        _TESTS + "rates_depth_and_augmentation_are_those_that_were_asked_for",
+    ),
+    Mutation(
+        _FINETUNE,
+        'model_args.drop_path if model_args.mode == "finetune" else 0.0',
+        "0.0",
+        _TESTS + "rates_depth_and_augmentation_are_those_that_were_asked_for",
+    ),
+    Mutation(
+        _FINETUNE,
+        "Augmentation(args.randaugment, args.random_erasing)",
+        "Augmentation(0, args.random_erasing)",
+        _TESTS + "rates_depth_and_augmentation_are_those_that_were_asked_for",
+    ),
+    Mutation(
+        "recipes/recipe_classification_data.py",
+        "        if not self.randaugment:\n",
+        "        if self.randaugment:\n",
+        _TESTS + "rates_depth_and_augmentation_are_those_that_were_asked_for",
+    ),
+    Mutation(
+        "recipes/recipe_frozen.py",
+        "weights=lambda distance: 1 - distance**2 / 4,",
+        "weights=lambda distance: distance**2 / 4,",
+        _TESTS + "near_neighbours_weigh_more_than_far_ones",
+    ),
+    Mutation(
+        "recipes/recipe_frozen.py",
+        'answer = _all_columns(probe.predict_proba(scaled["validation"]), probe.classes_, num_classes)\n'
+        '        probes.append((log_loss(labels["validation"]',
+        'answer = _all_columns(probe.predict_proba(scaled["test"]), probe.classes_, num_classes)\n'
+        '        probes.append((log_loss(labels["test"]',
+        _TESTS + "the_probe_is_chosen_on_the_validation_part",
+    ),
+    Mutation(
+        _FINETUNE,
+        "        self.model_accepts_loss_kwargs = False\n",
+        "        self.model_accepts_loss_kwargs = True\n",
+        _TESTS + "accumulated_gradients_are_those_of_the_larger_batch",
+    ),
+    Mutation(
+        _FINETUNE,
+        "return EpochSampler(len(self.train_dataset), self.effective_batch_size, self.args.seed)",
+        "return EpochSampler(len(self.train_dataset), self.effective_batch_size, self.args.seed + 1)",
+        _TESTS + "two_processes_train_as_one_does",
+    ),
+    Mutation(
+        "recipes/cross_validate.py",
+        "*common, *_options(args.pretrain_options)]",
+        '"--corpus", args.corpus, *_options(args.pretrain_options)]',
+        _TESTS + "the_command_line_of_cross_validate",
+    ),
+    Mutation(
+        "recipes/cross_validate.py",
+        "*_options(args.finetune_options)]\n",
+        "]\n",
+        _TESTS + "the_command_line_of_cross_validate",
+    ),
+]
 
 # ------------------------------------------------------------------------------- splits, figures and statistics
 JUDGING = [

@@ -2,9 +2,12 @@
 
 import functools
 import json
+import os
 import shutil
+import socket
 import subprocess
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 
 import datasets
@@ -17,10 +20,13 @@ from helpers import encode, write
 from huggingface_hub import ModelCard
 from PIL import Image
 from sklearn.linear_model import LogisticRegression
+from sklearn.metrics import log_loss
+from sklearn.preprocessing import StandardScaler
 from transformers import AutoModelForImageClassification, ViTConfig, ViTForImageClassification, ViTModel, pipeline
 
 import cross_validate
 import finetune
+import pretrain
 import recipe_summary
 from modeling_glcm_mae import GLCMMAEForPreTraining
 from prepare_corpus import PrepareArguments, prepare
@@ -29,10 +35,30 @@ from recipe_classification_data import Augmentation, ClassificationDataset, Mixi
 from recipe_classifier import StochasticDepth, load_classifier, parameter_groups
 from recipe_data import CORPORA, ImageTransform, transform_of_processor
 from recipe_export import write_export
+from recipe_frozen import fit_frozen
 from recipe_splits import load_prepared
 from recipe_summary import compare, predictions_table
 
 RECIPES = Path(finetune.__file__).parent
+TINY_PRETRAINING = """
+preset: texture
+image_size: 32
+patch_size: 8
+hidden_size: 32
+num_hidden_layers: 1
+num_attention_heads: 2
+intermediate_size: 48
+decoder_hidden_size: 32
+decoder_num_hidden_layers: 1
+decoder_num_attention_heads: 2
+decoder_intermediate_size: 48
+glcm_levels: 8
+held_out: 0
+num_train_epochs: 1
+per_device_train_batch_size: 16
+dataloader_num_workers: 0
+use_cpu: true
+"""
 FAST = {
     "dataloader_num_workers": "0",
     "per_device_train_batch_size": "16",
@@ -49,6 +75,14 @@ def texture(seed: int, label: int) -> np.ndarray:
     side = (32, 8)[label]
     small = Image.fromarray(random.integers(0, 256, (side, side), dtype=np.uint8))
     return np.asarray(small.resize((32, 32), Image.Resampling.NEAREST))
+
+
+@pytest.fixture(scope="module", autouse=True)
+def few_resamples() -> Iterator[None]:
+    """The intervals, which every run writes into its card, are tested elsewhere."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(recipe_summary, "bootstrap", functools.partial(recipe_summary.bootstrap, num_resamples=10))
+        yield
 
 
 @pytest.fixture(scope="module")
@@ -75,6 +109,13 @@ def run(corpus: Path, output: Path, *options: str, **changed: str) -> Path:
     given = FAST | changed
     arguments = [text for name, value in given.items() for text in (f"--{name}", value)]
     finetune.main(["--corpus", str(corpus), "--output_dir", str(output), *arguments, *options])
+    return output
+
+
+def pretrained(corpus: Path, output: Path, **given: object) -> Path:
+    """A run of pretrain.py of one step."""
+    given = {**yaml.safe_load(TINY_PRETRAINING), "preset": "mse", "max_steps": 1, "disable_tqdm": True, **given}
+    pretrain.main([f"--{name}={value}" for name, value in ({"corpus": corpus, "output_dir": output} | given).items()])
     return output
 
 
@@ -207,6 +248,219 @@ def test_a_transform_comes_back_from_its_processor(transform, tmp_path):
     assert (back, white) == (transform, 4095)
 
 
+def checked(corpus: Path, output: Path, *options: str, **changed: str) -> finetune.Run:
+    """A run as it is before its first step."""
+    given = {name: value for name, value in (FAST | changed).items() if value}
+    kinds = (finetune.ClassifierArguments, finetune.LabelledDataArguments, finetune.FinetuningArguments)
+    arguments = [text for name, value in given.items() for text in (f"--{name}", value)]
+    return finetune.Run(
+        *parse_args(kinds, ["--corpus", str(corpus), "--output_dir", str(output), *arguments, *options])
+    )
+
+
+SQUASH = {"resize": "squash", "image_mean": (0.4,) * 3, "image_std": (0.3,) * 3, "resample": 3}
+SHORTEST = SQUASH | {"resize": "shortest", "resize_to": 40}
+
+
+@pytest.mark.parametrize(
+    ("stored", "given", "changed"),
+    [
+        (SQUASH, "", {}),
+        (SQUASH, "--image_mean .1 .2 .3", {"image_mean": (0.1, 0.2, 0.3)}),
+        (SQUASH, "--image_std .1 .2 .3", {"image_std": (0.1, 0.2, 0.3)}),
+        (SQUASH, "--resize letterbox", {"resize": "letterbox"}),
+        (SQUASH, "--resize shortest --resize_to 36", {"resize": "shortest", "resize_to": 36}),
+        (SHORTEST, "--resize_to 48", {"resize_to": 48}),
+        (SHORTEST, "--resize shortest --image_mean 0 0 0", {"image_mean": (0.0, 0.0, 0.0)}),
+        (SHORTEST, "--resize squash", {"resize": "squash", "resize_to": None}),
+        (SQUASH, "--resize none", {"resize": "none", "random_resized_crop": False}),
+        (SQUASH, "--random_resized_crop false", {"random_resized_crop": False}),
+    ],
+)
+def test_a_field_given_takes_the_place_of_itself_alone(corpus, exported, tmp_path, stored, given, changed):
+    source = shutil.copytree(exported, tmp_path / "source")
+    ImageTransform(32, **stored).processor().save_pretrained(source)
+    made = checked(corpus, tmp_path / "out", "--model_name_or_path", str(source), *given.split())
+    trained = {"random_resized_crop": True, "crop_scale": (0.5, 1.0), "horizontal_flip": True}
+    assert made.transform == ImageTransform(32, **{**stored, **trained, **changed})
+    assert ImageTransform(**made.resolved["derived"]["transform"]) == made.transform
+
+
+@pytest.mark.parametrize(
+    ("given", "message"),
+    [
+        ("--resize_to 40", r"resize_to=40 needs resize='shortest' \(is 'squash'\)"),
+        ("--image_mean 0.5", r"image_mean must be three numbers, one a channel, got \[0.5\]"),
+        ("--image_std 1 1 0", "image_std above 0"),
+        ("--resize none --random_resized_crop true", "random_resized_crop .* cannot go with resize='none'"),
+    ],
+)
+def test_a_field_that_cannot_be_is_an_error(corpus, exported, tmp_path, given, message):
+    with pytest.raises(SystemExit, match=message):
+        run(corpus, tmp_path / "out", "--model_name_or_path", str(exported), *given.split())
+    assert not (tmp_path / "out").exists()
+
+
+def test_what_no_processor_tells_must_be_given(corpus, exported, tmp_path):
+    source = shutil.copytree(exported, tmp_path / "source")
+    name = ("--model_name_or_path", str(source))
+    ImageTransform(32, **SHORTEST).processor().save_pretrained(source)
+    written = json.loads((source / "preprocessor_config.json").read_text())
+    (source / "preprocessor_config.json").write_text(json.dumps(written | {"crop_size": {"height": 24, "width": 24}}))
+    with pytest.raises(UsageError, match="crop .*24.*; the model takes 32 x 32; give resize"):
+        checked(corpus, tmp_path / "out", *name)
+    made = checked(corpus, tmp_path / "out", *name, "--resize", "squash").transform
+    assert (made.resize, made.image_mean, made.image_std) == ("squash", (0.4,) * 3, (0.3,) * 3)
+    (source / "preprocessor_config.json").unlink()
+    with pytest.raises(UsageError, match="has no image processor: give resize, image_std as in its pretraining"):
+        checked(corpus, tmp_path / "out", *name, "--image_mean", "0", "0", "0")
+    given = ("--image_mean", "0", "0", "0", "--image_std", "1", "1", "1", "--resize", "letterbox")
+    made = checked(corpus, tmp_path / "out", *name, *given).transform
+    assert (made.resize, made.image_mean, made.image_std) == ("letterbox", (0.0,) * 3, (1.0,) * 3)
+
+
+# ------------------------------------------------------------------------------------------- what a training is made of
+
+
+@pytest.fixture(scope="module")
+def planted(tmp_path_factory) -> Path:
+    """A prepared corpus of dark and bright noise, three dark ones to a bright one in training.
+
+    In the validation part of its fold 0 the labels are swapped: what is learned helps on the test part and harms there.
+    """
+    root = tmp_path_factory.mktemp("planted")
+    random = np.random.default_rng(0)
+    for part, count, share in (("train", 64, 4), ("validation", 16, 2), ("test", 16, 2)):
+        for index in range(count):
+            bright = index % share == 0
+            values = random.integers(0, 128, (32, 32)) + 127 * (bright != (part == "validation"))
+            name = f"{('dark', 'bright')[bright]}/{part}{index:02d}.png"
+            write(root / "raw" / name, encode(values.astype(np.uint8)))
+    given = {"data_dir": str(root / "raw"), "output_dir": str(root / "data"), "num_folds": 2}
+    folder = prepare(PrepareArguments(**given, keep_file_names=True))
+    splits = json.loads((folder / "splits.json").read_text())
+    for part in ("train", "validation", "test"):
+        splits["folds"][0][part] = sorted(name for name in splits["images"] if f"/{part}" in name)
+    (folder / "splits.json").write_text(json.dumps(splits))
+    return folder
+
+
+STILL = ("--randaugment", "0", "--random_erasing", "0", "--random_resized_crop", "false", "--drop_path", "0")
+STILL += ("--horizontal_flip", "false", "--logging_steps", "1", "--save_total_limit", "9", "--warmup_steps", "0")
+
+
+def test_the_epoch_is_chosen_on_the_validation_part_and_exported(planted, exported, tmp_path):
+    given = {"num_train_epochs": "3", "metric_for_best_model": "eval_loss", "learning_rate": "5e-3"}
+    out = run(planted, tmp_path / "out", "--model_name_or_path", str(exported), *STILL, **given)
+    rows = [json.loads(line) for line in (out / "metrics.jsonl").read_text().splitlines()]
+    judged = {row["step"]: row for row in rows if "eval_loss" in row}
+    results = json.loads((out / "all_results.json").read_text())
+    # on the validation part the first epoch is the best, on the test part the last
+    first, *_, last = judged
+    assert len(judged) == 3 and judged[first]["eval_loss"] < 0.9 * judged[last]["eval_loss"]
+    assert results["best_checkpoint_step"] == first
+    assert judged[first]["eval_auroc"] == pytest.approx(results["validation_auroc"])
+    assert results["validation_auroc"] < 0.5 < results["test_auroc"]
+    exports, checkpoint, later = (
+        ViTForImageClassification.from_pretrained(out / name).state_dict()
+        for name in ("export", f"checkpoint-{first}", f"checkpoint-{last}")
+    )
+    assert all(torch.equal(exports[name], value) for name, value in checkpoint.items())
+    assert not torch.equal(exports["classifier.weight"], later["classifier.weight"])
+
+
+def test_the_loss_is_weighted_smoothed_and_mixed_as_asked_for(planted, exported, tmp_path):
+    # One step over all training images at a rate that changes nothing: what is exported is what the loss was taken of.
+    def first_loss(name: str, *options: str) -> float:
+        given = {"per_device_train_batch_size": "64", "max_steps": "1", "learning_rate": "1e-30"}
+        out = run(planted, tmp_path / name, "--model_name_or_path", str(exported), *STILL, *options, **given)
+        rows = [json.loads(line) for line in (out / "metrics.jsonl").read_text().splitlines()]
+        return next(row["loss"] for row in rows if "loss" in row)
+
+    weighted = first_loss("weighted", "--class_weights", "balanced", "--label_smoothing_factor", "0.3")
+    mixed = first_loss("mixed", "--mixup", "0.8", "--label_smoothing_factor", "0")
+    cut = first_loss("cut", "--cutmix", "1", "--label_smoothing_factor", "0")
+
+    train = load_prepared(str(planted), None, "0")[0]["train"].cast_column("image", datasets.Image())
+    answer = pipeline("image-classification", str(tmp_path / "weighted" / "export"), device="cpu", top_k=None)
+    scores = [{row["label"]: row["score"] for row in answer(image)} for image in train["image"]]
+    logs = np.log([[score["bright"], score["dark"]] for score in scores])
+    labels = np.eye(2)[train["label"]]
+    assert labels.sum(axis=0).tolist() == [16, 48]
+    targets = 0.7 * labels + 0.3 / 2
+    frequency = np.array([1 / 4, 3 / 4])
+    assert weighted == pytest.approx(-(targets * logs / (2 * frequency)).sum(axis=1).mean(), abs=1e-5)
+    plain = -(labels * logs).sum(axis=1).mean()
+    assert mixed != pytest.approx(plain, abs=1e-5) and cut != pytest.approx(plain, abs=1e-5) and mixed != cut
+    assert abs(mixed - plain) < 0.1 and abs(cut - plain) < 0.1
+
+
+def test_rates_depth_and_augmentation_are_those_that_were_asked_for(planted, tmp_path):
+    sizes = ("--image_size", "32", "--patch_size", "8", "--hidden_size", "32", "--num_hidden_layers", "3")
+    sizes += ("--num_attention_heads", "2", "--intermediate_size", "48", "--drop_path", "0.2", "--resize", "squash")
+    plain = ("--random_erasing", "0", "--random_resized_crop", "false", "--horizontal_flip", "false")
+    batches = {"per_device_train_batch_size": "8", "gradient_accumulation_steps": "2", "learning_rate": ""}
+    made = checked(planted, tmp_path / "out", *sizes, *plain, "--layer_decay", "0.5", **batches)
+    rate = 1e-3 * 8 * 2 / 256  # MAE's base rate, linear in the images an update
+    assert made.resolved["training"]["learning_rate"] == pytest.approx(rate)
+    rates = {group["lr"] for group in made.trainer.create_optimizer().param_groups}
+    assert sorted(rates) == pytest.approx([rate * 0.5**steps for steps in (4, 3, 2, 1, 0)])
+    head = {id(parameter) for parameter in made.model.classifier.parameters()}
+    for group in made.trainer.optimizer.param_groups:
+        assert (group["lr"] == max(rates)) or not head & {id(parameter) for parameter in group["params"]}
+    depths = [module.probability for module in made.model.modules() if isinstance(module, StochasticDepth)]
+    assert depths == pytest.approx([0, 0.1, 0.2])
+
+    def items(*options: str) -> torch.Tensor:
+        data = checked(planted, tmp_path / "out", *sizes, *plain, *options).trainer.train_dataset
+        return torch.stack([data[index]["pixel_values"] for index in range(16)])
+
+    judged = made.datasets["train"]
+    judged = torch.stack([judged[index]["pixel_values"] for index in range(16)])
+    torch.testing.assert_close(items("--randaugment", "0"), judged)
+    changed = (items() - judged).flatten(1).abs().amax(dim=1) > 0.1
+    assert changed.sum() > 8  # two operations of moderate strength an image, some of which change nothing
+
+
+def _head(width: int) -> ViTForImageClassification:
+    sizes = {"image_size": 16, "patch_size": 8, "hidden_size": width, "num_hidden_layers": 1}
+    return load_classifier(None, ["a", "b"], sizes=sizes | {"num_attention_heads": 1, "intermediate_size": 4})
+
+
+def test_near_neighbours_weigh_more_than_far_ones():
+    angles = {"train": [0.3, 1.6, 1.7], "validation": [0.0, 1.65], "test": [0.0]}
+    features = {part: np.stack([np.cos(values), np.sin(values)], axis=1) for part, values in angles.items()}
+    labels = {"train": np.array([0, 1, 1])}
+    votes = fit_frozen("knn", _head(2), features, labels, neighbours=20, balanced=False)
+    weights = {part: (1 + np.cos(np.subtract.outer(angles[part], angles["train"]))) / 2 for part in votes}
+    for part, weight in weights.items():
+        np.testing.assert_allclose(votes[part][:, 0], weight[:, 0] / weight.sum(axis=1), atol=1e-6)
+    assert votes["test"][0, 0] > 0.5  # one near neighbour against two far ones
+
+
+def test_the_probe_is_chosen_on_the_validation_part():
+    random = np.random.default_rng(0)
+    labels = {part: random.integers(0, 2, 200) for part in ("train", "validation", "test")}
+    # the labels of the validation part are swapped: the strongest regularisation errs least there, and most on the test
+    features = {
+        part: random.normal(size=(200, 4)) + (values if part != "validation" else 1 - values)[:, None]
+        for part, values in labels.items()
+    }
+    model = _head(4)
+    assert fit_frozen("linear_probe", model, features, labels, neighbours=1, balanced=False) == {}
+    with torch.no_grad():
+        answer = model.classifier(torch.from_numpy(features["test"]).float()).softmax(dim=1).numpy()
+    scaler = StandardScaler().fit(features["train"])
+    weak, strong = (
+        LogisticRegression(C=strength, max_iter=5000)
+        .fit(scaler.transform(features["train"]), labels["train"])
+        .predict_proba(scaler.transform(features["test"]))
+        for strength in (1.0, 1e-3)
+    )
+    np.testing.assert_allclose(answer, strong, atol=1e-4)
+    assert np.abs(weak - strong).max() > 0.1 and log_loss(labels["test"], weak) < log_loss(labels["test"], strong)
+
+
 # ---------------------------------------------------------------------------------------------------------- whole runs
 
 
@@ -226,21 +480,43 @@ def test_a_classifier_cannot_be_tuned_further_on_a_fold_that_tests_its_images(fi
     seen = shutil.copytree(exported, tmp_path / "seen")
     (seen / "training_images.txt").write_text("")  # an encoder that says it saw none
     first = run(corpus, tmp_path / "first", "--model_name_or_path", str(seen), "--max_steps", "1")
-    with pytest.raises(SystemExit, match="images of the test part of fold 1"):
-        run(corpus, tmp_path / "second", "--model_name_or_path", str(first / "export"), "--fold", "1")
+    for checkpoint in ("export", "checkpoint-1"):
+        with pytest.raises(SystemExit, match="images of the test part of fold 1"):
+            run(corpus, tmp_path / "second", "--model_name_or_path", str(first / checkpoint), "--fold", "1")
     assert not (finished / "export" / "training_images.txt").exists()  # its encoder did not tell
 
 
-@pytest.mark.slow
-def test_two_processes_end_with_one_export(corpus, exported, tmp_path):
-    options = FAST | {"corpus": str(corpus), "output_dir": str(tmp_path / "out"), "model_name_or_path": str(exported)}
-    given = [text for name, value in options.items() for text in (f"--{name}", value)]
-    command = [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node=2", "--master_port=29533"]
-    done = subprocess.run([*command, str(RECIPES / "finetune.py"), *given], capture_output=True, text=True, timeout=240)
+def test_two_processes_train_as_one_does(corpus, exported, tmp_path):
+    # Nothing random but what is keyed by the image; the epsilon, so that Adam does not blow up gradients near zero.
+    options = ("--model_name_or_path", str(exported), "--drop_path", "0", "--logging_steps", "1")
+    options += ("--adam_epsilon", "1e-3", "--num_train_epochs", "1")
+    one = run(corpus, tmp_path / "one", *options)
+    two = tmp_path / "two"
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    command = [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node=2", f"--master_port={port}"]
+    given = FAST | {"corpus": str(corpus), "output_dir": str(two), "per_device_train_batch_size": "8"}
+    command += [
+        str(RECIPES / "finetune.py"),
+        *(text for name in given for text in (f"--{name}", given[name])),
+        *options,
+    ]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=280)
     assert done.returncode == 0, done.stderr[-2000:]
-    assert len(pd.read_parquet(tmp_path / "out" / "predictions.parquet")) == 32
-    config = yaml.safe_load((tmp_path / "out" / "config.yaml").read_text())
-    assert config["derived"]["effective_batch_size"] == 32
+
+    config = yaml.safe_load((two / "config.yaml").read_text())["derived"]
+    assert (config["effective_batch_size"], config["num_train_images"]) == (16, 56)
+    figures = [[json.loads(line) for line in (out / "metrics.jsonl").read_text().splitlines()] for out in (one, two)]
+    assert sum("loss" in row for row in figures[0]) == 3 and len(figures[0]) == len(figures[1])
+    for row, other in zip(*figures, strict=True):
+        timed = {name for name in row if "runtime" in name or "per_second" in name}
+        assert {n: other[n] for n in row.keys() - timed} == pytest.approx({n: row[n] for n in row.keys() - timed}, 1e-3)
+    weights = [AutoModelForImageClassification.from_pretrained(out / "export").state_dict() for out in (one, two)]
+    for name, value in weights[0].items():
+        torch.testing.assert_close(weights[1][name], value, atol=1e-5, rtol=1e-4, msg=name)
+    tables = [pd.read_parquet(out / "predictions.parquet") for out in (one, two)]
+    pd.testing.assert_frame_equal(*tables, atol=1e-4)
 
 
 def test_pipeline_gives_the_probabilities_of_the_evaluation(finished, corpus):
@@ -487,14 +763,64 @@ def test_a_metric_that_the_validation_part_cannot_give_is_named_and_means_are_ca
     assert "sensitivity" not in published and "`macro_` are means over the classes" in card
 
 
-def test_an_encoder_that_saw_test_images_is_refused(corpus, exported, tmp_path):
+@pytest.mark.parametrize("part", ["test", "validation"])
+def test_an_encoder_that_saw_images_it_is_judged_on_is_refused(corpus, exported, tmp_path, part):
     seen = shutil.copytree(exported, tmp_path / "seen")
     splits = json.loads((corpus / "splits.json").read_text())
-    name = splits["folds"][0]["test"][0]
+    name = splits["folds"][0][part][0]
     (seen / "training_images.txt").write_text(splits["images"][name] + "\n")
-    with pytest.raises(SystemExit, match="pretrained on 1 images of the test part of fold 0"):
+    with pytest.raises(SystemExit, match=f"pretrained on 1 images of the {part} part of fold 0"):
         run(corpus, tmp_path / "out", "--model_name_or_path", str(seen))
     assert not (tmp_path / "out").exists()
+
+
+def test_an_encoder_remembers_the_images_of_its_ancestors(corpus, tmp_path):
+    splits = json.loads((corpus / "splits.json").read_text())
+    every = set(splits["images"].values())
+    fold, test = ({splits["images"][name] for name in splits["folds"][0][part]} for part in ("train", "test"))
+
+    def listed(folder: Path) -> set[str]:
+        return set((folder / "training_images.txt").read_text().split())
+
+    first = pretrained(corpus, tmp_path / "first")
+    ancestor = {"model_name_or_path": first / "export", "model_subfolder": "pretraining"}
+    second = pretrained(corpus, tmp_path / "second", fold=0, **ancestor)
+    third = pretrained(corpus, tmp_path / "third", fold=0, model_name_or_path=second / "checkpoint-1")
+    assert fold < every and all(listed(run / "export") == listed(run) == every for run in (first, second, third))
+    own = pretrained(corpus, tmp_path / "own", fold=0)
+    assert listed(own) == listed(own / "export") == fold
+    with pytest.raises(SystemExit, match="pretraining_images_sha256 must stay"):  # an ancestor with a shorter list
+        ancestor["model_name_or_path"] = own / "export"
+        pretrained(corpus, second, fold=0, resume_from_checkpoint="last", **ancestor)
+
+    shutil.rmtree(third / "export")  # as a run that was killed before its end
+    for name, subfolder in (
+        *((second / "export", ""), (second / "export", "pretraining"), (second / "export" / "pretraining", "")),
+        *((second, "export"), (third / "checkpoint-1", ""), (third, "checkpoint-1")),
+    ):
+        with pytest.raises(SystemExit, match="pretrained on 32 images of the test part of fold 0"):
+            run(corpus, tmp_path / "out", "--model_name_or_path", str(name), "--model_subfolder", subfolder)
+
+    tuned = run(corpus, tmp_path / "tuned", "--model_name_or_path", str(own / "export"), "--max_steps", "1")
+    assert listed(tuned) == listed(tuned / "export") == every - test
+
+
+def test_an_encoder_with_an_unknown_ancestor_says_so_and_lists_no_images(corpus, tmp_path, caplog):
+    def warnings() -> list[str]:
+        found = [record.getMessage() for record in caplog.records if record.levelname == "WARNING"]
+        caplog.clear()
+        return [text for text in found if "so the export will not tell" in text or "does not tell which" in text]
+
+    def listed(folder: Path) -> bool:
+        return any((place / "training_images.txt").exists() for place in (folder, folder / "export"))
+
+    streamed = pretrained(corpus, tmp_path / "streamed", streaming=True)
+    assert any(text.startswith("the images of a stream are not known") for text in warnings()) and not listed(streamed)
+    for name in (streamed / "export" / "pretraining", streamed / "checkpoint-1"):
+        child = pretrained(corpus, tmp_path / name.name, fold=0, model_name_or_path=name)
+        assert any(text.startswith(f"{name} does not tell") for text in warnings()) and not listed(child)
+    tuned = run(corpus, tmp_path / "tuned", "--model_name_or_path", str(child / "export"), "--max_steps", "1")
+    assert any(text.startswith(f"{child / 'export'} does not tell") for text in warnings()) and not listed(tuned)
 
 
 @pytest.mark.parametrize(
@@ -509,7 +835,7 @@ def test_an_encoder_that_saw_test_images_is_refused(corpus, exported, tmp_path):
     ],
 )
 def test_mistakes_are_one_clear_line(corpus, tmp_path, options, message, monkeypatch):
-    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
     with pytest.raises(SystemExit) as stopped:
         run(corpus, tmp_path / "out", *options)
     assert str(stopped.value).startswith("error: ") and message in str(stopped.value)
@@ -524,27 +850,6 @@ def test_every_shipped_config_is_understood(config):
     _, data_args, args = parse_args(kinds, ["--config", str(config), "--use_cpu", "true"])
     assert args.output_dir == f"runs/{config.parent.name}/finetune"
     assert set(data_args.positive_classes) <= set(CORPORA[config.parent.name].CLASS_NAMES)
-
-
-TINY_PRETRAINING = """
-preset: texture
-image_size: 32
-patch_size: 8
-hidden_size: 32
-num_hidden_layers: 1
-num_attention_heads: 2
-intermediate_size: 48
-decoder_hidden_size: 32
-decoder_num_hidden_layers: 1
-decoder_num_attention_heads: 2
-decoder_intermediate_size: 48
-glcm_levels: 8
-held_out: 0
-num_train_epochs: 1
-per_device_train_batch_size: 16
-dataloader_num_workers: 0
-use_cpu: true
-"""
 
 
 @pytest.mark.slow
@@ -588,6 +893,33 @@ def test_cross_validation_resumes_to_the_same_table(corpus, tmp_path):
     assert compared["differences"]["accuracy"]["value"] == 0
 
 
+def test_the_command_line_of_cross_validate(corpus, tmp_path):
+    pretraining = write(tmp_path / "pretrain.yaml", TINY_PRETRAINING.encode())
+    tuning = write(tmp_path / "finetune.yaml", yaml.safe_dump(FAST).encode())
+    command = [sys.executable, str(RECIPES / "cross_validate.py"), "--corpus", str(corpus), "--folds", "0", "1"]
+    command += ["--output_dir", str(tmp_path / "out"), "--jobs", "2", "--positive_classes", "fine"]
+    command += ["--pretrain_config", str(pretraining), "--pretrain_options", "preset=mse", "max_steps=1"]
+    command += ["--finetune_config", str(tuning), "--finetune_options", "num_train_epochs=1"]
+    # Python imports this at each start; three bootstraps of a thousand draws would be most of the test.
+    few = "import recipe_statistics; recipe_statistics.bootstrap.__kwdefaults__['num_resamples'] = 10"
+    write(tmp_path / "start" / "sitecustomize.py", few.encode())
+    path = os.pathsep.join([str(tmp_path / "start"), str(RECIPES), os.environ.get("PYTHONPATH", "")])
+    environment = {**os.environ, "PYTHONPATH": path}
+    done = subprocess.run(command, capture_output=True, text=True, timeout=280, cwd=tmp_path, env=environment)
+    assert done.returncode == 0, done.stderr[-2000:]
+    table = pd.read_parquet(tmp_path / "out" / "predictions.parquet")
+    splits = json.loads((corpus / "splits.json").read_text())
+    assert (tmp_path / "out" / "summary.md").read_text() in done.stdout and (tmp_path / "out" / "curves.png").is_file()
+    for fold in (0, 1):
+        assert sorted(table["file_name"][table["fold"] == str(fold)]) == sorted(splits["folds"][fold]["test"])
+        steps = tmp_path / "out" / f"fold_{fold}"
+        seen = (steps / "pretrain" / "export" / "training_images.txt").read_text().split()
+        assert set(seen) == {splits["images"][name] for name in splits["folds"][fold]["train"]}
+        tuned = yaml.safe_load((steps / "finetune" / "config.yaml").read_text())
+        assert tuned["model"]["model_name_or_path"] == str(steps / "pretrain" / "export")
+        assert (tuned["training"]["num_train_epochs"], tuned["data"]["positive_classes"]) == (1, ["fine"])
+
+
 @pytest.fixture
 def pretended(monkeypatch) -> list[dict]:
     """Fine-tunings that are over at once, with answers by chance; what they were given."""
@@ -605,7 +937,6 @@ def pretended(monkeypatch) -> list[dict]:
         return subprocess.CompletedProcess(command, 0)
 
     monkeypatch.setattr(cross_validate.subprocess, "run", answer)
-    monkeypatch.setattr(recipe_summary, "bootstrap", functools.partial(recipe_summary.bootstrap, num_resamples=10))
     return started
 
 
