@@ -129,7 +129,8 @@ def refuse_another_training(
     asked = next((name for name in ("bf16", "fp16") if stored["training"].get(name)), "no")
     stored["derived"].setdefault("mixed_precision", asked)
     untold = []
-    for section in sorted(resolved, key="derived".__ne__):  # first what others follow from
+    first = {"model": 0, "derived": 1}  # what others follow from
+    for section in sorted(resolved, key=lambda section: first.get(section, len(first))):
         if section not in stored:
             untold.append(f"the section {section}")
             continue
