@@ -68,8 +68,8 @@ class PrepareArguments:
 
     corpus: str = option("folder", "busi, pneumonia, covid_ct, gbcu, speckle, folder, or the Hub id OWNER/NAME.")
     data_dir: str | None = option(None, "Folder of the download.")
-    output_dir: str | None = option(None, "Receives the data set; must not exist yet.")
-    overwrite_output_dir: bool = option(False, "Replace what output_dir holds.")
+    output_dir: str | None = option(None, "Receives the data set; new or empty.")
+    overwrite_output_dir: bool = option(False, "Replace the data set in output_dir.")
     table: str | None = option(
         None, "For folder: CSV or TSV with the columns file, and if known label, patient, split."
     )

@@ -394,18 +394,17 @@ def test_a_mistake_deletes_nothing(run, images, tmp_path):
     arguments = options(**TINY, output_dir=run) + ["--overwrite_output_dir=true"]
     (run / "checkpoint-notes.txt").write_text("mine")
     before = sorted([*before, Path("checkpoint-notes.txt")])
-    for mistake in (
-        options(corpus=tmp_path / "nowhere"),
-        options(corpus=images, mse_epochs=2),
-        options(corpus=images, per_device_train_batch_size=64, max_steps=2),
-        options(corpus=images, lr_scheduler_type="cosine_with_min_lr"),
-        options(corpus=images, lr_scheduler_kwargs='{"speed": 1}'),
-        options(corpus=images, optim="adamw_anyprecision", optim_args="lightness=1"),
-        options(corpus=images, model_name_or_path=run / "export", model_subfolder="pretraining"),
-        options(corpus=run),
+    for changed, message in (
+        ({"corpus": tmp_path / "nowhere"}, "There is no corpus"),
+        ({"mse_epochs": 2}, "leaves no step"),
+        ({"per_device_train_batch_size": 64, "max_steps": 2}, "48 training images are fewer than one batch of 64"),
+        ({"lr_scheduler_type": "cosine_with_min_lr"}, "min_lr"),
+        ({"lr_scheduler_kwargs": '{"speed": 1}'}, "cannot be made: .*speed"),
+        ({"model_name_or_path": run / "export", "model_subfolder": "pretraining"}, "export, which would be deleted"),
+        ({"corpus": run}, "holds .*, which would be deleted"),
     ):
-        with pytest.raises(SystemExit, match="error: "):
-            pretrain.main([*arguments, *mistake])
+        with pytest.raises(SystemExit, match=f"^error: .*{message}"):
+            pretrain.main([*arguments, *options(**{"corpus": images} | changed)])
     assert sorted(path.relative_to(run) for path in run.rglob("*")) == before
 
 
