@@ -94,11 +94,28 @@ def _figures_at(
     names = class_names_of(table)
     probabilities, labels = table[[f"probability_{name}" for name in names]].to_numpy(), table["label"].to_numpy()
     folds = pd.factorize(table["fold"], sort=True)[0]
+    # Who is on the positive side, for each AUROC.
+    sides = {f"auroc_{name}": labels == index for index, name in enumerate(names)}
+    sides["auroc" if len(names) == 2 else "macro_auroc"] = labels[:, None] == np.arange(len(names))
+    if positive is not None:
+        sides["binary_auroc"] = np.isin(labels, positive)
+
+    def folds_with_both(side: np.ndarray, at: np.ndarray) -> np.ndarray:
+        total = np.bincount(folds[at], minlength=folds.max() + 1)
+        columns = side.reshape(len(side), -1)[at].T
+        inside = np.stack([np.bincount(folds[at], column, minlength=len(total)) for column in columns])
+        return (inside > 0) & (inside < total)
+
+    everywhere = {name: folds_with_both(side, np.arange(len(table))) for name, side in sides.items()}
 
     def figures(at: np.ndarray) -> dict[str, float]:
         # Not through `compute`, which writes its inputs to disk: a bootstrap calls this a thousand times.
         found = metric._compute(probabilities[at], labels[at], positive=positive, class_names=names, folds=folds[at])
         del found["confusion_matrix"]
+        for name, side in sides.items():
+            # A fold that lost a side has no AUROC, and the mean of the others is another figure.
+            if (everywhere[name] & ~folds_with_both(side, at)).any():
+                found[name] = float("nan")
         return found
 
     return figures
@@ -201,6 +218,14 @@ def summary_markdown(summary: dict[str, Any]) -> str:
         "models have no common scale. Intervals are of this figure, by a bootstrap of whole groups within folds. They "
         "do not cover the choice of folds.",
     ]
+    left_out = {name: found["pooled"]["undefined"] for name, found in summary["figures"].items()}
+    if any(left_out.values()):
+        worst = max(left_out, key=left_out.get)
+        lines += [
+            "",
+            "Draws in which a figure is undefined, since all images of a class are missing from a fold, are left out of "
+            f"its interval: up to {left_out[worst]:.0%} of them ({worst}).",
+        ]
     for fold, answer in summary["only_answers"].items():
         lines += ["", f"**Fold {fold} answers {answer} for every test image**: it has learned nothing."]
     return "\n".join(lines) + "\n"

@@ -311,10 +311,27 @@ def test_two_folds_that_tell_all_images_apart_have_an_auroc_of_1(quick):
     summary = summarise(table)
     for name in ("auroc", "auroc_ill", "auroc_healthy"):
         assert summary["figures"][name]["mean"] == 1
-        assert summary["figures"][name]["pooled"] == {"value": 1, "low": 1, "high": 1, "undefined": 0}
+        pooled = summary["figures"][name]["pooled"]
+        assert [pooled[key] for key in ("value", "low", "high")] == [1, 1, 1]
     assert summary["figures"]["sensitivity"]["pooled"]["value"] == 0.5
     text = summary_markdown(summary)
     assert "| auroc | 1.000 | 0.000 | 1.000 | 1.000 to 1.000 |" in text and "no common scale" in text
+
+
+def test_a_draw_without_the_auroc_of_a_fold_is_left_out(quick):
+    # One positive in each of five folds, the last of four images; the first fold is all wrong.
+    labels = np.tile([0, 0, 0, 1], 5)
+    scores = np.where(labels == 1, 0.9, 0.1)
+    scores[:4] = 1 - scores[:4]
+    summary = summarise(answers_of(scores, labels, np.repeat(list("01234"), 4)))
+    found = summary["figures"]["auroc"]["pooled"]
+    assert found["value"] == pytest.approx(0.8)
+    # Every draw that counts has the five values of the five folds.
+    assert found["low"] == found["high"] == pytest.approx(0.8)
+    # A fold keeps its positive with probability 1 - (3/4)^4, and loses its negatives with (1/4)^4.
+    defined = (1 - 0.75**4 - 0.25**4) ** 5
+    assert found["undefined"] == pytest.approx(1 - defined, abs=0.15)
+    assert f"up to {found['undefined']:.0%} of them" in summary_markdown(summary)
 
 
 def test_a_summary_counts_answers_together_and_takes_the_mean_of_aurocs(quick):
