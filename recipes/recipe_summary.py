@@ -223,7 +223,7 @@ def summary_markdown(summary: dict[str, Any]) -> str:
         worst = max(left_out, key=left_out.get)
         lines += [
             "",
-            "Draws in which a figure is undefined, since all images of a class are missing from a fold, are left out of "
+            "Draws in which a figure is undefined, since a fold lacks all images of a class, are left out of "
             f"its interval: up to {left_out[worst]:.0%} of them ({worst}).",
         ]
     for fold, answer in summary["only_answers"].items():
