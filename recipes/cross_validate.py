@@ -168,6 +168,7 @@ def _run(recipe: str, folder: Path, options: list[str], environment: dict[str, s
 def cross_validate(args: CrossValidationArguments) -> Path:
     """Run all folds and sum up; returns the output folder."""
     output = check_output(args.output_dir)
+    args.output_dir = str(output)  # without ~
     splits_file = Path(args.splits_file or Path(args.corpus) / "splits.json")
     # Checks the corpus and the names before hours of training.
     folds = args.folds
@@ -281,7 +282,7 @@ def main(argv: Sequence[str] | None = None) -> None:
             print((output / "comparison.md").read_text())
             return
         (args,) = parse_args((CrossValidationArguments,), given, description=__doc__)
-        check_output(args.output_dir)
+        args.output_dir = str(check_output(args.output_dir))  # without ~
         if args.push_to_hub:  # known before hours of training
             open_repository(Publication(Path(args.output_dir), args.hub_model_id, private=args.hub_private_repo))
         output = cross_validate(args)

@@ -88,6 +88,7 @@ from recipe_trainer import (
 logger = logging.getLogger("finetune")
 # How an image is brought to the model's size and range: fields of ImageTransform, as of the command line.
 FITTING = ("resize", "resize_to", "image_mean", "image_std")
+OPTIMIZERS = ("adamw_torch_fused", "adamw_torch")  # AdamW over the groups of parameter_groups is made for both
 WRITTEN = (
     *("config.yaml", "metrics.jsonl", "all_results.json", "export", TRAINING_IMAGES),
     *("predictions.parquet", "validation_predictions.parquet"),
@@ -232,6 +233,11 @@ class FinetuningArguments(TrainingArguments):
             raise UsageError(f"early_stopping_patience must be at least 0, got {self.early_stopping_patience}")
         if self.early_stopping_patience and self.eval_strategy == IntervalStrategy.NO:
             raise UsageError("early_stopping_patience needs evaluations, got eval_strategy no")
+        if self.optim not in OPTIMIZERS or self.optim_args:
+            raise UsageError(
+                f"optim must be {' or '.join(OPTIMIZERS)}, without optim_args, got {self.optim} and optim_args "
+                f"{self.optim_args}: fine-tuning is by AdamW"
+            )
         if self.remove_unused_columns:
             raise UsageError("remove_unused_columns must stay false, got true")
 
@@ -542,10 +548,14 @@ class Run:
     def train(self) -> None:
         """Train or fit, judge, export; prints where the results are."""
         main = self.trainer.is_world_process_zero()
+        PartialState().wait_for_everyone()  # until all have read the config.yaml of a run that is resumed
         if main:
             if self.publication is not None:
                 open_repository(self.publication)
             begin_run(self.output_dir, WRITTEN, self.checkpoint, self.resolved)
+            # Once: a relative path is known by what exists, which may be gone when it is published.
+            self.published = without_paths(self.resolved)
+            self.published["derived"]["skipped_images"] = len(self.skipped)
             for name, text in self._training_images().items():
                 (self.output_dir / name).write_text(text)
         PartialState().wait_for_everyone()
@@ -620,8 +630,6 @@ class Run:
         ]
 
     def _export(self, model: ViTForImageClassification, results: dict, table: pd.DataFrame | None) -> None:
-        published = without_paths(self.resolved)
-        published["derived"]["skipped_images"] = len(self.skipped)
         origin = origin_of(self.model_args.model_name_or_path, self.model_args.model_revision)
         counts = {part: self.resolved["derived"][f"num_{part}_images"] for part in ("train", "validation", "test")}
         values = {name: results[f"test_{name}"] for name in FIGURES if f"test_{name}" in results}
@@ -629,7 +637,7 @@ class Run:
             self.output_dir / "export",
             model,
             self.transform.processor(self.white, deep=self.deep),
-            {"config.yaml": yaml.safe_dump(published, sort_keys=False)} | self._training_images(),
+            {"config.yaml": yaml.safe_dump(self.published, sort_keys=False)} | self._training_images(),
             [],
             {
                 "title": f"Classifier of {Path(self.data_args.corpus).name}, by GLCM-MAE",

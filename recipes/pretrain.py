@@ -39,7 +39,7 @@ from recipe_export import (
     without_paths,
     write_export,
 )
-from recipe_files import check_output
+from recipe_files import check_output, replaced_file
 from recipe_hub import PublishEverySave, open_repository, publish_export, push_asked_for
 from recipe_probe import encoder_features, probe_accuracy
 from recipe_setup import build_model, load_data
@@ -236,8 +236,10 @@ class Run:
         }
         if self.is_stream:
             first = itertools.islice(self.data.train.dataset, FIRST_IMAGES)
-            # by name where the stream gives only an address
-            known = [image_sha256(row["image"]) if row["image"].get("bytes") else row["file_name"] for row in first]
+            # by name where the stream gives only an address, or a null that is passed over
+            known = [
+                image_sha256(row["image"]) if (row["image"] or {}).get("bytes") else row["file_name"] for row in first
+            ]
             derived["first_images_sha256"] = fingerprint_of(known)
         else:
             derived["train_contents_sha256"] = fingerprint_of(self.digests["train"])
@@ -272,10 +274,12 @@ class Run:
         """Train, judge, export; prints where the results are."""
         args, trainer = self.args, self.trainer
         main = trainer.is_world_process_zero()
+        PartialState().wait_for_everyone()  # until all have read the config.yaml of a run that is resumed
         if main:
             if self.publication is not None:
                 open_repository(self.publication)
             begin_run(self.output_dir, WRITTEN, self.checkpoint, self.resolved)
+            self.published = self._published()
             for name, text in self._training_images().items():
                 (self.output_dir / name).write_text(text)
         PartialState().wait_for_everyone()
@@ -299,8 +303,10 @@ class Run:
         model = self._whole_model()
         if not main:
             return
-        (self.output_dir / "all_results.json").write_text(json.dumps(results, indent=2) + "\n")
         self._write_export(model, results)
+        # Last: a run with this file is finished.
+        with replaced_file(self.output_dir / "all_results.json") as new:
+            new.write_text(json.dumps(results, indent=2) + "\n")
         if args.probe_labels:
             print(
                 f"linear probe, {args.probe_labels} labels: accuracy {results['probe_before']:.3f} before pretraining, "
@@ -327,7 +333,7 @@ class Run:
             self.output_dir / "export",
             model,
             self.data.transform.processor(self.data.white_level, deep=self.data.deep),
-            {"config.yaml": yaml.safe_dump(self._published(), sort_keys=False)} | self._training_images(),
+            {"config.yaml": yaml.safe_dump(self.published, sort_keys=False)} | self._training_images(),
             [picture] if picture else [],
             self._card_facts(results, picture),
         )
@@ -346,7 +352,10 @@ class Run:
             self._write_export(model, next(judged, {}))
 
     def _published(self) -> dict:
-        """The resolved recipe without the paths of this machine and the names of files, which may name patients."""
+        """The resolved recipe without the paths of this machine and the names of files, which may name patients.
+
+        Made once, at the beginning: a relative path is known by what exists, which may be gone when it is published.
+        """
         published = without_paths(self.resolved)
         published["model_config"].pop("_name_or_path", None)
         published["derived"]["skipped_images"] = len(self.data.skipped)

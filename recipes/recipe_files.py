@@ -9,7 +9,9 @@ from pathlib import Path
 
 from recipe_args import UsageError
 
-STAGING = ".glcm_mae-writing-"  # begins the names of our temporary folders, which tempfile ends
+# Begin the names of our temporary folders, which tempfile ends.
+STAGING = ".glcm_mae-writing-"
+FILE_STAGING = ".glcm_mae-file-"  # not cleared away with those of folders: it may be in use by another process
 
 
 def check_output(folder: str | Path, option: str = "output_dir") -> Path:
@@ -20,7 +22,8 @@ def check_output(folder: str | Path, option: str = "output_dir") -> Path:
         option: names it in messages.
 
     Raises:
-        UsageError: a file or a broken link is in the way, or the folder cannot be written to.
+        UsageError: a file or a broken link is in the way, or the folder cannot be written to; it, or a folder in it,
+            holds former content that was never put back.
     """
     output = Path(folder).expanduser()
     existing = next(path for path in (output, *output.absolute().parents) if os.path.lexists(path))
@@ -36,7 +39,19 @@ def check_output(folder: str | Path, option: str = "output_dir") -> Path:
             pass
     except OSError as error:
         raise UsageError(f"{option} {folder}: nothing can be written to {existing} ({error.strerror})") from error
+    for pattern in (f"{STAGING}*", f"*/{STAGING}*"):  # the latter: an export in it
+        for staging in output.glob(pattern):
+            _refuse_former_content(staging)
     return output
+
+
+def _refuse_former_content(staging: Path) -> None:
+    old = staging / "old"
+    if old.is_dir() and any(old.iterdir()):
+        raise UsageError(
+            f"{old} holds the former content of {staging.parent}, perhaps its only copy, since a process was stopped "
+            "while it put new content in place: move what is in it back, or delete it"
+        )
 
 
 @contextmanager
@@ -51,10 +66,14 @@ def replaced_folder(folder: Path, ours: Collection[str] | None = None) -> Iterat
 
     Raises:
         OSError: an entry could not be moved. `folder` then holds what it held before.
+        UsageError: an earlier call was stopped amid the exchange, and the former content was never put back.
     """
     made = not folder.exists()
     folder.mkdir(parents=True, exist_ok=True)
-    for left in folder.glob(f"{STAGING}*"):  # by a process that was killed
+    lefts = list(folder.glob(f"{STAGING}*"))  # by processes that were killed
+    for left in lefts:
+        _refuse_former_content(left)
+    for left in lefts:
         shutil.rmtree(left, ignore_errors=True)
     staging = Path(tempfile.mkdtemp(prefix=STAGING, dir=folder))
     new, old = staging / "new", staging / "old"  # not `staging` itself, which nobody else may read
@@ -69,6 +88,7 @@ def replaced_folder(folder: Path, ours: Collection[str] | None = None) -> Iterat
         if made and not any(folder.iterdir()):
             folder.rmdir()
         raise
+    old.rename(staging / "replaced")  # a kill from here on leaves nothing that anybody wants back
     shutil.rmtree(staging, ignore_errors=True)
 
 
@@ -94,7 +114,7 @@ def _exchange(folder: Path, new: Path, old: Path, ours: Collection[str] | None) 
 @contextmanager
 def replaced_file(file: Path) -> Iterator[Path]:
     """A path to write to. The file takes the place of `file` once the block ends without an error."""
-    with tempfile.TemporaryDirectory(prefix=STAGING, dir=file.parent) as staging:
+    with tempfile.TemporaryDirectory(prefix=FILE_STAGING, dir=file.parent) as staging:
         written = Path(staging) / file.name
         yield written
         os.replace(written, file)

@@ -20,6 +20,7 @@ from recipe_data import (
     split_held_out,
     verify_images,
     white_and_depth,
+    white_of,
 )
 from recipe_splits import load_prepared
 
@@ -122,11 +123,14 @@ def _is_not_among(row: dict[str, Any], names: frozenset[str]) -> bool:
     return row["file_name"] not in names
 
 
-def _first_readable(images: datasets.IterableDataset, bad_images: str, checking: dict) -> list[dict]:
+def _first_readable(
+    images: datasets.IterableDataset, bad_images: str, num_channels: int, white_level: float | None
+) -> list[dict]:
     """The first row of a stream whose image can be decoded; no row if there is none."""
     for row in images:
         try:
-            decode_image(row["image"], name=row["file_name"], **checking)
+            white = white_of(row, white_level)
+            decode_image(row["image"], name=row["file_name"], num_channels=num_channels, white_level=white)
             return [row]
         except BadImageError:
             if bad_images != "skip":
@@ -190,7 +194,7 @@ def load_data(data_args: DataArguments, config: GLCMMAEConfig, seed: int) -> Pre
         count = int(data_args.held_out)
         stream = {**reading, "bad_images": data_args.bad_images}
         # Read once and kept. Skipping as many in each worker would skip others where there are several shards.
-        first = list(images.take(count)) if count else _first_readable(images, data_args.bad_images, checking)
+        first = list(images.take(count)) if count else _first_readable(images, data_args.bad_images, **checking)
         held_out = None
         if count:
             kept = datasets.Dataset.from_list(first, features=images.features)

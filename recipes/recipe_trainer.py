@@ -80,10 +80,15 @@ def checkpoint_to_resume(
             checkpoint = Path(args.resume_from_checkpoint)
             if _step_of(checkpoint) is None:
                 raise UsageError(f"resume_from_checkpoint: {checkpoint} is not a whole checkpoint of this recipe")
-            if checkpoint.resolve().parent != folder.resolve() and earlier_run(folder, written):
-                raise UsageError(
-                    f"output_dir {folder} holds an earlier run, and not that of {checkpoint}: give another --output_dir"
-                )
+            if checkpoint.resolve().parent != folder.resolve():
+                # A resume of that checkpoint that was killed before its first own one may be repeated.
+                kept = whole or any((folder / name).exists() for name in ("all_results.json", "export"))
+                if kept and not args.overwrite_output_dir:
+                    raise UsageError(
+                        f"output_dir {folder} holds an earlier run, and not that of {checkpoint}: give another "
+                        "--output_dir, or pass --overwrite_output_dir to delete it"
+                    )
+                _refuse_to_delete(folder, written, (*sources, str(checkpoint)))
             return checkpoint
         if not whole:
             raise UsageError(f"resume_from_checkpoint: {folder} holds no whole checkpoint to resume from")
@@ -93,12 +98,16 @@ def checkpoint_to_resume(
             f"output_dir {folder} holds an earlier run: pass --resume_from_checkpoint last to go on with it, "
             "--overwrite_output_dir to delete it, or another --output_dir"
         )
+    _refuse_to_delete(folder, written, sources)
+    return None
+
+
+def _refuse_to_delete(folder: Path, written: Sequence[str], sources: Sequence[str | None]) -> None:
     deleted = [path.resolve() for path in earlier_run(folder, written)]
     for source in filter(None, sources):
         path = Path(source).expanduser().resolve()
         if deleted and (path == folder.resolve() or any(path.is_relative_to(other) for other in deleted)):
             raise UsageError(f"output_dir {folder} holds {source}, which would be deleted: give another --output_dir")
-    return None
 
 
 def refuse_another_training(
@@ -128,6 +137,10 @@ def refuse_another_training(
     # Until the launcher's precision was written down, all that is known is what was asked for by option.
     asked = next((name for name in ("bf16", "fp16") if stored["training"].get(name)), "no")
     stored["derived"].setdefault("mixed_precision", asked)
+    # The macro mean of a figure was once named as that of two classes.
+    chosen = resolved["training"].get("metric_for_best_model")
+    if chosen == f"eval_macro_{str(stored['training'].get('metric_for_best_model')).removeprefix('eval_')}":
+        stored["training"]["metric_for_best_model"] = chosen
     untold = []
     first = {"model": 0, "derived": 1}  # what others follow from
     for section in sorted(resolved, key=lambda section: first.get(section, len(first))):
@@ -181,15 +194,16 @@ def rehearse(trainer: Trainer, num_steps: int) -> None:
 
 
 def begin_run(output_dir: Path, written: Sequence[str], checkpoint: Path | None, resolved: dict[str, Any]) -> None:
-    """Delete what an earlier run left, unless it is resumed, and write config.yaml.
+    """Delete what an earlier run left, unless its own checkpoint is resumed, and write config.yaml.
 
     Called when nothing can be wrong any more with what was asked for.
     """
-    if checkpoint is None:
+    if checkpoint is None or checkpoint.resolve().parent != output_dir.resolve():
         for path in earlier_run(output_dir, written):
             delete(path)
     output_dir.mkdir(parents=True, exist_ok=True)
-    (output_dir / "config.yaml").write_text(yaml.safe_dump(resolved, sort_keys=False))
+    with replaced_file(output_dir / "config.yaml") as new:  # a resume reads it, also after a kill at this place
+        new.write_text(yaml.safe_dump(resolved, sort_keys=False))
 
 
 def earlier_run(folder: Path, written: Sequence[str]) -> list[Path]:

@@ -3,11 +3,14 @@
 import errno
 import importlib
 import os
+import threading
 from pathlib import Path
 
 import pytest
+import yaml
 from helpers import encode, grey, write
 from test_prepare_corpus import arguments, picture
+from transformers import TrainingArguments
 
 import prepare_corpus
 import recipe_files
@@ -17,7 +20,7 @@ from recipe_args import UsageError
 from recipe_data import ImageTransform
 from recipe_export import write_export
 from recipe_files import check_output, delete, replaced_file, replaced_folder
-from recipe_trainer import begin_run
+from recipe_trainer import begin_run, checkpoint_to_resume
 
 SCRIPTS = {
     "prepare_corpus": ["--corpus", "folder", "--data_dir", "nowhere"],
@@ -125,6 +128,43 @@ def test_others_may_read_what_is_written_and_what_was_killed_is_cleared_away(tmp
     assert names(tmp_path) == {"out", "b.txt"}
 
 
+def test_former_content_that_was_never_put_back_is_not_deleted(tmp_path):
+    left = tmp_path / "export" / f"{recipe_files.STAGING}x"
+    write(left / "old" / "model", b"the only copy")
+    (left / "new").mkdir()
+    with pytest.raises(UsageError, match=f"{left / 'old'} holds the former content of {tmp_path / 'export'}"):
+        with replaced_folder(tmp_path / "export") as new:
+            write(new / "model", b"latter")
+    for output in (tmp_path / "export", tmp_path):  # and known before the work
+        with pytest.raises(UsageError, match="holds the former content"):
+            check_output(output)
+    assert (left / "old" / "model").read_bytes() == b"the only copy" and names(tmp_path / "export") == {left.name}
+    delete(left / "old" / "model")
+    with replaced_folder(tmp_path / "export") as new:
+        write(new / "model", b"latter")
+    assert names(tmp_path / "export") == {"model"}
+
+
+def test_a_kill_after_the_exchange_leaves_nothing_to_be_put_back(tmp_path, monkeypatch):
+    write(tmp_path / "a", b"former")
+    with monkeypatch.context() as killed:
+        killed.setattr(recipe_files.shutil, "rmtree", lambda *args, **kwargs: None)
+        with replaced_folder(tmp_path, "a") as new:
+            write(new / "a", b"latter")
+    assert len(names(tmp_path)) == 2
+    with replaced_folder(tmp_path, ()):
+        pass
+    assert names(tmp_path) == {"a"} and (tmp_path / "a").read_bytes() == b"latter"
+
+
+def test_a_file_that_is_being_written_survives_a_folder_that_is_replaced_beside_it(tmp_path):
+    with replaced_file(tmp_path / "mine.txt") as file:
+        file.write_bytes(b"1")
+        with replaced_folder(tmp_path, ()):
+            pass
+    assert names(tmp_path) == {"mine.txt"}
+
+
 def test_an_overwritten_run_loses_what_it_wrote_only(tmp_path):
     for name in ("config.yaml", "checkpoint-3/model", "checkpoint-notes.txt", "checkpoint-mine/model", "disk/model"):
         write(tmp_path / name, b"former")
@@ -133,6 +173,33 @@ def test_an_overwritten_run_loses_what_it_wrote_only(tmp_path):
     assert names(tmp_path) == {"config.yaml", "checkpoint-notes.txt", "checkpoint-mine", "disk", "export"}
     assert not names(tmp_path / "disk") and (tmp_path / "checkpoint-mine" / "model").exists()
     assert "seed: 1" in (tmp_path / "config.yaml").read_text()
+
+
+def test_a_resume_of_a_checkpoint_elsewhere_replaces_what_its_killed_attempt_left(tmp_path):
+    written = ("config.yaml", "metrics.jsonl", "all_results.json", "export")
+    checkpoint = write(tmp_path / "a" / "checkpoint-5" / "trainer_state.json", b'{"global_step": 5}').parent
+    args = TrainingArguments(output_dir=str(tmp_path / "b"), resume_from_checkpoint=str(checkpoint), use_cpu=True)
+    args.overwrite_output_dir = False
+    for name in ("config.yaml", "metrics.jsonl", "checkpoint-6/model"):
+        write(tmp_path / "b" / name, b"killed")
+    assert checkpoint_to_resume(args, written) == checkpoint
+    begin_run(tmp_path / "b", written, checkpoint, {"training": {"seed": 1}})
+    assert names(tmp_path / "b") == {"config.yaml"} and names(tmp_path / "a") == {"checkpoint-5"}
+    write(tmp_path / "b" / "all_results.json")
+    with pytest.raises(UsageError, match="b holds an earlier run, and not that of .*checkpoint-5"):
+        checkpoint_to_resume(args, written)
+    args.overwrite_output_dir = True
+    assert checkpoint_to_resume(args, written) == checkpoint
+    with pytest.raises(UsageError, match="which would be deleted"):
+        checkpoint_to_resume(args, written, [str(tmp_path / "b" / "all_results.json")])
+
+
+def test_a_configuration_that_cannot_be_written_leaves_the_former_one(tmp_path):
+    write(tmp_path / "config.yaml", b"seed: 1")
+    checkpoint = write(tmp_path / "checkpoint-5" / "trainer_state.json", b'{"global_step": 5}').parent
+    with pytest.raises((TypeError, yaml.YAMLError)):
+        begin_run(tmp_path, ("config.yaml",), checkpoint, {"training": {"lock": threading.Lock()}})
+    assert (tmp_path / "config.yaml").read_bytes() == b"seed: 1" and names(tmp_path) == {"config.yaml", "checkpoint-5"}
 
 
 # -------------------------------------------------------------------------------------- links, mounts, this folder

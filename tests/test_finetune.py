@@ -610,6 +610,8 @@ def test_resume_continues_the_same_training(corpus, exported, tmp_path):
         ({"lr_scheduler_type": "cosine_with_min_lr"}, "min_lr"),
         ({"lr_scheduler_type": "cosine", "lr_scheduler_kwargs": '{"speed": 1}'}, "cannot be made: .*speed"),
         ({"num_train_epochs": "0"}, "num_train_epochs must be greater than 0, got 0"),
+        ({"optim": "sgd"}, "optim must be adamw_torch_fused or adamw_torch, without optim_args, got sgd"),
+        ({"optim_args": "foreach=True"}, "optim must be .*, got adamw_torch_fused and optim_args foreach=True"),
         ({"early_stopping_patience": "-1"}, "early_stopping_patience must be at least 0, got -1"),
         (
             {"early_stopping_patience": "2", "eval_strategy": "no", "load_best_model_at_end": "false"},
@@ -644,7 +646,7 @@ def _begun(corpus: Path, output: Path, *options: str, **changed: str) -> finetun
 @pytest.mark.parametrize(
     ("changed", "named"),
     [
-        ({"optim": "sgd"}, "optim must stay adamw_torch_fused .* got sgd"),
+        ({"optim": "adamw_torch"}, "optim must stay adamw_torch_fused .* got adamw_torch"),
         ({"bf16": "true"}, "mixed_precision must stay no .* got bf16"),
         ({"eval_strategy": "steps", "save_strategy": "steps"}, "eval_strategy must stay epoch .* got steps"),
         ({"lr_scheduler_kwargs": '{"num_cycles": 2}'}, "lr_scheduler_kwargs must stay None"),
@@ -736,6 +738,18 @@ def test_images_of_two_depths_are_refused_before_the_first_step(tmp_path):
             run(folder, tmp_path / "out", *sizes, fold=fold)
 
 
+def _former_name_is_known(corpus: Path, output: Path, *options: str) -> None:
+    """A run that was begun when the macro mean was named as the figure of two classes is resumed."""
+    file = output / "config.yaml"
+    text = file.read_text()
+    file.write_text(text.replace("eval_macro_auroc", "eval_auroc"))
+    _begun(corpus, output, *options, num_train_epochs="1")
+    file.write_text(text.replace("eval_macro_auroc", "eval_accuracy"))
+    with pytest.raises(UsageError, match="metric_for_best_model must stay eval_accuracy"):
+        _begun(corpus, output, *options, num_train_epochs="1")
+    file.write_text(text)
+
+
 def test_a_metric_that_the_validation_part_cannot_give_is_named_and_means_are_called_macro(tmp_path, capsys):
     for index in range(60):
         values = encode(texture(index, index % 2))
@@ -756,6 +770,7 @@ def test_a_metric_that_the_validation_part_cannot_give_is_named_and_means_are_ca
     chosen = yaml.safe_load((tmp_path / "out" / "config.yaml").read_text())["training"]["metric_for_best_model"]
     results = json.loads((tmp_path / "out" / "all_results.json").read_text())
     assert chosen == "eval_macro_auroc" and "test_macro_auroc" in results and "test_auroc" not in results
+    _former_name_is_known(folder, tmp_path / "out", *sizes)
     assert "macro_auroc" in capsys.readouterr().out
     card = (tmp_path / "out" / "export" / "README.md").read_text()
     published = {found.metric_name: found.metric_value for found in ModelCard(card).data.eval_results}
@@ -938,6 +953,17 @@ def pretended(monkeypatch) -> list[dict]:
 
     monkeypatch.setattr(cross_validate.subprocess, "run", answer)
     return started
+
+
+def test_cross_validation_writes_to_the_home_folder_alone_where_that_is_asked_for(
+    corpus, tmp_path, pretended, monkeypatch
+):
+    monkeypatch.setenv("HOME", str(tmp_path / "home"))
+    (tmp_path / "here").mkdir()
+    monkeypatch.chdir(tmp_path / "here")
+    cross_validate.main(["--corpus", str(corpus), "--output_dir", "~/cv", "--folds", "0"])
+    assert (tmp_path / "home" / "cv" / "summary.json").is_file() and not list((tmp_path / "here").iterdir())
+    assert [given["--output_dir"] for given in pretended] == [str(tmp_path / "home" / "cv" / "fold_0" / "finetune")]
 
 
 def test_the_collapsed_classes_are_those_of_the_fine_tuning(corpus, tmp_path, pretended):

@@ -520,6 +520,24 @@ def test_published_recipe_names_no_path_and_no_file(run, images):
     assert yaml.safe_load((run / "config.yaml").read_text())["data"]["corpus"] == str(images)
 
 
+def test_a_relative_path_that_is_gone_in_the_end_is_not_published(images, tmp_path, monkeypatch):
+    import pretrain
+
+    monkeypatch.chdir(tmp_path)
+    shutil.copytree(images, tmp_path / "of_somebody" / "scans")
+    write_export = pretrain.write_export
+
+    def moved_before(*args, **kwargs):
+        shutil.rmtree("of_somebody")
+        write_export(*args, **kwargs)
+
+    monkeypatch.setattr(pretrain, "write_export", moved_before)
+    given = TINY | {"held_out": 0, "max_steps": 1, "corpus": "of_somebody/scans", "output_dir": "my_runs/run"}
+    pretrain.main(options(**given))
+    published = (tmp_path / "my_runs" / "run" / "export" / "config.yaml").read_text()
+    assert "of_somebody" not in published and "my_runs" not in published and "corpus: scans" in published
+
+
 def test_exported_processor_knows_16_bit_images(tmp_path):
     import pretrain
 
@@ -531,6 +549,41 @@ def test_exported_processor_knows_16_bit_images(tmp_path):
     pretrain.main(options(**given, output_dir=tmp_path / "run"))
     processor = AutoImageProcessor.from_pretrained(tmp_path / "run" / "export")
     assert processor.rescale_factor == pytest.approx(1 / 65535)
+
+
+def test_a_stream_of_float_images_takes_the_white_level_of_its_rows_and_passes_over_what_is_bad(tmp_path):
+    import pretrain
+
+    values = [(grey(40, 48, seed=i) / 100).astype("float32") for i in range(19)]
+    images = [{"bytes": encode(value, "TIFF"), "path": f"{i:02d}.tif"} for i, value in enumerate(values)]
+    # First, where a stream is known again: a null, and half a file.
+    images = [None, {"bytes": images[0]["bytes"][:100], "path": "half.tif"}, *images[1:]]
+    rows = {"image": images, "white_level": [2.55] * len(images), "file_name": [f"{i:02d}.tif" for i in range(20)]}
+    features = datasets.Features(
+        image=datasets.Image(), white_level=datasets.Value("float64"), file_name=datasets.Value("string")
+    )
+    (tmp_path / "floats").mkdir()
+    datasets.Dataset.from_dict(rows, features=features).to_parquet(tmp_path / "floats" / "train-00000.parquet")
+    given = TINY | {"corpus": tmp_path / "floats", "streaming": True, "held_out": 0, "max_steps": 1}
+    given |= {"per_device_train_batch_size": 8, "output_dir": tmp_path / "run"}
+    with pytest.raises(SystemExit, match="^error: .*00.tif"):
+        pretrain.main(options(**given))
+    pretrain.main(options(**given, bad_images="skip"))
+    derived = yaml.safe_load((tmp_path / "run" / "config.yaml").read_text())["derived"]
+    assert derived["white_level"] == 2.55 and derived["first_images_sha256"]
+
+
+def test_a_run_without_its_export_is_not_finished(images, tmp_path, monkeypatch):
+    import pretrain
+
+    def full(*args, **kwargs):
+        raise UsageError("the disk is full")
+
+    monkeypatch.setattr(pretrain, "write_export", full)
+    given = TINY | {"held_out": 0, "max_steps": 1, "corpus": images, "output_dir": tmp_path / "run"}
+    with pytest.raises(SystemExit, match="the disk is full"):
+        pretrain.main(options(**given))
+    assert not (tmp_path / "run" / "all_results.json").exists()
 
 
 def test_held_out_images_of_a_stream_are_not_trained_on(tmp_path):
