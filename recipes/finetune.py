@@ -235,7 +235,7 @@ class FinetuningArguments(TrainingArguments):
             raise UsageError("early_stopping_patience needs evaluations, got eval_strategy no")
         if self.optim not in OPTIMIZERS or self.optim_args:
             raise UsageError(
-                f"optim must be {' or '.join(OPTIMIZERS)}, without optim_args, got {self.optim} and optim_args "
+                f"optim must be {' or '.join(OPTIMIZERS)}, without optim_args, got {self.optim.value} and optim_args "
                 f"{self.optim_args}: fine-tuning is by AdamW"
             )
         if self.remove_unused_columns:

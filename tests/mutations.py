@@ -362,6 +362,36 @@ PACKAGE = [
 FILES = [
     Mutation(
         "recipes/recipe_files.py",
+        "    if old.is_dir() and any(old.iterdir()):",
+        "    if False:",
+        "tests/test_files.py::test_former_content_that_was_never_put_back_is_not_deleted",
+    ),
+    Mutation(
+        "recipes/recipe_files.py",
+        '    old.rename(staging / "replaced")',
+        "    pass",
+        "tests/test_files.py::test_a_kill_after_the_exchange_leaves_nothing_to_be_put_back",
+    ),
+    Mutation(
+        "recipes/recipe_files.py",
+        "prefix=FILE_STAGING",
+        "prefix=STAGING",
+        "tests/test_files.py::test_a_file_that_is_being_written_survives_a_folder_that_is_replaced_beside_it",
+    ),
+    Mutation(
+        "recipes/recipe_trainer.py",
+        "if checkpoint is None or checkpoint.resolve().parent != output_dir.resolve():",
+        "if checkpoint is None:",
+        "tests/test_files.py::test_a_resume_of_a_checkpoint_elsewhere_replaces_what_its_killed_attempt_left",
+    ),
+    Mutation(
+        "recipes/recipe_trainer.py",
+        '    with replaced_file(output_dir / "config.yaml") as new:',
+        '    with (output_dir / "config.yaml").open("w") as file, replaced_file(output_dir / "config.yaml") as new:',
+        "tests/test_files.py::test_a_configuration_that_cannot_be_written_leaves_the_former_one",
+    ),
+    Mutation(
+        "recipes/recipe_files.py",
         "if entry != new.parent and (ours is None or entry.name in ours or entry.name in coming)",
         "if entry != new.parent",
         "tests/test_files.py::test_an_overwritten_corpus_keeps_what_prepare_corpus_did_not_write",
@@ -829,6 +859,24 @@ IMAGES = [
 # ------------------------------------------------------------------------------------------------- pretraining
 PRETRAINING = [
     Mutation(
+        "recipes/recipe_setup.py",
+        "            white = white_of(row, white_level)",
+        "            white = white_level",
+        "tests/test_pretrain.py::test_a_stream_of_float_images_takes_the_white_level_of_its_rows_and_passes_over_what_is_bad",
+    ),
+    Mutation(
+        "recipes/pretrain.py",
+        '(row["image"] or {}).get("bytes")',
+        'row["image"].get("bytes")',
+        "tests/test_pretrain.py::test_a_stream_of_float_images_takes_the_white_level_of_its_rows_and_passes_over_what_is_bad",
+    ),
+    Mutation(
+        "recipes/pretrain.py",
+        "yaml.safe_dump(self.published, sort_keys=False)",
+        "yaml.safe_dump(self._published(), sort_keys=False)",
+        "tests/test_pretrain.py::test_a_relative_path_that_is_gone_in_the_end_is_not_published",
+    ),
+    Mutation(
         "recipes/pretrain.py",
         "rate = args.base_learning_rate * effective / 256",
         "rate = args.base_learning_rate * effective / 128",
@@ -942,6 +990,24 @@ PRETRAINING = [
 _FINETUNE, _EXPORT = "recipes/finetune.py", "recipes/recipe_export.py"
 _TESTS = "tests/test_finetune.py::test_"
 FINETUNING = [
+    Mutation(
+        "recipes/finetune.py",
+        "        if self.optim not in OPTIMIZERS or self.optim_args:",
+        "        if self.optim not in OPTIMIZERS:",
+        "tests/test_finetune.py::test_a_mistake_deletes_nothing",
+    ),
+    Mutation(
+        "recipes/recipe_trainer.py",
+        '        stored["training"]["metric_for_best_model"] = chosen',
+        "        pass",
+        "tests/test_finetune.py::test_a_metric_that_the_validation_part_cannot_give_is_named_and_means_are_called_macro",
+    ),
+    Mutation(
+        "recipes/cross_validate.py",
+        "    args.output_dir = str(output)  # without ~\n    splits_file",
+        "    splits_file",
+        "tests/test_finetune.py::test_cross_validation_writes_to_the_home_folder_alone_where_that_is_asked_for",
+    ),
     Mutation(
         "recipes/pretrain.py",
         "return list_of_images(self.seen | digests)",

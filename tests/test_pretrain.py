@@ -525,13 +525,13 @@ def test_a_relative_path_that_is_gone_in_the_end_is_not_published(images, tmp_pa
 
     monkeypatch.chdir(tmp_path)
     shutil.copytree(images, tmp_path / "of_somebody" / "scans")
-    write_export = pretrain.write_export
+    whole_model = pretrain.Run._whole_model
 
-    def moved_before(*args, **kwargs):
+    def moved_after_the_training(run):
         shutil.rmtree("of_somebody")
-        write_export(*args, **kwargs)
+        return whole_model(run)
 
-    monkeypatch.setattr(pretrain, "write_export", moved_before)
+    monkeypatch.setattr(pretrain.Run, "_whole_model", moved_after_the_training)
     given = TINY | {"held_out": 0, "max_steps": 1, "corpus": "of_somebody/scans", "output_dir": "my_runs/run"}
     pretrain.main(options(**given))
     published = (tmp_path / "my_runs" / "run" / "export" / "config.yaml").read_text()
