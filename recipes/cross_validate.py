@@ -282,9 +282,9 @@ def main(argv: Sequence[str] | None = None) -> None:
             print((output / "comparison.md").read_text())
             return
         (args,) = parse_args((CrossValidationArguments,), given, description=__doc__)
-        args.output_dir = str(check_output(args.output_dir))
+        output = check_output(args.output_dir)
         if args.push_to_hub:  # known before hours of training
-            open_repository(Publication(Path(args.output_dir), args.hub_model_id, private=args.hub_private_repo))
+            open_repository(Publication(output, args.hub_model_id, private=args.hub_private_repo))
         output = cross_validate(args)
         if args.push_to_hub:
             publication, model = publication_of(
