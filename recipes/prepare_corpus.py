@@ -388,6 +388,9 @@ def prepare(args: PrepareArguments) -> Path:
         source = getattr(args, name)
         if source is not None and Path(source).expanduser().resolve().is_relative_to(output.resolve()):
             raise UsageError(f"output_dir {output} holds {name} {source}, which would be deleted: give another folder")
+    # A data set in there would be part of the download from then on.
+    if args.data_dir is not None and output.resolve().is_relative_to(Path(args.data_dir).expanduser().resolve()):
+        raise UsageError(f"output_dir {output} must not be inside data_dir {args.data_dir}: give another folder")
     if occupied and not (output / "splits.json").is_file():
         raise UsageError(f"output_dir {output} is not empty and not a prepared corpus: give another folder")
     if len(args.salt) < MIN_SALT:

@@ -142,7 +142,7 @@ def _windowed(
     """Grey `(H, W)` uint16 with white bright and padding black, and the window that was used."""
     values = apply_modality_lut(pixels, header)
     if window is None and header.get("VOILUTSequence"):
-        grey, used = _looked_up(values, header)
+        grey, used = _looked_up(values, header, name)
     else:
         centre, width, function, source = _window_of(header, window)
         if width <= 0 or (width < 1 and function == "LINEAR"):
@@ -158,7 +158,7 @@ def _windowed(
     return (grey * 65535).round().astype(np.uint16), used
 
 
-def _looked_up(values: np.ndarray, header: pydicom.Dataset) -> tuple[np.ndarray, tuple[float, float, str]]:
+def _looked_up(values: np.ndarray, header: pydicom.Dataset, name: str) -> tuple[np.ndarray, tuple[float, float, str]]:
     """Grey in [0, 1] by the first VOI LUT, and the middle and number of its entries."""
     table = copy.deepcopy(header.VOILUTSequence[0])
     stated, first, bits = (int(value) for value in table.LUTDescriptor)
@@ -167,6 +167,12 @@ def _looked_up(values: np.ndarray, header: pydicom.Dataset) -> tuple[np.ndarray,
     table.LUTDescriptor = [stated, first, 16]
     only = pydicom.Dataset()
     only.VOILUTSequence, only.file_meta = [table], header.file_meta
+    largest = int(apply_voi(np.arange(first, first + entries), only).max())
+    if largest >= 2**bits:
+        raise BadImageError(
+            f"DICOM file '{name}': the entries of the VOI LUT must be at most {2**bits - 1}, as it says that they have "
+            f"{bits} bits; got {largest}."
+        )
     # Rescaled values are floats, also where they are whole; an index is an integer within the table.
     index = np.clip(values.round(), first, first + entries - 1).astype(np.int64)
     return apply_voi(index, only) / (2**bits - 1), (first + entries / 2, float(entries), "VOI LUT of the file")

@@ -59,7 +59,7 @@ def _validation_part(
         where: the fold, in messages, where classes and groups go by `class_names` and `group_names`.
 
     Raises:
-        SplitError: a class has one group only.
+        SplitError: a class has one group only, or none that training can spare.
     """
     classes = np.unique(labels)
     for label in classes:
@@ -83,7 +83,7 @@ def _validation_part(
         if off(part).max() <= NEAR:
             return part
     # A group of very many images fills one part, and leaves too little for the others.
-    part = _filled_part(labels, groups, num_parts, seed)
+    part = _filled_part(labels, groups, num_parts, seed, where, class_names)
     worst = off(part).argmax()
     if off(part)[worst] > NEAR:
         of_class = labels == classes[worst]
@@ -97,10 +97,16 @@ def _validation_part(
     return part
 
 
-def _filled_part(labels: np.ndarray, groups: np.ndarray, num_parts: int, seed: int) -> np.ndarray:
+def _filled_part(
+    labels: np.ndarray, groups: np.ndarray, num_parts: int, seed: int, where: str, class_names: Sequence[str]
+) -> np.ndarray:
     """Positions of one in `num_parts` images of each class: groups are taken in random order where they still fit in.
 
-    Of no class more than half of the groups are taken, and at least one, the smallest.
+    Of no class more than half of the groups are taken. A class of which none fits in gets its smallest group that
+    leaves every class one outside the part.
+
+    Raises:
+        SplitError: there is no such group.
     """
     table = pd.crosstab(groups, labels)
     sizes = table.to_numpy()  # (groups, classes)
@@ -109,9 +115,17 @@ def _filled_part(labels: np.ndarray, groups: np.ndarray, num_parts: int, seed: i
     for group in np.random.default_rng(seed).permutation(len(sizes)):
         chosen = sizes[taken | (np.arange(len(sizes)) == group)]
         taken[group] = (chosen.sum(axis=0) <= room).all() and ((chosen > 0).sum(axis=0) <= allowed).all()
-    for of_class in sizes.T:
+    for label, of_class in zip(table.columns, sizes.T, strict=True):
         if not of_class[taken].any():
-            taken[np.where(of_class > 0, of_class, len(labels) + 1).argmin()] = True
+            others = (sizes[~taken] > 0).sum(axis=0) - (sizes > 0)  # (groups, classes): outside, if a group is taken
+            free = (of_class > 0) & (others > 0).all(axis=1)
+            if not free.any():
+                raise SplitError(
+                    f"{where}: every group (patient or set of near-identical images) of class {class_names[label]} "
+                    "that validation could have is the last one in training of another class: take another num_folds "
+                    "or seed, or add data"
+                )
+            taken[np.where(free, of_class, len(labels) + 1).argmin()] = True
     return np.flatnonzero(np.isin(groups, table.index[taken]))
 
 

@@ -497,6 +497,30 @@ FILES = [
 # ------------------------------------------------------------------------------------- corpora, tables, labels
 CORPORA = [
     Mutation(
+        "recipes/corpora/folder.py",
+        "^pat(id|no|nr|num|number|code|key)?$|^pt(id|no|nr)$",
+        "^patid$",
+        "tests/test_corpora.py::test_columns_that_are_not_clear_are_an_error",
+    ),
+    Mutation(
+        "recipes/corpora/folder.py",
+        "|person|^case|",
+        "|person|case|",
+        "tests/test_corpora.py::test_columns_that_only_look_a_little_like_a_patient_are_none",
+    ),
+    Mutation(
+        "recipes/prepare_corpus.py",
+        "if args.data_dir is not None and output.resolve().is_relative_to(",
+        "if False and output.resolve().is_relative_to(",
+        "tests/test_prepare_corpus.py::test_a_data_set_inside_the_download_is_refused",
+    ),
+    Mutation(
+        "recipes/recipe_splits.py",
+        "free = (of_class > 0) & (others > 0).all(axis=1)",
+        "free = of_class > 0",
+        "tests/test_prepare_corpus.py::test_validation_takes_no_class_its_last_patient_in_training",
+    ),
+    Mutation(
         "recipes/recipe_names.py",
         'f"{salt}\\0{text}".encode',
         'f"{text}".encode',
@@ -722,6 +746,12 @@ CORPORA = [
 
 # ------------------------------------------------------------------------------- decoding, DICOM, what is shown
 IMAGES = [
+    Mutation(
+        "recipes/recipe_dicom.py",
+        "    if largest >= 2**bits:\n",
+        "    if False:\n",
+        "tests/test_dicom.py::test_a_voi_lut_whose_entries_need_more_bits_than_it_says_is_refused",
+    ),
     Mutation(
         "recipes/recipe_decoding.py",
         "pixels = pixels * alpha + (1 - alpha)",

@@ -118,6 +118,10 @@ def test_a_tsv_is_divided_by_tabs_only(images, tmp_path):
         ("file,label,mrn", "mrn, which may tell the patient: pass --group_column 'mrn'"),
         ("file,label,StudyUID", "StudyUID, which may tell the patient"),
         ("file,label,case", "--group_column none to do without"),
+        ("file,label,Pat-Nr", "Pat-Nr, which may tell the patient"),
+        ("file,label,pat_id", "pat_id, which may tell the patient"),
+        ("file,label,patid", "patid, which may tell the patient"),
+        ("file,label,pt_id", "pt_id, which may tell the patient"),
         ("file,patient,patient_id", r"2 columns for the group \(patient, patient_id\): choose one with group_column"),
         ("file,label,class", "2 columns for the label .*choose one with label_column"),
         ("file,path,patient", "2 columns for the file .*keep one"),
@@ -127,6 +131,11 @@ def test_a_tsv_is_divided_by_tabs_only(images, tmp_path):
 def test_columns_that_are_not_clear_are_an_error(images, tmp_path, header, message):
     with pytest.raises(CorpusError, match=message):
         read_table(write_table(tmp_path, header), images)
+
+
+@pytest.mark.parametrize("column", ["lowercase_note", "pattern", "path_length"])
+def test_columns_that_only_look_a_little_like_a_patient_are_none(images, tmp_path, column):
+    assert len(read_table(write_table(tmp_path, f"file,label,{column}"), images)) == 24
 
 
 def test_a_column_is_used_or_declined_by_an_option(images, tmp_path, caplog):
@@ -507,11 +516,11 @@ def test_a_row_without_an_image_is_a_bad_image(tmp_path):
 
 
 def test_columns_are_named_for_tables_only(tmp_path):
-    write_folder(tmp_path, ["a/1.png", "b/2.png"])
+    write_folder(tmp_path / "raw", ["a/1.png", "b/2.png"])
     with pytest.raises(CorpusError, match="has no columns: label_column must be left out or none, got 'dx'"):
-        load_corpus(str(tmp_path), label_column="dx")
-    assert load_corpus(str(tmp_path), label_column="none").column_names == ["image", "file_name"]
-    message = prepare("--data_dir", tmp_path, "--output_dir", tmp_path / "out", "--group_column", "mrn")
+        load_corpus(str(tmp_path / "raw"), label_column="dx")
+    assert load_corpus(str(tmp_path / "raw"), label_column="none").column_names == ["image", "file_name"]
+    message = prepare("--data_dir", tmp_path / "raw", "--output_dir", tmp_path / "out", "--group_column", "mrn")
     assert "group_column is for tables, got corpus folder without a table" in message
 
 

@@ -87,6 +87,12 @@ def test_a_voi_lut_is_applied_after_the_rescale_and_before_a_window(tmp_path):
     assert read(file, window=(40.0, 400.0))[1] == (40, 400, "option")
 
 
+def test_a_voi_lut_whose_entries_need_more_bits_than_it_says_is_refused(tmp_path):
+    file = save(tmp_path / "a.dcm", VOILUTSequence=[lookup_table(0, [0, 500, 1024], 10)])
+    with pytest.raises(BadImageError, match=r"a\.dcm.*VOI LUT must be at most 1023.*10 bits; got 1024"):
+        read(file)
+
+
 def test_a_voi_lut_of_many_entries_of_8_bits_as_words(tmp_path):
     """Stored as files of implicit VR store it; a frame's own table, of an enhanced file."""
     entries = np.arange(512) // 2

@@ -255,6 +255,36 @@ def test_too_few_patients_are_named_by_their_class():
         make_splits(listed({"many": [1] * 40, "few": [30] + [1] * 8}), num_folds=2, seed=0)
 
 
+def mixed(groups: dict[str, dict[str, int]]) -> datasets.Dataset:
+    """Rows without images: for each patient, how many images of each class there are."""
+    names = sorted({name for counts in groups.values() for name in counts})
+    rows = [
+        {"file_name": f"{name}/{group}_{i}.png", "sha256": f"{name}{group}{i}", "group": group, "label": name}
+        for group, counts in groups.items()
+        for name, count in counts.items()
+        for i in range(count)
+    ]
+    return datasets.Dataset.from_list(rows).cast_column("label", datasets.ClassLabel(names=names))
+
+
+def split_of_mixed(rest: dict[str, dict[str, int]]) -> dict[str, list[str]]:
+    """The official split of patients, where others of one image each are its test part."""
+    tested = {
+        f"test{i}": {name: 1} for i in range(20) for name in ["ABC"[i % 3]] if any(name in c for c in rest.values())
+    }
+    data = mixed(rest | tested)
+    official = ["test" if group in tested else "train" for group in data["group"]]
+    return make_splits(data, num_folds=2, seed=0, official=official)["official"]
+
+
+def test_validation_takes_no_class_its_last_patient_in_training():
+    made = split_of_mixed({"g0": {"A": 1}, "g1": {"A": 3, "B": 2}, "g2": {"B": 5}})
+    patients = {part: {Path(name).stem.split("_")[0] for name in made[part]} for part in ("train", "validation")}
+    assert patients == {"train": {"g1"}, "validation": {"g0", "g2"}}
+    with pytest.raises(SplitError, match=r"official split: every group .* of class B that validation could have"):
+        split_of_mixed({"g0": {"A": 1}, "g1": {"C": 1}, "g2": {"A": 3, "B": 5}, "g3": {"B": 5, "C": 3}})
+
+
 def test_messages_name_the_patient_of_the_table_where_names_are_replaced(tmp_path):
     rows = ["file,label,patient"]
     for index in range(48):
@@ -351,6 +381,12 @@ def test_raw_images_are_never_deleted(raw, tmp_path):
         with pytest.raises(UsageError, match="give another folder"):
             prepare(arguments(raw, output_dir=str(output), overwrite_output_dir=True))
     assert len(list(raw.rglob("*.png"))) == 48 and (tmp_path / "notes" / "thesis.txt").exists()
+
+
+def test_a_data_set_inside_the_download_is_refused(raw):
+    with pytest.raises(UsageError, match=f"output_dir {raw}/own/prepared must not be inside data_dir {raw}:"):
+        prepare(arguments(raw, output_dir=str(raw / "own" / "prepared")))
+    assert not (raw / "own").exists()
 
 
 def test_a_split_of_some_images_only_is_refused(raw):

@@ -34,7 +34,10 @@ COLUMN_NAMES = {
     "split": ("split",),
 }
 # A column like this may tell the patient: not to use it would put patients on both sides of a split.
-_LIKE_A_PATIENT = re.compile("patient|subject|participant|person|case|study|mrn|medicalrecord|accession|^pid$")
+_LIKE_A_PATIENT = re.compile(
+    "patient|subject|participant|person|^case|study|mrn|medicalrecord|accession|"
+    "^pid$|^pat(id|no|nr|num|number|code|key)?$|^pt(id|no|nr)$"
+)
 
 
 class BadImageError(ValueError):
