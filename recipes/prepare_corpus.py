@@ -14,6 +14,7 @@ own get names of our own there; private/names.csv, which is never published, kno
 import json
 import logging
 import os
+import re
 import sys
 import tempfile
 from collections.abc import Iterator, Sequence
@@ -28,11 +29,29 @@ from huggingface_hub import DatasetCard, DatasetCardData
 from tqdm.auto import tqdm
 
 from corpora.facts import FACTS, CorpusFacts, facts_of, known_name
-from corpora.folder import NONE, CorpusError, ImageRecord, existing_folder, is_dicom, read_table
+from corpora.folder import (
+    NONE,
+    CorpusError,
+    ImageRecord,
+    existing_folder,
+    is_dicom,
+    list_pictures,
+    printable,
+    read_table,
+)
 from corpora.speckle import load_speckle
 from publish import PublishArguments, publication_of
 from recipe_args import UsageError, option, parse_args
-from recipe_data import CORPORA, BadImageError, is_hub_id, open_tables, recognised_folder, unify_tables, white_of
+from recipe_data import (
+    CORPORA,
+    SPLIT_NAMES,
+    BadImageError,
+    is_hub_id,
+    open_tables,
+    recognised_folder,
+    unify_tables,
+    white_of,
+)
 from recipe_decoding import decode_image, luma
 from recipe_dicom import NotAPictureError, read_dicom
 from recipe_export import DATA_ADDRESS, without_paths
@@ -49,7 +68,7 @@ from recipe_quality import (
     similar_pairs,
 )
 from recipe_quality_report import write_report
-from recipe_splits import PARTS, make_splits
+from recipe_splits import make_splits
 
 logger = logging.getLogger("prepare_corpus")
 CARD_TEMPLATE = Path(__file__).resolve().parent.parent / "hub_cards" / "dataset.md"
@@ -213,9 +232,10 @@ def _records(args: PrepareArguments) -> tuple[list[ImageRecord], list[str]]:
         tables = open_tables(existing_folder(args.data_dir))
     if tables is not None:
         return _rows(tables, args)
-    name = recognised_folder(args.data_dir) if args.corpus == "folder" else args.corpus
-    dicom = {"dicom": True} if name == "folder" else {}
-    records = CORPORA[name].find_images(args.data_dir, bad_images=args.bad_images, **dicom)
+    if args.corpus == "folder":
+        name, records = _of_folder(args)
+    else:
+        name, records = args.corpus, CORPORA[args.corpus].find_images(args.data_dir, bad_images=args.bad_images)
     for field_name, option_name in (("label", "label_column"), ("group", "group_column")):
         if columns[option_name] not in (None, NONE):
             raise UsageError(f"{option_name} is for tables, got corpus {args.corpus} without a table")
@@ -225,18 +245,44 @@ def _records(args: PrepareArguments) -> tuple[list[ImageRecord], list[str]]:
     return records, list(getattr(CORPORA[name], "CLASS_NAMES", labels)) if labels else []
 
 
+def _of_folder(args: PrepareArguments) -> tuple[str, list[ImageRecord]]:
+    """The corpus that a folder is read as, and its images: a known one if that has a place for every picture in it."""
+    name = recognised_folder(args.data_dir)
+    if name != "folder":
+        is_mask = getattr(CORPORA[name], "is_mask", lambda name: False)
+        pictures = [path for path in list_pictures(existing_folder(args.data_dir)) if not is_mask(path.name)]
+        left_out = [path for path in pictures if is_dicom(path)]  # a known corpus has none, and refuses them
+        if not left_out:
+            records = CORPORA[name].find_images(args.data_dir, bad_images=args.bad_images)
+            left_out = sorted(set(pictures) - {record.path for record in records})
+        if not left_out:
+            return name, records
+        logger.warning(
+            "'%s' is read as a folder of images after all: corpus %s has no place for %d of its %d files, the first: "
+            "'%s'. Pass --corpus %s to leave them out.",
+            *(args.data_dir, name, len(left_out), len(pictures), printable(left_out[0]), name),
+        )
+    return "folder", CORPORA["folder"].find_images(args.data_dir, bad_images=args.bad_images, dicom=True)
+
+
 def _rows(tables: dict[str, datasets.Dataset], args: PrepareArguments) -> tuple[list[ImageRecord], list[str]]:
     """The images of Parquet files or of a data set on the Hub; several splits are the official ones."""
     source = args.data_dir or args.corpus
-    strange = [split for split in tables if split not in PARTS]
+    strange = [split for split in tables if split.lower() not in SPLIT_NAMES]
     if strange:
-        raise CorpusError(f"'{source}' has the split {strange[0]!r}; allowed are {', '.join(PARTS)}.")
+        raise CorpusError(f"'{source}' has the split {strange[0]!r}; allowed are {', '.join(SPLIT_NAMES)}.")
+    named = {SPLIT_NAMES[split.lower()]: table for split, table in tables.items()}
+    if len(named) < len(tables):
+        raise CorpusError(f"'{source}' has two splits for one, of {', '.join(tables)}: keep one.")
+    tables = named
     stored = next(iter(tables.values())).column_names
     lost = [name for name in ("masks", "annotation", "dicom_window") if name in stored]
     if lost:
         logger.warning("'%s': column(s) not taken over: %s", source, ", ".join(lost))
     columns = {name: getattr(args, name) for name in ("image_column", "label_column", "group_column")}
     parts = unify_tables(tables, source, splits=list(tables), **columns)
+    # Names that we gave to images of unknown patients in an earlier data set are not patients.
+    ours = args.group_column is None and {"file_name", "group", "sha256"} <= set(stored)
     features = next(iter(parts.values())).features
     classes = features["label"].names if "label" in features else []
     records = []
@@ -245,12 +291,15 @@ def _rows(tables: dict[str, datasets.Dataset], args: PrepareArguments) -> tuple[
             label = row.get("label")
             label = None if label is None or label < 0 else classes[label]  # -1: what the Hub's test parts hide
             image = row["image"] or {"bytes": None, "path": None}
+            group = row.get("group")
+            if ours and group is not None and re.fullmatch(r"content-\d+", group):
+                group = None
             data = b"" if image["bytes"] is None and image["path"] is None else image["bytes"]
             record = ImageRecord(
                 Path(row["file_name"] if data is not None else image["path"]),
                 row["file_name"],
                 label,
-                row.get("group"),
+                group,
                 split if len(parts) > 1 else None,
                 data=data,
                 white_level=white_of(row, args.white_level),

@@ -45,6 +45,8 @@ from corpora.speckle import load_speckle
 from recipe_decoding import decode_image, is_deep
 
 logger = logging.getLogger(__name__)
+# What people call the splits of Parquet files and of data sets on the Hub, in lower case.
+SPLIT_NAMES = {"train": "train", "test": "test", "val": "validation", "valid": "validation", "validation": "validation"}
 
 RESIZE_MODES = ("shortest", "squash", "letterbox", "none")
 BAD_IMAGES = ("error", "skip")
@@ -464,8 +466,7 @@ def parquet_files(folder: Path) -> dict[str, list[str]]:
 def _split_of(file: Path) -> str:
     """The split that a Parquet file belongs to, from the words of its relative path; "train" if there is none."""
     words = re.split(r"[\W\d_]+", file.as_posix().lower())
-    names = {"train": "train", "test": "test", "val": "validation", "valid": "validation", "validation": "validation"}
-    return next((names[word] for word in reversed(words) if word in names), "train")
+    return next((SPLIT_NAMES[word] for word in reversed(words) if word in SPLIT_NAMES), "train")
 
 
 def _named_split(names: Iterable[str], split: str | None, corpus: str | Path) -> str:

@@ -497,6 +497,36 @@ FILES = [
 # ------------------------------------------------------------------------------------- corpora, tables, labels
 CORPORA = [
     Mutation(
+        "recipes/prepare_corpus.py",
+        "left_out = sorted(set(pictures) - {record.path for record in records})",
+        "left_out = []",
+        "tests/test_corpora.py::test_a_folder_is_not_read_as_a_known_corpus_that_would_leave_something_out",
+    ),
+    Mutation(
+        "recipes/corpora/pneumonia.py",
+        ', "validation": "validation"}',
+        "}",
+        "tests/test_corpora.py::test_the_validation_part_of_chest_x_rays_goes_by_both_names",
+    ),
+    Mutation(
+        "recipes/corpora/folder.py",
+        "Path(os.path.abspath(existing_folder(data_dir)))",
+        "existing_folder(data_dir)",
+        "tests/test_corpora.py::test_a_relative_folder_takes_absolute_paths_and_nothing_outside",
+    ),
+    Mutation(
+        "recipes/prepare_corpus.py",
+        "if split.lower() not in SPLIT_NAMES]",
+        "if split not in SPLIT_NAMES.values()]",
+        "tests/test_corpora.py::test_a_split_of_the_hub_goes_by_its_usual_names",
+    ),
+    Mutation(
+        "recipes/prepare_corpus.py",
+        "if ours and group is not None and",
+        "if False and",
+        "tests/test_corpora.py::test_unknown_patients_stay_unknown_when_a_data_set_is_prepared_again",
+    ),
+    Mutation(
         "recipes/corpora/folder.py",
         "^pat(id|no|nr|num|number|code|key)?$|^pt(id|no|nr)$",
         "^patid$",

@@ -3,6 +3,7 @@
 import csv
 import json
 import os
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -16,6 +17,7 @@ from conftest import TINY
 from helpers import encode, grey, truncated_png, write, write_folder
 from huggingface_hub import HfApi
 from PIL import Image
+from pydicom.data import get_testdata_file
 from transformers import ViTConfig, ViTForImageClassification
 
 import embed
@@ -192,6 +194,17 @@ def test_a_table_of_absolute_paths_leaves_none_in_the_data_set(images, tmp_path)
     table = write(tmp_path / "table.csv", f"file,split\n{images / 'im0.png'},Val\n".encode())
     (record,) = read_table(table, images)
     assert (record.file_name, record.split) == ("im0.png", "validation")
+
+
+def test_a_relative_folder_takes_absolute_paths_and_nothing_outside(images, tmp_path, monkeypatch):
+    write(tmp_path / "outside.png", picture(99))
+    absolute = write(tmp_path / "absolute.csv", f"file\n{images / 'im0.png'}\n".encode())
+    outside = write(tmp_path / "outside.csv", b"file\n../outside.png\n")
+    monkeypatch.chdir(images)
+    for folder in (".", "../images"):
+        assert [record.file_name for record in read_table(absolute, folder)] == ["im0.png"]
+        with pytest.raises(CorpusError, match="line 2: '../outside.png' is not below"):
+            read_table(outside, folder)
 
 
 def test_missing_files_of_a_table_are_left_out_by_name_if_asked_to(images, tmp_path, caplog):
@@ -401,6 +414,42 @@ def test_folder_by_name_is_recognised_as_by_path(tmp_path):
     assert len(next(item for item in items if item.record.label == "benign").record.masks) == 1
 
 
+def test_a_folder_is_not_read_as_a_known_corpus_that_would_leave_something_out(tmp_path, caplog):
+    """Images beside BUSI's folder, DICOM among its images; GBCU's ban holds all the same."""
+    folders = known_layouts(tmp_path)
+
+    def files_of(folder):
+        items, *_ = prepare_corpus.read_items(
+            PrepareArguments("folder", str(folder), str(tmp_path / "out"), bad_images="skip")
+        )
+        return {item.record.file_name for item in items}
+
+    busi = tmp_path / "download"
+    (busi / "Dataset_BUSI_with_GT").parent.mkdir()
+    folders["busi"].rename(busi / "Dataset_BUSI_with_GT")
+    assert files_of(busi) == {f"{label}/{label} (1).png" for label in ("normal", "benign", "malignant")}
+    assert "after all" not in caplog.text
+    write(busi / "more" / "1.png", picture(1))
+    assert "more/1.png" in files_of(busi)
+    assert "corpus busi has no place for 1 of its 4 files, the first: " in caplog.text
+    scan = folders["covid_ct"] / "COVID" / "scan.dcm"
+    shutil.copy(get_testdata_file("CT_small.dcm", download=False), scan)
+    assert files_of(folders["covid_ct"]) == {"COVID/Covid (1).png", "COVID/scan.dcm", "non-COVID/Non-Covid (1).png"}
+    gbcu_folder = write_gbcu(tmp_path / "gbcu")
+    write(gbcu_folder / "more" / "1.png", picture(98))
+    assert "more/1.png" in files_of(gbcu_folder)
+    with pytest.raises(UsageError, match="GBCU is given out"):
+        PrepareArguments("folder", str(gbcu_folder), str(tmp_path / "out"), push_to_hub="me/mine")
+
+
+def test_the_validation_part_of_chest_x_rays_goes_by_both_names(tmp_path):
+    folders = [f"{split}/{label}" for split in ("train", "validation", "test") for label in ("NORMAL", "PNEUMONIA")]
+    write_folder(tmp_path / "raw", [f"{folder}/person{index}_1.jpeg" for index, folder in enumerate(folders)])
+    items, *_ = prepare_corpus.read_items(PrepareArguments("folder", str(tmp_path / "raw"), str(tmp_path / "out")))
+    found = {(item.record.split, item.group) for item in items}
+    assert found == {(folder.split("/")[0], f"person{index}") for index, folder in enumerate(folders)}
+
+
 # ----------------------------------------------------------------------------------------------- labels of Parquet, Hub
 
 
@@ -594,6 +643,34 @@ def test_a_data_set_of_the_hub_goes_to_load_dataset(tmp_path, monkeypatch):
     assert yaml.safe_load((tmp_path / "out" / "config.yaml").read_text())["corpus"] == "owner/name"
     report = json.loads((tmp_path / "out" / "report.json").read_text())
     assert report["patients_known"] and set(report["class_counts"]) == {"benign", "malignant"}
+
+
+@pytest.mark.parametrize("split", ["val", "valid", "Validation"])
+def test_a_split_of_the_hub_goes_by_its_usual_names(tmp_path, monkeypatch, split):
+    raw = write_parquet(tmp_path / "raw", FINDINGS, a=columns(0, 12), b=columns(12, 12), c=columns(24, 12))
+    splits = {name: datasets.Dataset.from_parquet(str(raw / f"{name}.parquet")) for name in "abc"}
+
+    def from_hub(*names):
+        found = datasets.DatasetDict(dict(zip(names, splits.values(), strict=False)))
+        monkeypatch.setattr(datasets, "load_dataset", lambda *args, **options: found)
+        return PrepareArguments(corpus="me/mine", label_column="finding", output_dir=str(tmp_path / "out"))
+
+    items, *_ = prepare_corpus.read_items(from_hub("train", split))
+    assert [item.record.split for item in items] == ["train"] * 12 + ["validation"] * 12
+    with pytest.raises(CorpusError, match="two splits for one, of train, valid, val"):
+        prepare_corpus.read_items(from_hub("train", "valid", "val"))
+    with pytest.raises(CorpusError, match="has the split 'dev'; allowed are train, test, val"):
+        prepare_corpus.read_items(from_hub("train", "dev"))
+
+
+def test_unknown_patients_stay_unknown_when_a_data_set_is_prepared_again(tmp_path):
+    for index in range(12):
+        write(tmp_path / "raw" / "ab"[index % 2] / f"{index}.png", picture(index))
+    first, again = tmp_path / "first", tmp_path / "again"
+    assert prepare("--corpus", tmp_path / "raw", "--output_dir", first, "--num_folds", 2) is None
+    assert prepare("--corpus", first, "--output_dir", again, "--num_folds", 2) is None
+    for folder in (first, again):
+        assert not json.loads((folder / "report.json").read_text())["patients_known"]
 
 
 @pytest.mark.slow

@@ -14,6 +14,11 @@ CLASS_NAMES = ("normal", "benign", "malignant")
 _MASK = re.compile(r"_mask(_\d+)?\.png$")
 
 
+def is_mask(name: str) -> bool:
+    """Whether a file of this name is a lesion mask."""
+    return _MASK.search(name) is not None
+
+
 def find_root(data_dir: Path) -> Path | None:
     """The folder with the three class folders: `data_dir` or `Dataset_BUSI_with_GT` in it; `None` if neither is."""
     for root in (data_dir / "Dataset_BUSI_with_GT", data_dir):
@@ -27,12 +32,12 @@ def find_images(data_dir: str | Path, *, bad_images: str = "error") -> list[Imag
     root = find_root(existing_folder(data_dir))
     if root is None:
         raise CorpusError(f"'{data_dir}' is not a BUSI download: expected the folders {', '.join(CLASS_NAMES)}.")
-    paths = list_images(root, bad_images=bad_images, exclude=lambda name: _MASK.search(name) is not None)
+    paths = list_images(root, bad_images=bad_images, exclude=is_mask)
     if not paths:
         raise CorpusError(f"The BUSI folder '{root}' holds no image.")
     records = []
     for path in paths:
         name = path.relative_to(root).as_posix()
-        masks = (file for file in path.parent.glob(f"{glob.escape(path.stem)}_mask*.png") if _MASK.search(file.name))
+        masks = (file for file in path.parent.glob(f"{glob.escape(path.stem)}_mask*.png") if is_mask(file.name))
         records.append(ImageRecord(path, name, label=name.split("/")[0], masks=tuple(sorted(masks))))
     return records

@@ -108,6 +108,19 @@ def is_dicom(path: Path) -> bool:
         return file.read(132)[128:] == b"DICM"
 
 
+def _files(root: Path) -> Iterator[Path]:
+    """Every file below `root` that may belong to a corpus; links to folders are followed, but not upwards."""
+    for folder, folders, names in os.walk(root, followlinks=True, onerror=_raise):
+        folders[:] = [name for name in folders if not is_ignored(name) and not _leads_up(Path(folder, name))]
+        yield from (Path(folder, name) for name in names if not is_ignored(name))
+
+
+def list_pictures(root: Path) -> list[Path]:
+    """The image and DICOM files with a name in UTF-8 below an existing folder, in the order of the path."""
+    found = (path for path in _files(root) if path.name.lower().endswith(IMAGE_SUFFIXES) or is_dicom(path))
+    return sorted(filter(is_utf8, found))
+
+
 def list_images(
     root: Path,
     *,
@@ -131,14 +144,11 @@ def list_images(
         CorpusError: a file has no image extension, or a name that is not UTF-8, and `bad_images` is "error".
     """
     images, others, unnamed = [], [], []
-    for folder, folders, names in os.walk(root, followlinks=True, onerror=_raise):
-        folders[:] = [name for name in folders if not is_ignored(name) and not _leads_up(Path(folder, name))]
-        for name in names:
-            if is_ignored(name) or exclude(name):
-                continue
-            path = Path(folder, name)
-            known = name.lower().endswith(IMAGE_SUFFIXES) or (dicom and is_dicom(path))
-            (others if not known else images if is_utf8(path) else unnamed).append(path)
+    for path in _files(root):
+        if exclude(path.name):
+            continue
+        known = path.name.lower().endswith(IMAGE_SUFFIXES) or (dicom and is_dicom(path))
+        (others if not known else images if is_utf8(path) else unnamed).append(path)
     if others:
         allowed = ", ".join(IMAGE_SUFFIXES)
         message = f"{len(others)} file(s) below '{root}' are not images ({allowed}): {_listed(others)}"
@@ -313,7 +323,7 @@ def read_table(
     Raises:
         CorpusError: a column or a file is missing, or a value is not allowed; names the line.
     """
-    root, table = existing_folder(data_dir), Path(table)
+    root, table = Path(os.path.abspath(existing_folder(data_dir))), Path(table)  # as paths in the table may be
     source = f"table '{printable(table)}'"
     rows = _rows(read_text(table), source, "\t" if table.suffix.lower() == ".tsv" else None)
     header = next(rows, (0, []))[1]
@@ -332,7 +342,7 @@ def read_table(
             for thing in ("file", "label", "group", "split")
         )
         path = None if name is None else Path(os.path.normpath(root / name))
-        if path is not None and not path.is_relative_to(os.path.normpath(root)):
+        if path is not None and not path.is_relative_to(root):
             raise CorpusError(f"{where}: {name!r} is not below '{root}'.")
         if path is None or not path.is_file():
             if name is not None and bad_images == "skip":
@@ -347,7 +357,7 @@ def read_table(
             raise CorpusError(f"{where}: split must be one of {allowed}, got {split!r}.")
         if "label" in position and label is None:
             raise CorpusError(f"{where}: the label is empty.")
-        file_name = path.relative_to(os.path.normpath(root)).as_posix()
+        file_name = path.relative_to(root).as_posix()
         split = split and SPLIT_FOLDERS[split.lower()]
         records.append(ImageRecord(root / file_name, file_name, label, patient, split))
     if missing:

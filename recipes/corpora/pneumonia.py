@@ -1,8 +1,8 @@
 """Paediatric chest X-rays with and without pneumonia (Kermany et al., Cell 2018; CC BY 4.0).
 
-Layout of the download: `chest_xray/{train,test,val}/{NORMAL,PNEUMONIA}/*.jpeg`. A file name carries a person number:
-`person1000_bacteria_2931.jpeg`, `IM-0115-0001.jpeg`, `NORMAL2-IM-0115-0001.jpeg` (a second series of normal images with
-numbers of its own, so `IM-0115` and `NORMAL2-IM-0115` are two groups).
+Layout of the download: `chest_xray/{train,test,val}/{NORMAL,PNEUMONIA}/*.jpeg`; `val` may be called `validation`. A
+file name carries a person number: `person1000_bacteria_2931.jpeg`, `IM-0115-0001.jpeg`, `NORMAL2-IM-0115-0001.jpeg` (a
+second series of normal images with numbers of its own, so `IM-0115` and `NORMAL2-IM-0115` are two groups).
 """
 
 import re
@@ -11,7 +11,7 @@ from pathlib import Path
 from corpora.folder import CorpusError, ImageRecord, existing_folder, list_images, subfolders
 
 CLASS_NAMES = ("NORMAL", "PNEUMONIA")
-_SPLITS = {"train": "train", "test": "test", "val": "validation"}
+_SPLITS = {"train": "train", "test": "test", "val": "validation", "validation": "validation"}
 _PERSON = re.compile(r"^(person\d+|(?:NORMAL2-)?IM-\d+)[-_]")
 
 
