@@ -559,7 +559,7 @@ def test_a_row_without_an_image_is_a_bad_image(tmp_path):
     with pytest.raises(BadImageError, match="'train-1' is empty"):
         verify_images(images, num_channels=1)
     assert len(verify_images(images, num_channels=1, bad_images="skip")[0]) == 1
-    assert "'train-1' is empty" in prepare("--corpus", tmp_path, "--output_dir", tmp_path / "out")
+    assert "'train-1' is empty" in prepare("--corpus", tmp_path, "--output_dir", f"{tmp_path}_out")
     with pytest.raises(BadImageError, match="'x' is empty"):
         decode_image({"bytes": None, "path": None}, name="x", num_channels=1)
 
