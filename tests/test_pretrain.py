@@ -486,9 +486,11 @@ def test_a_resume_does_not_go_on_in_the_folder_of_another_run(run, images, tmp_p
     resumed(corpus=images, output_dir=tmp_path / "new", resume_from_checkpoint=checkpoint)
 
 
-def test_a_stream_is_resumed_where_it_was_after_more_than_one_pass(images, tmp_path):
+def test_a_stream_is_resumed_where_it_was_after_more_than_one_pass(images, tmp_path, monkeypatch):
     import pretrain
 
+    # datasets waits for the threads of pyarrow after every pass, five seconds where a tenth is enough
+    monkeypatch.setattr(datasets.config, "SLEEP_TIME_ON_THREADS_SHUTDOWN", 0.1)
     data = datasets.load_dataset("imagefolder", data_dir=str(images), split="train", cache_dir=str(tmp_path / "cache"))
     (tmp_path / "parquet").mkdir()
     data.select(range(32)).to_parquet(tmp_path / "parquet" / "train-00000.parquet")
