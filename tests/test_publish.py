@@ -820,7 +820,7 @@ def test_a_repository_that_is_not_ours_is_known_before_the_training(hub, client,
     assert len(hub.commits(REPO)) == 2
 
 
-def test_images_are_hashed_once_however_often_a_checkpoint_is_published(hub, client, exported, monkeypatch, tmp_path):
+def test_images_are_hashed_once_however_often_a_checkpoint_is_published(hub, client, monkeypatch, tmp_path):
     import pretrain
 
     client()
@@ -829,7 +829,10 @@ def test_images_are_hashed_once_however_often_a_checkpoint_is_published(hub, cli
     hashed = Mock(side_effect=recipe_splits.image_sha256)
     monkeypatch.setattr(recipe_splits, "image_sha256", hashed)
     monkeypatch.setattr(pretrain, "publish_export", Mock(return_value=[]))  # it would start a process
-    given = {"corpus": tmp_path / "raw", "output_dir": tmp_path / "run", "model_name_or_path": exported / "pretraining"}
+    given = {"corpus": tmp_path / "raw", "output_dir": tmp_path / "run", "image_size": 32, "patch_size": 8}
+    for part in ("", "decoder_"):
+        given |= {f"{part}hidden_size": 32, f"{part}num_hidden_layers": 1, f"{part}num_attention_heads": 2}
+        given |= {f"{part}intermediate_size": 64}
     given |= {"held_out": 0, "glcm_weight": 0, "per_device_train_batch_size": 4, "num_train_epochs": 2}
     given |= {"learning_rate": 1e-3, "dataloader_num_workers": 0, "use_cpu": True, "disable_tqdm": True}
     given |= {"push_to_hub": True, "hub_model_id": REPO, "hub_strategy": "every_save"}
