@@ -249,6 +249,7 @@ def test_output_of_an_earlier_run_is_not_overwritten(run, images):
     assert (run / "export" / "model.safetensors").exists()
 
 
+@pytest.mark.slow
 def test_stream_from_parquet_with_max_steps(images, tmp_path):
     from datasets import load_dataset
 
@@ -486,6 +487,7 @@ def test_a_resume_does_not_go_on_in_the_folder_of_another_run(run, images, tmp_p
     resumed(corpus=images, output_dir=tmp_path / "new", resume_from_checkpoint=checkpoint)
 
 
+@pytest.mark.slow
 def test_a_stream_is_resumed_where_it_was_after_more_than_one_pass(images, tmp_path, monkeypatch):
     import pretrain
 

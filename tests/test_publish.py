@@ -401,6 +401,7 @@ def test_again_makes_no_second_commit_and_a_change_makes_one(hub, classifier, tm
     assert hub.repo(REPO).tags["v2"] == hub.repo(REPO).branches["main"]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("fault", ["every third write fails", "an upload is cut", "the answer is lost"])
 def test_a_fault_is_got_over_with_one_commit(hub, classifier, tmp_path, fault):
     if fault == "every third write fails":
@@ -433,6 +434,7 @@ def test_a_fault_is_got_over_with_one_commit(hub, classifier, tmp_path, fault):
 
 
 # The commit is the seventh request that writes: after the repository, two questions and three files that are verified.
+@pytest.mark.slow
 @pytest.mark.parametrize(("writes", "commits"), [(3, 1), (7, 2)], ids=["while uploading", "after the commit"])
 def test_a_token_revoked_half_way_is_one_message_and_the_rest_goes_on(hub, classifier, tmp_path, writes, commits):
     local = contents(classifier)
@@ -625,6 +627,7 @@ pipeline("image-classification", {REPO!r}), AutoModel.from_pretrained({REPO!r})
     assert trap.is_dir(), "the trap itself works"
 
 
+@pytest.mark.slow
 def test_a_full_disk_while_checking_is_one_message_and_the_commit_stays(hub, classifier, tmp_path):
     # A limit on the size of a file stands in for the full disk: the write fails in the same place.
     limited = "import resource, runpy, sys\nresource.setrlimit(resource.RLIMIT_FSIZE, (40000, 40000))\nimport signal\n"
