@@ -204,6 +204,16 @@ def test_stochastic_depth_drops_whole_samples_and_keeps_the_mean():
 # --------------------------------------------------------------------------------------------------------------- data
 
 
+def test_seed_decides_the_order_of_the_images(corpus, exported, tmp_path):
+    orders = []
+    for seed in ("1", "1", "2"):
+        given = FAST | {"corpus": str(corpus), "output_dir": str(tmp_path), "model_name_or_path": str(exported)}
+        arguments = [f"--{name}={value}" for name, value in (given | {"seed": seed}).items()]
+        kinds = (finetune.ClassifierArguments, finetune.LabelledDataArguments, finetune.FinetuningArguments)
+        orders.append(list(finetune.Run(*finetune.parse_args(kinds, arguments)).trainer._get_train_sampler()))
+    assert orders[0] == orders[1] != orders[2]
+
+
 def test_augmentation_depends_on_seed_epoch_and_index_only(corpus):
     data = datasets.load_dataset(str(corpus))["train"].cast_column("image", datasets.Image(decode=False))
     transform = ImageTransform(32, random_resized_crop=True, image_mean=(0.5,) * 3, image_std=(0.5,) * 3)
@@ -811,7 +821,7 @@ def test_an_encoder_remembers_the_images_of_its_ancestors(corpus, tmp_path):
     shutil.rmtree(third / "export")  # as a run that was killed before its end
     for name, subfolder in (
         *((second / "export", ""), (second / "export", "pretraining"), (second / "export" / "pretraining", "")),
-        *((second, "export"), (third / "checkpoint-1", ""), (third, "checkpoint-1")),
+        *((second, "export"), (third / "checkpoint-1", ""), (third, "checkpoint-1"), (tmp_path, "second/export")),
     ):
         with pytest.raises(SystemExit, match="pretrained on 32 images of the test part of fold 0"):
             run(corpus, tmp_path / "out", "--model_name_or_path", str(name), "--model_subfolder", subfolder)
