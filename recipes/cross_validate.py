@@ -31,13 +31,13 @@ import torch
 import yaml
 from tqdm.auto import tqdm
 
+from commandline import UsageError, option, parse_args
+from hub.publication import Publication, check_repo_id, open_repository, publish
+from images.splits import fingerprint_of, load_prepared
+from judging.summary import compare, comparison_markdown, draw_curves, positive_indices, summarise, summary_markdown
+from output_folder import check_output
 from publish import PublishArguments, publication_of
-from recipe_args import UsageError, option, parse_args
-from recipe_files import check_output
-from recipe_hub import Publication, check_repo_id, open_repository, publish
-from recipe_splits import fingerprint_of, load_prepared
-from recipe_summary import compare, comparison_markdown, draw_curves, positive_indices, summarise, summary_markdown
-from recipe_trainer import whole_checkpoints
+from training.pretraining import whole_checkpoints
 
 try:
     import fcntl

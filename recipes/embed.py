@@ -33,14 +33,14 @@ from sklearn.preprocessing import StandardScaler
 from tqdm.auto import tqdm
 from transformers import AutoImageProcessor
 
+from commandline import UsageError, parse_args
+from images.augment import ImagesAsEvaluated
+from images.decode import decode_image
+from judging.summary import COLOURS
 from modeling_glcm_mae import cooccurrence_matrix, offsets_from_angles, texture_features
-from recipe_args import UsageError, parse_args
-from recipe_classification_data import ImagesAsEvaluated
-from recipe_classifier import load_classifier
-from recipe_data import BadImageError, load_corpus, transform_of_processor, verify_images, white_of
-from recipe_decoding import decode_image
-from recipe_files import check_output, replaced_folder
-from recipe_summary import COLOURS
+from output_folder import check_output, replaced_folder
+from training.classifier import load_classifier
+from training.feeding import BadImageError, load_corpus, transform_of_processor, verify_images, white_of
 
 logger = logging.getLogger(__name__)
 

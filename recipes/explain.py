@@ -19,13 +19,13 @@ from matplotlib.figure import Figure
 from tqdm.auto import tqdm
 from transformers import AutoConfig, AutoImageProcessor
 
+from commandline import UsageError, option, parse_args
 from corpora.folder import NONE
-from recipe_args import UsageError, option, parse_args
-from recipe_classification_data import ImagesAsEvaluated
-from recipe_classifier import CLASSIFIERS
-from recipe_data import BadImageError, load_corpus, transform_of_processor, verify_images
-from recipe_files import check_output
-from recipe_overlay import attention_rollout, occlusion_map
+from images.augment import ImagesAsEvaluated
+from judging.overlay import attention_rollout, occlusion_map
+from output_folder import check_output
+from training.classifier import CLASSIFIERS
+from training.feeding import BadImageError, load_corpus, transform_of_processor, verify_images
 
 logger = logging.getLogger(__name__)
 METHODS = ("occlusion", "rollout")

@@ -38,19 +38,9 @@ from transformers import (
 )
 from transformers.trainer_utils import HubStrategy, IntervalStrategy
 
+from commandline import ImageArguments, UsageError, option, parse_args
 from corpora.facts import facts_of
-from recipe_args import ImageArguments, UsageError, option, parse_args
-from recipe_classification_data import Augmentation, ClassificationDataset, Mixing, OneHot
-from recipe_classifier import CLASSIFIERS, load_classifier, parameter_groups
-from recipe_data import (
-    BadImageError,
-    EpochSampler,
-    ImageTransform,
-    transform_of_processor,
-    verify_images,
-    white_and_depth,
-)
-from recipe_export import (
+from hub.export import (
     ADDRESS,
     TRAINING_IMAGES,
     images_seen,
@@ -59,12 +49,10 @@ from recipe_export import (
     without_paths,
     write_classifier,
 )
-from recipe_files import check_output, replaced_file
-from recipe_frozen import MODES, fit_frozen, frozen_features
-from recipe_hub import PublishEverySave, open_repository, publish_export, push_asked_for
-from recipe_setup import normalization
-from recipe_splits import PARTS, fingerprint_of, load_prepared
-from recipe_summary import (
+from hub.publication import PublishEverySave, open_repository, publish_export, push_asked_for
+from images.augment import Augmentation, ClassificationDataset, Mixing, OneHot
+from images.splits import PARTS, fingerprint_of, load_prepared
+from judging.summary import (
     FIGURES,
     figures_explained,
     figures_of,
@@ -74,7 +62,18 @@ from recipe_summary import (
     predictions_table,
     summarise,
 )
-from recipe_trainer import (
+from output_folder import check_output, replaced_file
+from training.classifier import CLASSIFIERS, load_classifier, parameter_groups
+from training.feeding import (
+    BadImageError,
+    EpochSampler,
+    ImageTransform,
+    transform_of_processor,
+    verify_images,
+    white_and_depth,
+)
+from training.frozen import MODES, fit_frozen, frozen_features
+from training.pretraining import (
     MAY_CHANGE,
     ImagesProgressCallback,
     MetricsFileCallback,
@@ -84,6 +83,7 @@ from recipe_trainer import (
     rehearse,
     took,
 )
+from training.pretraining_data import normalization
 
 logger = logging.getLogger("finetune")
 # How an image is brought to the model's size and range: fields of ImageTransform, as of the command line.

@@ -28,6 +28,7 @@ import yaml
 from huggingface_hub import DatasetCard, DatasetCardData
 from tqdm.auto import tqdm
 
+from commandline import UsageError, option, parse_args
 from corpora.facts import FACTS, CorpusFacts, facts_of, known_name
 from corpora.folder import (
     NONE,
@@ -40,9 +41,25 @@ from corpora.folder import (
     read_table,
 )
 from corpora.speckle import load_speckle
+from hub.export import DATA_ADDRESS, without_paths
+from hub.publication import check_repo_id, publish
+from images.decode import decode_image, luma
+from images.dicom import NotAPictureError, read_dicom
+from images.fingerprint import (
+    FLAT_STD,
+    Fingerprint,
+    SimilarPair,
+    fingerprint,
+    looks_coloured,
+    merged_groups,
+    similar_pairs,
+)
+from images.names import PRIVATE, pseudonym_of_file, publishable, with_written_names, write_names
+from images.report import write_report
+from images.splits import make_splits
+from output_folder import STAGING, check_output, replaced_folder
 from publish import PublishArguments, publication_of
-from recipe_args import UsageError, option, parse_args
-from recipe_data import (
+from training.feeding import (
     CORPORA,
     SPLIT_NAMES,
     BadImageError,
@@ -52,23 +69,6 @@ from recipe_data import (
     unify_tables,
     white_of,
 )
-from recipe_decoding import decode_image, luma
-from recipe_dicom import NotAPictureError, read_dicom
-from recipe_export import DATA_ADDRESS, without_paths
-from recipe_files import STAGING, check_output, replaced_folder
-from recipe_hub import check_repo_id, publish
-from recipe_names import PRIVATE, pseudonym_of_file, publishable, with_written_names, write_names
-from recipe_quality import (
-    FLAT_STD,
-    Fingerprint,
-    SimilarPair,
-    fingerprint,
-    looks_coloured,
-    merged_groups,
-    similar_pairs,
-)
-from recipe_quality_report import write_report
-from recipe_splits import make_splits
 
 logger = logging.getLogger("prepare_corpus")
 CARD_TEMPLATE = Path(__file__).resolve().parent.parent / "hub_cards" / "dataset.md"

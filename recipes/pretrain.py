@@ -25,11 +25,9 @@ from huggingface_hub.errors import StrictDataclassError
 from transformers import ProgressCallback, set_seed
 from transformers.trainer_utils import HubStrategy
 
+from commandline import DataArguments, ModelArguments, PretrainingArguments, UsageError, parse_args
 from corpora.facts import facts_of
-from modeling_glcm_mae import GLCMMAEForPreTraining
-from recipe_args import DataArguments, ModelArguments, PretrainingArguments, UsageError, parse_args
-from recipe_data import BadImageError, PretrainIterableDataset, collate, grey_statistics
-from recipe_export import (
+from hub.export import (
     ADDRESS,
     TRAINING_IMAGES,
     images_seen,
@@ -39,12 +37,13 @@ from recipe_export import (
     without_paths,
     write_export,
 )
-from recipe_files import check_output, replaced_file
-from recipe_hub import PublishEverySave, open_repository, publish_export, push_asked_for
-from recipe_probe import encoder_features, probe_accuracy
-from recipe_setup import build_model, load_data
-from recipe_splits import fingerprint_of, image_digests, image_sha256
-from recipe_trainer import (
+from hub.publication import PublishEverySave, open_repository, publish_export, push_asked_for
+from images.splits import fingerprint_of, image_digests, image_sha256
+from modeling_glcm_mae import GLCMMAEForPreTraining
+from output_folder import check_output, replaced_file
+from training.feeding import BadImageError, PretrainIterableDataset, collate, grey_statistics
+from training.frozen_probe import encoder_features, probe_accuracy
+from training.pretraining import (
     EVALUATED,
     MAY_CHANGE,
     PREDICTORS,
@@ -58,6 +57,7 @@ from recipe_trainer import (
     rehearse,
     took,
 )
+from training.pretraining_data import build_model, load_data
 
 logger = logging.getLogger("pretrain")
 # Beside MAY_CHANGE, in a resume: the objective and the sizes are compared as they are resolved (model_config), and the

@@ -18,10 +18,10 @@ from pathlib import Path
 
 from huggingface_hub import EvalResult, ModelCard
 
+from commandline import UsageError, option, parse_args
 from corpora.facts import facts_of
-from recipe_args import UsageError, option, parse_args
-from recipe_export import ADDRESS, DATA_ADDRESS, eval_results
-from recipe_hub import (
+from hub.export import ADDRESS, DATA_ADDRESS, eval_results
+from hub.publication import (
     Publication,
     check_model,
     check_repo_id,
@@ -32,7 +32,7 @@ from recipe_hub import (
     render_card,
     shown,
 )
-from recipe_summary import summary_markdown
+from judging.summary import summary_markdown
 
 logger = logging.getLogger("publish")
 ROOT = Path(__file__).resolve().parent.parent
@@ -158,12 +158,11 @@ def _beside_the_space(folder: Path) -> dict[str, Path]:
     found = {}
     for line in listed.read_text().split():
         source = ROOT / line
-        if source.is_dir():
-            found |= {f"{source.name}/{file.name}": file for file in sorted(source.glob("*.py"))}
-        elif source.is_file():
-            found[source.name] = source
-        else:
+        if not source.exists():
             raise UsageError(f"{listed} names {line}, which is not in {ROOT}")
+        # recipes/ is left out of the names: it is first on the path of the recipes, as the Space's root is there
+        for file in sorted(source.glob("*.py")) if source.is_dir() else [source]:
+            found[file.relative_to(ROOT).as_posix().removeprefix("recipes/")] = file
     return found
 
 

@@ -99,16 +99,15 @@ def hub(tmp_path_factory) -> Iterator[HubServer]:
 @pytest.fixture
 def client(hub, monkeypatch) -> Callable[..., None]:
     """Makes the recipes' helpers of this process clients of the tests' Hub: `client(token)`."""
-    import recipe_hub  # brings transformers, which not all tests need
 
     def use(token: str | None = "hf_writer", endpoint: str = hub.endpoint) -> None:
-        monkeypatch.setattr(recipe_hub, "HfApi", functools.partial(HfApi, endpoint=endpoint, token=token))
+        monkeypatch.setattr("hub.publication.HfApi", functools.partial(HfApi, endpoint=endpoint, token=token))
         monkeypatch.setattr("huggingface_hub.constants.ENDPOINT", endpoint)
         template = endpoint + "/{repo_id}/resolve/{revision}/{filename}"
         monkeypatch.setattr("huggingface_hub.constants.HUGGINGFACE_CO_URL_TEMPLATE", template)
         monkeypatch.setattr("datasets.config.HF_ENDPOINT", endpoint)
-        monkeypatch.setattr(recipe_hub, "get_token", lambda: token)
-        monkeypatch.setattr(recipe_hub, "WAITS", (0,) * 5)
+        monkeypatch.setattr("hub.publication.get_token", lambda: token)
+        monkeypatch.setattr("hub.publication.WAITS", (0,) * 5)
 
     return use
 
@@ -116,20 +115,19 @@ def client(hub, monkeypatch) -> Callable[..., None]:
 @pytest.fixture
 def verified_here(monkeypatch, tmp_path_factory) -> None:
     """What is published is loaded back in this process, with an empty cache, which is faster than in one of its own."""
-    import recipe_hub
-    import recipe_verify
+    from hub import verify
 
     def run(command: list[str], **options) -> subprocess.CompletedProcess:
         monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path_factory.mktemp("cache")))
         said = io.StringIO()
         try:
             with contextlib.redirect_stdout(said):
-                recipe_verify.main(*command[2:])
+                verify.main(*command[2:])
         except Exception as error:  # as Python ends on any of them
             return subprocess.CompletedProcess(command, 1, said.getvalue(), f"{type(error).__name__}: {error}\n")
         return subprocess.CompletedProcess(command, 0, said.getvalue(), "")
 
-    monkeypatch.setattr(recipe_hub, "subprocess", SimpleNamespace(run=run))
+    monkeypatch.setattr("hub.publication.subprocess", SimpleNamespace(run=run))
 
 
 @pytest.fixture(scope="session")

@@ -17,23 +17,18 @@ import pandas as pd
 import pytest
 import torch
 from helpers import encode, grey, write
-from huggingface_hub import HfApi, ModelCard
+from huggingface_hub import HfApi, ModelCard, get_session
 from PIL import Image
 from safetensors import SafetensorError
 from safetensors.torch import save_file
 from transformers import AutoModelForImageClassification, TrainerControl, TrainerState, ViTConfig, pipeline
 
 import publish as publish_recipe
-import recipe_hub
+from commandline import PretrainingArguments, UsageError
 from corpora.facts import FACTS
 from finetune import FinetuningArguments
-from modeling_glcm_mae import GLCMMAEForPreTraining
-from prepare_corpus import PrepareArguments, prepare
-from recipe_args import PretrainingArguments, UsageError
-from recipe_classifier import CLASSIFIERS
-from recipe_data import ImageTransform
-from recipe_export import ADDRESS, DATA_ADDRESS, Origin, origin_of, write_classifier, write_export
-from recipe_hub import (
+from hub.export import ADDRESS, DATA_ADDRESS, Origin, origin_of, write_classifier, write_export
+from hub.publication import (
     Publication,
     PublishEverySave,
     files_of,
@@ -43,7 +38,11 @@ from recipe_hub import (
     send,
     take_export,
 )
-from recipe_summary import summarise
+from judging.summary import summarise
+from modeling_glcm_mae import GLCMMAEForPreTraining
+from prepare_corpus import PrepareArguments, prepare
+from training.classifier import CLASSIFIERS
+from training.feeding import ImageTransform
 
 REPO = "org/glcm-mae-tiny"
 PROCESSOR = ImageTransform(32, resize="squash").processor()
@@ -277,19 +276,19 @@ def test_a_repository_of_another_kind_is_left_as_it_was(hub, client, publication
 
 
 def test_a_hub_that_does_not_answer_is_given_up(client, monkeypatch, tmp_path):
-    monkeypatch.setattr(recipe_hub, "TIMEOUT", 0.2)
-    monkeypatch.setattr(recipe_hub, "PATIENCE", 0.3)
+    monkeypatch.setattr("hub.publication.TIMEOUT", 0.2)
+    monkeypatch.setattr("hub.publication.PATIENCE", 0.3)
     with socket.create_server(("127.0.0.1", 0)) as deaf:
         client(endpoint=f"http://127.0.0.1:{deaf.getsockname()[1]}")
         begun = time.monotonic()
         with pytest.raises(UsageError, match="does not answer"):
             open_repository(Publication(tmp_path, REPO))
     assert time.monotonic() - begun < 10
-    recipe_hub.get_session().timeout = None
+    get_session().timeout = None
 
 
 def test_a_hub_that_cannot_be_reached_is_named_with_the_cause(client, monkeypatch, tmp_path):
-    monkeypatch.setattr(recipe_hub, "PATIENCE", 0)
+    monkeypatch.setattr("hub.publication.PATIENCE", 0)
     with socket.create_server(("127.0.0.1", 0)) as closed:
         port = closed.getsockname()[1]
     client(endpoint=f"http://127.0.0.1:{port}")

@@ -24,15 +24,15 @@ import embed
 import explain
 import prepare_corpus
 import pretrain
+from commandline import DataArguments, UsageError
 from corpora import gbcu
 from corpora.facts import FACTS, facts_of
 from corpora.folder import IGNORED, CorpusError, read_table, read_text
+from judging.summary import draw_curves, predictions_table
 from prepare_corpus import PrepareArguments
 from publish import PublishArguments
-from recipe_args import DataArguments, UsageError
-from recipe_data import BadImageError, ImageTransform, decode_image, load_corpus, verify_images
-from recipe_setup import load_data
-from recipe_summary import draw_curves, predictions_table
+from training.feeding import BadImageError, ImageTransform, decode_image, load_corpus, verify_images
+from training.pretraining_data import load_data
 
 PREPARE = Path(prepare_corpus.__file__)
 # of pretrain.py

@@ -24,10 +24,10 @@ from helpers import (
 from PIL import Image
 from transformers import AutoImageProcessor
 
-import recipe_data
 from corpora import busi, covid_ct, gbcu, pneumonia
 from corpora.folder import CorpusError
-from recipe_data import (
+from training import feeding
+from training.feeding import (
     BadImageError,
     EpochSampler,
     ImageTransform,
@@ -531,7 +531,7 @@ def test_gbcu_layout(tmp_path, caplog):
     ],
 )
 def test_real_corpora(name, path, counts, splits):
-    records = recipe_data.CORPORA[name].find_images(REAL_CORPORA / path)
+    records = feeding.CORPORA[name].find_images(REAL_CORPORA / path)
     assert {record.split for record in records} == splits
     if counts is not None:
         labels = [record.label for record in records]

@@ -24,10 +24,10 @@ import explain
 import finetune
 import prepare_corpus
 import pretrain
-import recipe_summary
-from recipe_classification_data import ImagesAsEvaluated
-from recipe_data import BadImageError, ImageTransform, PretrainDataset, verify_images, white_and_depth
-from recipe_decoding import decode_image
+from images.augment import ImagesAsEvaluated
+from images.decode import decode_image
+from judging import summary
+from training.feeding import BadImageError, ImageTransform, PretrainDataset, verify_images, white_and_depth
 
 PLAIN = ImageTransform(image_size=32)
 
@@ -187,7 +187,7 @@ SHORT = "--intermediate_size 32 --per_device_train_batch_size 4 --use_cpu true -
 
 
 def test_a_corpus_of_float_files_keeps_its_white_level_through_folds_and_exports(tmp_path, monkeypatch):
-    monkeypatch.setattr(recipe_summary, "bootstrap", partial(recipe_summary.bootstrap, num_resamples=10))
+    monkeypatch.setattr("judging.summary.bootstrap", partial(summary.bootstrap, num_resamples=10))
     for index in range(24):
         values = io.BytesIO()
         tifffile.imwrite(values, grey(40, 40, seed=index).astype(np.float32) / 510)

@@ -14,8 +14,8 @@ from skimage.feature import graycomatrix, graycoprops
 from transformers import AutoImageProcessor, AutoModel
 
 import embed
-from recipe_data import ImageTransform
-from recipe_export import write_export
+from hub.export import write_export
+from training.feeding import ImageTransform
 
 
 @pytest.fixture

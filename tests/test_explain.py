@@ -8,9 +8,9 @@ from PIL import Image
 from transformers import AutoImageProcessor, ViTConfig, ViTForImageClassification
 
 import explain
-from recipe_data import ImageTransform
-from recipe_overlay import attention_rollout, occlusion_map
-from vit_mean_pooling import ViTMeanPoolingForImageClassification
+from hub.vit_mean_pooling import ViTMeanPoolingForImageClassification
+from judging.overlay import attention_rollout, occlusion_map
+from training.feeding import ImageTransform
 
 SIZES = {"hidden_size": 16, "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 32}
 

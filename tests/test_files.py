@@ -12,15 +12,15 @@ from helpers import encode, grey, write
 from test_prepare_corpus import arguments, picture
 from transformers import TrainingArguments
 
+import output_folder
 import prepare_corpus
-import recipe_files
+from commandline import UsageError
+from hub.export import write_export
 from modeling_glcm_mae import GLCMMAEForPreTraining
+from output_folder import check_output, delete, replaced_file, replaced_folder
 from prepare_corpus import prepare
-from recipe_args import UsageError
-from recipe_data import ImageTransform
-from recipe_export import write_export
-from recipe_files import check_output, delete, replaced_file, replaced_folder
-from recipe_trainer import begin_run, checkpoint_to_resume
+from training.feeding import ImageTransform
+from training.pretraining import begin_run, checkpoint_to_resume
 
 SCRIPTS = {
     "prepare_corpus": ["--corpus", "folder", "--data_dir", "nowhere"],
@@ -114,7 +114,7 @@ def test_an_entry_that_cannot_be_moved_leaves_what_was_there(tmp_path, monkeypat
 
 
 def test_others_may_read_what_is_written_and_what_was_killed_is_cleared_away(tmp_path):
-    write(tmp_path / f"{recipe_files.STAGING}x" / "new" / "left.parquet", b"half")
+    write(tmp_path / f"{output_folder.STAGING}x" / "new" / "left.parquet", b"half")
     with replaced_folder(tmp_path / "out", ()) as new:
         write(new / "data" / "a.txt", b"1")
     with replaced_file(tmp_path / "b.txt") as file:
@@ -129,7 +129,7 @@ def test_others_may_read_what_is_written_and_what_was_killed_is_cleared_away(tmp
 
 
 def test_former_content_that_was_never_put_back_is_not_deleted(tmp_path):
-    left = tmp_path / "export" / f"{recipe_files.STAGING}x"
+    left = tmp_path / "export" / f"{output_folder.STAGING}x"
     write(left / "old" / "model", b"the only copy")
     (left / "new").mkdir()
     with pytest.raises(UsageError, match=f"{left / 'old'} holds the former content of {tmp_path / 'export'}"):
@@ -148,7 +148,7 @@ def test_former_content_that_was_never_put_back_is_not_deleted(tmp_path):
 def test_a_kill_after_the_exchange_leaves_nothing_to_be_put_back(tmp_path, monkeypatch):
     write(tmp_path / "a", b"former")
     with monkeypatch.context() as killed:
-        killed.setattr(recipe_files.shutil, "rmtree", lambda *args, **kwargs: None)
+        killed.setattr(output_folder.shutil, "rmtree", lambda *args, **kwargs: None)
         with replaced_folder(tmp_path, "a") as new:
             write(new / "a", b"latter")
     assert len(names(tmp_path)) == 2
@@ -256,7 +256,7 @@ def test_a_folder_that_cannot_be_written_is_known_before_the_work(script, tmp_pa
     def read_only(**kwargs):
         raise OSError(errno.EROFS, "Read-only file system")
 
-    monkeypatch.setattr(recipe_files.tempfile, "TemporaryFile", read_only)
+    monkeypatch.setattr(output_folder.tempfile, "TemporaryFile", read_only)
     assert f"nothing can be written to {tmp_path} (Read-only file system)" in said(tmp_path / "new")
     assert names(tmp_path) == {"file", "link"}
 

@@ -27,17 +27,17 @@ from transformers import AutoModelForImageClassification, ViTConfig, ViTForImage
 import cross_validate
 import finetune
 import pretrain
-import recipe_summary
+from commandline import UsageError, parse_args
+from hub.export import write_export
+from images.augment import Augmentation, ClassificationDataset, Mixing
+from images.splits import load_prepared
+from judging import summary
+from judging.summary import compare, predictions_table
 from modeling_glcm_mae import GLCMMAEForPreTraining
 from prepare_corpus import PrepareArguments, prepare
-from recipe_args import UsageError, parse_args
-from recipe_classification_data import Augmentation, ClassificationDataset, Mixing
-from recipe_classifier import StochasticDepth, load_classifier, parameter_groups
-from recipe_data import CORPORA, ImageTransform, transform_of_processor
-from recipe_export import write_export
-from recipe_frozen import fit_frozen
-from recipe_splits import load_prepared
-from recipe_summary import compare, predictions_table
+from training.classifier import StochasticDepth, load_classifier, parameter_groups
+from training.feeding import CORPORA, ImageTransform, transform_of_processor
+from training.frozen import fit_frozen
 
 RECIPES = Path(finetune.__file__).parent
 TINY_PRETRAINING = """
@@ -81,7 +81,7 @@ def texture(seed: int, label: int) -> np.ndarray:
 def few_resamples() -> Iterator[None]:
     """The intervals, which every run writes into its card, are tested elsewhere."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(recipe_summary, "bootstrap", functools.partial(recipe_summary.bootstrap, num_resamples=10))
+        patch.setattr("judging.summary.bootstrap", functools.partial(summary.bootstrap, num_resamples=10))
         yield
 
 
@@ -926,7 +926,7 @@ def test_the_command_line_of_cross_validate(corpus, tmp_path):
     command += ["--pretrain_config", str(pretraining), "--pretrain_options", "preset=mse", "max_steps=1"]
     command += ["--finetune_config", str(tuning), "--finetune_options", "num_train_epochs=1"]
     # Python imports this at each start; three bootstraps of a thousand draws would be most of the test.
-    few = "import recipe_statistics; recipe_statistics.bootstrap.__kwdefaults__['num_resamples'] = 10"
+    few = "from judging import statistics; statistics.bootstrap.__kwdefaults__['num_resamples'] = 10"
     write(tmp_path / "start" / "sitecustomize.py", few.encode())
     path = os.pathsep.join([str(tmp_path / "start"), str(RECIPES), os.environ.get("PYTHONPATH", "")])
     environment = {**os.environ, "PYTHONPATH": path}
@@ -1016,8 +1016,8 @@ def test_a_classifier_with_one_answer_for_all_is_named(corpus, exported, tmp_pat
     assert published | {"sensitivity": 0, "specificity": 1, "balanced_accuracy": 0.5, "auroc": 0.5} == published
     table = pd.read_parquet(folder / "predictions.parquet")
     both = pd.concat([table, table.assign(fold="1", prediction=np.arange(len(table)) % 2)])
-    assert recipe_summary.only_answers(both) == {"0": name}
-    text = recipe_summary.summary_markdown(recipe_summary.summarise(both))
+    assert summary.only_answers(both) == {"0": name}
+    text = summary.summary_markdown(summary.summarise(both))
     assert f"Fold 0 answers {name} for every test image" in text and "Fold 1 answers" not in text
 
 

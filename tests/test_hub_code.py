@@ -13,9 +13,9 @@ import torch
 from transformers import AutoModelForPreTraining, ViTMAEConfig, ViTMAEForPreTraining
 
 import modeling_glcm_mae
+from hub.export import write_export
 from modeling_glcm_mae import GLCMMAEForPreTraining
-from recipe_data import ImageTransform
-from recipe_export import write_export
+from training.feeding import ImageTransform
 
 PACKAGE = Path(modeling_glcm_mae.__file__).parent
 FILES = sorted(PACKAGE.glob("*.py"))

@@ -19,9 +19,9 @@ from sklearn.metrics import (
     roc_auc_score,
 )
 
-import recipe_summary
-from recipe_statistics import bootstrap, delong_test, mcnemar_test
-from recipe_summary import compare, comparison_markdown, draw_curves, summarise, summary_markdown
+from judging import summary
+from judging.statistics import bootstrap, delong_test, mcnemar_test
+from judging.summary import compare, comparison_markdown, draw_curves, summarise, summary_markdown
 
 METRIC = Path(__file__).resolve().parent.parent / "recipes" / "metrics" / "medical_classification"
 
@@ -295,7 +295,7 @@ def answers_of(scores: np.ndarray, labels: np.ndarray, folds: np.ndarray, names=
 @pytest.fixture
 def quick(monkeypatch):
     """Few draws, for tests that look at values."""
-    monkeypatch.setattr(recipe_summary, "bootstrap", lambda *a, **k: bootstrap(*a, **k, num_resamples=40))
+    monkeypatch.setattr("judging.summary.bootstrap", lambda *a, **k: bootstrap(*a, **k, num_resamples=40))
 
 
 def two_perfect_folds() -> pd.DataFrame:
@@ -413,7 +413,7 @@ def test_delong_is_left_out_and_named_where_a_fold_has_too_few_images(quick):
 
 def test_curves_are_drawn_fold_by_fold(tmp_path, monkeypatch):
     drawn = []
-    monkeypatch.setattr(recipe_summary.Figure, "savefig", lambda figure, *args, **options: drawn.append(figure))
+    monkeypatch.setattr(summary.Figure, "savefig", lambda figure, *args, **options: drawn.append(figure))
     draw_curves(two_perfect_folds(), tmp_path / "curves.png")
     roc, recall = drawn[0].axes[:2]
     assert [text.get_text() for text in roc.get_legend().get_texts()] == ["ill: area 1.00"]
@@ -427,7 +427,7 @@ def test_curves_are_drawn_fold_by_fold(tmp_path, monkeypatch):
 def test_intervals_of_a_cross_validated_auroc_cover_the_truth():
     """Five folds of 24 patients with one to three similar images each, scores of each fold on another scale."""
     random = np.random.default_rng(0)
-    metric = recipe_summary.load_metric()
+    metric = summary.load_metric()
     truth = norm.cdf(1 / np.sqrt(2))  # scores of patients of the two sides are 1 apart, each with variance 1
     covered, differing = [], []
     for _ in range(150):
@@ -439,7 +439,7 @@ def test_intervals_of_a_cross_validated_auroc_cover_the_truth():
             own, common = random.normal(size=len(patient)), random.normal(size=120)[patient]
             score = labels + np.sqrt(0.5) * (own + common) + scale[run][folds]
             runs.append(answers_of(1 / (1 + np.exp(-score)), labels, folds.astype(str)).assign(group=patient))
-        at = [recipe_summary._figures_at(table, metric, None) for table in runs]
+        at = [summary._figures_at(table, metric, None) for table in runs]
         first = bootstrap(lambda chosen, f=at[0]: f(chosen), patient, strata=folds, num_resamples=200)["auroc"]
         covered.append(first["low"] <= truth <= first["high"])
         both = bootstrap(

@@ -21,13 +21,13 @@ import finetune
 import prepare_corpus
 import pretrain
 import publish
-import recipe_summary
+from commandline import UsageError
+from hub.export import without_paths
+from images.names import publishable, with_written_names
+from images.splits import load_split
+from judging import summary
 from prepare_corpus import PrepareArguments, prepare, read_items
-from recipe_args import UsageError
-from recipe_data import load_corpus
-from recipe_export import without_paths
-from recipe_names import publishable, with_written_names
-from recipe_splits import load_split
+from training.feeding import load_corpus
 
 SALT = "0123456789abcdef"
 SECRETS = (b"Mustermann", b"MRN-", b"ward7")
@@ -251,7 +251,7 @@ def test_paths_of_this_machine_stay_out_of_published_settings(tmp_path, monkeypa
 
 
 def test_what_is_trained_on_the_written_names_holds_no_others(out, tmp_path, monkeypatch):
-    monkeypatch.setattr(recipe_summary, "bootstrap", functools.partial(recipe_summary.bootstrap, num_resamples=10))
+    monkeypatch.setattr("judging.summary.bootstrap", functools.partial(summary.bootstrap, num_resamples=10))
     small = {"max_steps": 1, "per_device_train_batch_size": 8, "dataloader_num_workers": 0, "use_cpu": "true"}
     sizes = {"image_size": 32, "patch_size": 8, "hidden_size": 32, "num_hidden_layers": 1, "num_attention_heads": 2}
     sizes |= {"intermediate_size": 32, "decoder_hidden_size": 32, "decoder_num_hidden_layers": 1}

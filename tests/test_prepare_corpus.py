@@ -14,12 +14,12 @@ from PIL import Image
 from pydicom.data import get_testdata_file
 
 import prepare_corpus
+from commandline import UsageError
 from corpora.folder import CorpusError
+from images.dicom import read_dicom
+from images.splits import SplitError, check_overlap, load_split, make_splits
 from prepare_corpus import PrepareArguments, prepare, read_items
-from recipe_args import UsageError
-from recipe_data import BadImageError, load_corpus
-from recipe_dicom import read_dicom
-from recipe_splits import SplitError, check_overlap, load_split, make_splits
+from training.feeding import BadImageError, load_corpus
 
 
 def recoded(values: np.ndarray, scale: float = 0.6, quality: int = 60) -> bytes:

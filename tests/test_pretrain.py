@@ -21,11 +21,11 @@ import yaml
 from helpers import encode, grey, write
 from transformers import AutoImageProcessor, AutoModel, ViTMAEConfig, ViTMAEForPreTraining, ViTModel
 
+from commandline import DataArguments, ModelArguments, PretrainingArguments, UsageError, parse_args
 from corpora.facts import FACTS
 from modeling_glcm_mae import GLCMMAEConfig
-from recipe_args import DataArguments, ModelArguments, PretrainingArguments, UsageError, parse_args
-from recipe_setup import build_model
-from recipe_trainer import trivial_predictions
+from training.pretraining import trivial_predictions
+from training.pretraining_data import build_model
 
 ROOT = Path(__file__).resolve().parent.parent
 TINY = {
@@ -591,8 +591,8 @@ def test_a_run_without_its_export_is_not_finished(images, tmp_path, monkeypatch)
 
 
 def test_held_out_images_of_a_stream_are_not_trained_on(tmp_path):
-    from recipe_args import DataArguments
-    from recipe_setup import load_data
+    from commandline import DataArguments
+    from training.pretraining_data import load_data
 
     features = datasets.Features(image=datasets.Image())
     for shard in range(3):
@@ -637,8 +637,8 @@ def test_a_stream_with_held_out_images_under_spawned_workers(images, tmp_path):
 
 
 def test_mse_epochs_are_epochs_whatever_the_length(images, tmp_path):
+    from commandline import DataArguments, ModelArguments, PretrainingArguments, parse_args
     from pretrain import Run
-    from recipe_args import DataArguments, ModelArguments, PretrainingArguments, parse_args
 
     # 48 images in batches of 16: 3 steps an epoch
     for length in ({"max_steps": 10}, {"num_train_epochs": 2.34}):

@@ -39,15 +39,15 @@ from transformers import (
 )
 
 import publish as publish_recipe
-import recipe_splits
+from commandline import UsageError
+from hub.export import ADDRESS, write_classifier, write_export
+from hub.publication import MANIFEST, Publication, open_repository, send, take_export, verify
+from hub.publication import publish as publish_hub
+from images import splits
+from judging.summary import summarise
 from modeling_glcm_mae import GLCMMAEForPreTraining
 from prepare_corpus import PrepareArguments, prepare
-from recipe_args import UsageError
-from recipe_data import ImageTransform
-from recipe_export import ADDRESS, write_classifier, write_export
-from recipe_hub import MANIFEST, Publication, open_repository, send, take_export, verify
-from recipe_hub import publish as publish_hub
-from recipe_summary import summarise
+from training.feeding import ImageTransform
 
 RECIPES = Path(__file__).resolve().parent.parent / "recipes"
 REPO = "org/glcm-mae-tiny"
@@ -590,7 +590,13 @@ def test_the_demo_and_the_metric_are_published_as_spaces(hub, tmp_path):
     done = publish(hub, tmp_path / "a", root / "hub_cards" / "space", "--repo_type", "space", repo_id="org/demo")
     assert done.returncode == 0, done.stderr
     sent = set(hub.files("org/demo", repo_type="space"))
-    assert sent >= {"app.py", "requirements.txt", "modeling_glcm_mae/glcm.py", "corpora/folder.py", "recipe_overlay.py"}
+    assert sent >= {
+        "app.py",
+        "requirements.txt",
+        "modeling_glcm_mae/glcm.py",
+        "corpora/folder.py",
+        "judging/overlay.py",
+    }
     metric = RECIPES / "metrics" / "medical_classification"
     done = publish(hub, tmp_path / "a", metric, "--repo_type", "space", repo_id="org/medical_classification")
     assert done.returncode == 0, done.stderr
@@ -829,8 +835,8 @@ def test_images_are_hashed_once_however_often_a_checkpoint_is_published(hub, cli
     client()
     for index in range(12):
         write(tmp_path / "raw" / f"{index:02d}.png", encode(grey(32, 32, seed=index)))
-    hashed = Mock(side_effect=recipe_splits.image_sha256)
-    monkeypatch.setattr(recipe_splits, "image_sha256", hashed)
+    hashed = Mock(side_effect=splits.image_sha256)
+    monkeypatch.setattr("images.splits.image_sha256", hashed)
     monkeypatch.setattr(pretrain, "publish_export", Mock(return_value=[]))  # it would start a process
     given = {"corpus": tmp_path / "raw", "output_dir": tmp_path / "run", "image_size": 32, "patch_size": 8}
     for part in ("", "decoder_"):
@@ -894,7 +900,7 @@ def test_no_tag_and_no_collection_before_it_has_loaded_back(hub, client, verifie
         seen.append((dict(hub.repo(REPO).tags), dict(hub.collections)))
         return verify(*given)
 
-    monkeypatch.setattr("recipe_hub.verify", look)
+    monkeypatch.setattr("hub.publication.verify", look)
     *_, last = publish_hub(publication, "first", publication.folder)
     assert seen == [({}, {})] and last == "tag          v1" and len(hub.collections) == 1
 

@@ -18,9 +18,9 @@ from hub_server import HubServer
 from huggingface_hub import HfApi
 from transformers import ViTMAEConfig, ViTMAEForPreTraining
 
+from hub.export import ADDRESS, write_export
 from modeling_glcm_mae import GLCMMAEForPreTraining
-from recipe_data import ImageTransform
-from recipe_export import ADDRESS, write_export
+from training.feeding import ImageTransform
 
 ROOT = Path(__file__).resolve().parent.parent
 DOCS = [ROOT / "README.md", ROOT / "recipes" / "README.md"]

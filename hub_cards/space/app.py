@@ -43,11 +43,11 @@ from safetensors import SafetensorError
 from transformers import AutoConfig, AutoImageProcessor, PreTrainedModel, ViTForImageClassification, pipeline
 
 from corpora.folder import DICOM_SUFFIXES
+from hub.vit_mean_pooling import ViTMeanPoolingForImageClassification
+from images.decode import decode_image, is_deep, to_8_bits
+from images.dicom import read_dicom
+from judging.overlay import occlusion_map
 from modeling_glcm_mae import GLCMMAEForPreTraining, cooccurrence_matrix, texture_features
-from recipe_decoding import decode_image, is_deep, to_8_bits
-from recipe_dicom import read_dicom
-from recipe_overlay import occlusion_map
-from vit_mean_pooling import ViTMeanPoolingForImageClassification
 
 logger = logging.getLogger("demo")
 CAVEAT = "**For research only.** This is not a medical device and must not be used for diagnosis."

@@ -36,9 +36,10 @@ import torch
 # The recipes import each other by bare names, and Python looks beside this file only.
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
+from side_by_side import machine, markdown_table, ratio, seconds_side_by_side, training_steps
+
 from corpora.speckle import CLASS_SETS, speckle_image
 from modeling_glcm_mae import GLCMMAEConfig, GLCMMAEForPreTraining, glcm_loss
-from recipe_benchmark import machine, markdown_table, ratio, seconds_side_by_side, training_steps
 
 PATCH_SIZE = 16
 MASKED = 0.75

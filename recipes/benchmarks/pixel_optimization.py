@@ -34,9 +34,10 @@ from transformers.image_utils import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
 # The recipes import each other by bare names, and Python looks beside this file only.
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
+from side_by_side import machine, markdown_table
+
 from modeling_glcm_mae import GLCMMAEConfig, GLCMMAEForPreTraining, texture_fidelity
-from recipe_benchmark import machine, markdown_table
-from recipe_data import ImageTransform, decode_image, load_corpus
+from training.feeding import ImageTransform, decode_image, load_corpus
 
 PATCH_SIZE = 16
 BLUR = 5  # side of the mean filter in pixels

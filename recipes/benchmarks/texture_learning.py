@@ -40,16 +40,17 @@ from tqdm.auto import tqdm
 # The recipes import each other by bare names, and Python looks beside this file only.
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
+from side_by_side import machine, markdown_table
+
+from commandline import DataArguments, ModelArguments, PretrainingArguments, UsageError, parse_args
 from corpora.speckle import CLASS_SETS
+from hub.export import stock_encoder
 from modeling_glcm_mae import GLCMMAEForPreTraining, texture_fidelity
+from output_folder import replaced_file
 from pretrain import Run
-from recipe_args import DataArguments, ModelArguments, PretrainingArguments, UsageError, parse_args
-from recipe_benchmark import machine, markdown_table
-from recipe_data import PretrainDataset, collate, load_corpus
-from recipe_export import stock_encoder
-from recipe_files import replaced_file
-from recipe_probe import encoder_features, probe_accuracy
-from recipe_setup import build_model
+from training.feeding import PretrainDataset, collate, load_corpus
+from training.frozen_probe import encoder_features, probe_accuracy
+from training.pretraining_data import build_model
 
 CONFIG = Path(__file__).resolve().parents[1] / "configs" / "quickstart.yaml"
 UNTRAINED = "none"

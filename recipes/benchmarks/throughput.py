@@ -30,11 +30,12 @@ from torch.profiler import ProfilerActivity, profile
 # The recipes import each other by bare names, and Python looks beside this file only.
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
+from side_by_side import machine, markdown_table, seconds_side_by_side, training_steps
+
+from commandline import DataArguments, ModelArguments, PretrainingArguments, parse_args
 from modeling_glcm_mae import GLCMMAEForPreTraining
-from recipe_args import DataArguments, ModelArguments, PretrainingArguments, parse_args
-from recipe_benchmark import machine, markdown_table, seconds_side_by_side, training_steps
-from recipe_data import EpochSampler, PretrainDataset, collate
-from recipe_setup import build_model, load_data
+from training.feeding import EpochSampler, PretrainDataset, collate
+from training.pretraining_data import build_model, load_data
 
 
 def loader_rates(dataset: PretrainDataset, batch_size: int, workers: int, rounds: int) -> list[float]:

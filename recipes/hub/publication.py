@@ -43,14 +43,14 @@ from safetensors import SafetensorError
 from transformers import TrainerCallback, TrainingArguments
 from transformers.trainer_utils import HubStrategy
 
-from recipe_args import UsageError
-from recipe_export import ADDRESS
-from recipe_names import PRIVATE
+from commandline import UsageError
+from hub.export import ADDRESS
+from images.names import PRIVATE
 
 logger = logging.getLogger("publish")
 for client in ("httpx", "httpx2"):
     logging.getLogger(client).setLevel(logging.WARNING)  # otherwise a line a request
-RECIPES = Path(__file__).resolve().parent
+RECIPES = Path(__file__).resolve().parent.parent
 SUFFIXES = {".safetensors", ".json", ".md", ".yaml", ".txt", ".py", ".png", ".jpg", ".parquet", ".css", ".html"}
 PLAIN_NAMES = {"LICENSE", "NOTICE", ".gitattributes"}
 SECRET_NAMES = (
@@ -493,7 +493,7 @@ def verify(publication: Publication, revision: str, local: Path) -> list[str]:
             environment["HF_TOKEN"] = token
         command = [
             sys.executable,
-            str(RECIPES / "recipe_verify.py"),
+            str(RECIPES / "hub" / "verify.py"),
             publication.repo_type,
             publication.repo_id,
             revision,

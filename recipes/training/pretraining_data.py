@@ -8,9 +8,10 @@ import datasets
 from accelerate import PartialState
 from transformers.image_utils import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
 
+from commandline import DataArguments, ImageArguments, ModelArguments, UsageError
+from images.splits import load_prepared
 from modeling_glcm_mae import GLCMMAEConfig, GLCMMAEForPreTraining, value_range_from_normalization
-from recipe_args import DataArguments, ImageArguments, ModelArguments, UsageError
-from recipe_data import (
+from training.feeding import (
     BadImageError,
     ImageTransform,
     PretrainDataset,
@@ -22,7 +23,6 @@ from recipe_data import (
     white_and_depth,
     white_of,
 )
-from recipe_splits import load_prepared
 
 logger = logging.getLogger(__name__)
 # Fields that decide the shapes of the weights.

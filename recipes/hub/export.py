@@ -23,9 +23,9 @@ from transformers.utils import cached_file
 
 from corpora.speckle import CLASS_SETS, speckle_image
 from modeling_glcm_mae import GLCMMAEForPreTraining
-from recipe_files import replaced_folder
+from output_folder import replaced_folder
 
-CARDS = Path(__file__).resolve().parent.parent / "hub_cards"
+CARDS = Path(__file__).resolve().parents[2] / "hub_cards"
 TRAINING_IMAGES = "training_images.txt"  # in an export and in the folder of its run: SHA-256 of what it has seen
 ADDRESS = "path/to/export"  # stands for the repository in a card until it is published
 DATA_ADDRESS = "path/to/this/folder"  # the same in the card of a data set

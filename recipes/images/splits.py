@@ -16,10 +16,10 @@ from accelerate import PartialState
 from accelerate.utils import gather_object
 from sklearn.model_selection import StratifiedGroupKFold
 
-from recipe_args import UsageError
-from recipe_data import parquet_files, white_of
-from recipe_decoding import decode_image
-from recipe_quality import Fingerprint, fingerprint, similar_pairs
+from commandline import UsageError
+from images.decode import decode_image
+from images.fingerprint import Fingerprint, fingerprint, similar_pairs
+from training.feeding import parquet_files, white_of
 
 logger = logging.getLogger(__name__)
 VERSION = 1

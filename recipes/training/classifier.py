@@ -10,8 +10,8 @@ from torch import nn
 from transformers import AutoConfig, ViTConfig, ViTForImageClassification
 from transformers.utils import logging as transformers_logging
 
-from recipe_args import UsageError
-from vit_mean_pooling import ViTMeanPoolingForImageClassification
+from commandline import UsageError
+from hub.vit_mean_pooling import ViTMeanPoolingForImageClassification
 
 CLASSIFIERS = {"cls": ViTForImageClassification, "mean": ViTMeanPoolingForImageClassification}
 _ENCODERS = ("vit", "vit_mae")

@@ -18,9 +18,9 @@ from sklearn.metrics import (
     roc_curve,
 )
 
-from recipe_statistics import bootstrap, delong_test, mcnemar_test
+from judging.statistics import bootstrap, delong_test, mcnemar_test
 
-METRIC = Path(__file__).resolve().parent / "metrics" / "medical_classification"
+METRIC = Path(__file__).resolve().parents[1] / "metrics" / "medical_classification"
 _OF_CLASSES = ("sensitivity", "specificity", "auroc", "f1")
 # Without those of single or collapsed classes. A table has either the plain ones (two classes) or the macro means.
 FIGURES = ("accuracy", "balanced_accuracy", *_OF_CLASSES, *(f"macro_{name}" for name in _OF_CLASSES))

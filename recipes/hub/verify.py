@@ -1,6 +1,6 @@
 """Load a published model or data set as a stranger would, and compare it with the folder it came from.
 
-python recipe_verify.py REPO_TYPE REPO_ID REVISION FOLDER
+python hub/verify.py REPO_TYPE REPO_ID REVISION FOLDER
 
 Run by publish.py.
 """

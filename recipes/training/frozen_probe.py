@@ -8,7 +8,7 @@ from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
 from transformers import ViTModel
 
-from recipe_data import PretrainDataset
+from training.feeding import PretrainDataset
 
 
 @torch.no_grad()

@@ -13,11 +13,11 @@ import yaml
 from tqdm.auto import tqdm
 from transformers import EvalPrediction, ProgressCallback, Trainer, TrainerCallback, TrainingArguments
 
+from commandline import UsageError
+from judging.pictures import draw_reconstructions
 from modeling_glcm_mae import GLCMMAEForPreTraining, texture_fidelity
-from recipe_args import UsageError
-from recipe_data import EpochSampler
-from recipe_files import delete, replaced_file
-from recipe_pictures import draw_reconstructions
+from output_folder import delete, replaced_file
+from training.feeding import EpochSampler
 
 logger = logging.getLogger(__name__)
 TERMS = ("loss", "glcm", "ssim", "mse")

@@ -11,7 +11,7 @@ import matplotlib
 from matplotlib.figure import Figure
 from PIL import Image
 
-from recipe_quality import COPY_BITS, COPY_CORRELATION, MAX_BITS, MIN_CORRELATION, MIN_SIDE, SimilarPair
+from images.fingerprint import COPY_BITS, COPY_CORRELATION, MAX_BITS, MIN_CORRELATION, MIN_SIDE, SimilarPair
 
 MAX_PICTURES = 24  # pairs in a picture; all are listed in report.json
 LISTED = 20  # file names a finding in report.md

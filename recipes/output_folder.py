@@ -7,7 +7,7 @@ from collections.abc import Collection, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from recipe_args import UsageError
+from commandline import UsageError
 
 # Begin the names of our temporary folders, which tempfile ends.
 STAGING = ".glcm_mae-writing-"

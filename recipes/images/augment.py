@@ -9,10 +9,10 @@ import numpy as np
 import torch
 from kornia.augmentation.auto import RandAugment
 
-from recipe_data import ImageTransform, _generator, white_of
-from recipe_decoding import decode_image, to_8_bits
+from images.decode import decode_image, to_8_bits
+from training.feeding import ImageTransform, _generator, white_of
 
-_CLASSIFIER_SAMPLE, _MIXING = 5, 6  # after the keys of recipe_data
+_CLASSIFIER_SAMPLE, _MIXING = 5, 6  # after the keys of the other files of this room
 PARTS = ("train", "validation", "test")
 
 

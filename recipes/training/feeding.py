@@ -42,7 +42,7 @@ from corpora.folder import (
     printable,
 )
 from corpora.speckle import load_speckle
-from recipe_decoding import decode_image, is_deep
+from images.decode import decode_image, is_deep
 
 logger = logging.getLogger(__name__)
 # What people call the splits of Parquet files and of data sets on the Hub, in lower case.

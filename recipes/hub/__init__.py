@@ -1,0 +1,1 @@
+"""What leaves the house: exports, cards, secrets, publishing, and loading back."""
