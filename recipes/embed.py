@@ -34,13 +34,16 @@ from tqdm.auto import tqdm
 from transformers import AutoImageProcessor
 
 from commandline import UsageError, parse_args
-from images.augment import ImagesAsEvaluated
+from corpora.load import load_corpus
+from corpora.record import BadImageError
+from images.check import verify_images, white_of
 from images.decode import decode_image
+from images.transform import transform_of_processor
 from judging.summary import COLOURS
 from modeling_glcm_mae import cooccurrence_matrix, offsets_from_angles, texture_features
 from output_folder import check_output, replaced_folder
-from training.classifier import load_classifier
-from training.feeding import BadImageError, load_corpus, transform_of_processor, verify_images, white_of
+from training.feeding import ImagesAsEvaluated
+from training.models import load_classifier
 
 logger = logging.getLogger(__name__)
 

@@ -20,12 +20,15 @@ from tqdm.auto import tqdm
 from transformers import AutoConfig, AutoImageProcessor
 
 from commandline import UsageError, option, parse_args
-from corpora.folder import NONE
-from images.augment import ImagesAsEvaluated
+from corpora.load import load_corpus
+from corpora.record import BadImageError
+from corpora.table import NONE
+from images.check import verify_images
+from images.transform import transform_of_processor
 from judging.overlay import attention_rollout, occlusion_map
 from output_folder import check_output
-from training.classifier import CLASSIFIERS
-from training.feeding import BadImageError, load_corpus, transform_of_processor, verify_images
+from training.feeding import ImagesAsEvaluated
+from training.models import CLASSIFIERS
 
 logger = logging.getLogger(__name__)
 METHODS = ("occlusion", "rollout")

@@ -13,412 +13,39 @@ own get names of our own there; private/names.csv, which is never published, kno
 
 import json
 import logging
-import os
-import re
 import sys
 import tempfile
 from collections.abc import Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import asdict
 from pathlib import Path
-from typing import Any
 
-import datasets
 import yaml
 from huggingface_hub import DatasetCard, DatasetCardData
 from tqdm.auto import tqdm
 
-from commandline import UsageError, option, parse_args
+from commandline import UsageError, parse_args
 from corpora.facts import FACTS, CorpusFacts, facts_of, known_name
-from corpora.folder import (
-    NONE,
-    CorpusError,
-    ImageRecord,
-    existing_folder,
-    is_dicom,
-    list_pictures,
-    printable,
-    read_table,
-)
-from corpora.speckle import load_speckle
-from hub.export import DATA_ADDRESS, without_paths
-from hub.publication import check_repo_id, publish
-from images.decode import decode_image, luma
-from images.dicom import NotAPictureError, read_dicom
+from hub.cards import DATA_ADDRESS
+from hub.contents import PublishArguments, publication_of
+from hub.export import without_paths
+from hub.repository import publish
 from images.fingerprint import (
-    FLAT_STD,
-    Fingerprint,
-    SimilarPair,
-    fingerprint,
-    looks_coloured,
     merged_groups,
     similar_pairs,
 )
-from images.names import PRIVATE, pseudonym_of_file, publishable, with_written_names, write_names
+from images.items import MIN_SALT, PrepareArguments, _write_parquet, build_dataset, find_conflicts, read_items
+from images.names import PRIVATE, publishable, with_written_names, write_names
 from images.report import write_report
 from images.splits import make_splits
 from output_folder import STAGING, check_output, replaced_folder
-from publish import PublishArguments, publication_of
-from training.feeding import (
-    CORPORA,
-    SPLIT_NAMES,
-    BadImageError,
-    is_hub_id,
-    open_tables,
-    recognised_folder,
-    unify_tables,
-    white_of,
-)
 
 logger = logging.getLogger("prepare_corpus")
 CARD_TEMPLATE = Path(__file__).resolve().parent.parent / "hub_cards" / "dataset.md"
-IMAGES_PER_FILE = 5000  # of a Parquet file
 WRITTEN = (
     *("data", "splits.json", "report", "report.json", "report.md", "README.md", "config.yaml"),
     *(".gitignore", PRIVATE),
 )
-MIN_SALT = 16  # characters
 NOT_PUBLISHED = ("salt", "data_dir", "table", "output_dir")  # a secret, and paths of this machine
-
-
-@dataclass
-class PrepareArguments:
-    """Which download, and how it is split."""
-
-    corpus: str = option("folder", "busi, pneumonia, covid_ct, gbcu, speckle, folder, or the Hub id OWNER/NAME.")
-    data_dir: str | None = option(None, "Folder of the download.")
-    output_dir: str | None = option(None, "Receives the data set; new or empty.")
-    overwrite_output_dir: bool = option(False, "Replace the data set in output_dir.")
-    table: str | None = option(
-        None, "For folder: CSV or TSV with the columns file, and if known label, patient, split."
-    )
-    image_column: str | None = option(None, "Column of the images, where a data set has several.")
-    label_column: str | None = option(
-        None, "Column of the labels, where a table (CSV, Parquet, Hub) calls it otherwise; none: without labels."
-    )
-    group_column: str | None = option(
-        None, "Column of the patients, where a table calls it otherwise; none: without patients."
-    )
-    bad_images: str = option("error", "error: stop at an unreadable file; skip: leave it out, named and counted.")
-    white_level: float | None = option(None, "Grey value of white; 255 for 8-bit files and 65535 for 16-bit ones.")
-    num_folds: int = option(5, "Folds for cross-validation (GBCU in the paper: 10).")
-    seed: int = option(0, "Of the splits.")
-    window: list[float] | None = field(
-        default=None, metadata={"help": "Centre and width of the grey window of DICOM files, instead of their own."}
-    )
-    keep_file_names: bool | None = option(
-        None,
-        "Write file names and a table's patients as they are. Left out: for the public corpora only; else they are "
-        "hashed, and private/names.csv knows the originals.",
-    )
-    salt: str | None = option(
-        None,
-        "Secret that file names and patient ids are hashed with; the same one gives the same names. Drawn at random "
-        "and forgotten if left out.",
-    )
-    speckle_images: int = option(2560, "Images to generate, for speckle.")
-    speckle_classes: str = option("easy", "Class set, for speckle: easy or hard.")
-    image_size: int = option(96, "Side of the generated images in pixels, for speckle.")
-    push_to_hub: str | None = option(None, "Publish the data set under this id, OWNER/NAME.")
-    private: bool = option(False, "Publish to a private repository.")
-
-    def __post_init__(self):
-        allowed = (*CORPORA, "speckle")
-        if self.corpus not in allowed and self.data_dir is None and Path(self.corpus).expanduser().is_dir():
-            self.corpus, self.data_dir = "folder", self.corpus  # as the other recipes take it
-        on_hub = self.corpus not in allowed and is_hub_id(self.corpus)
-        if self.corpus not in allowed and not on_hub:
-            raise UsageError(f"corpus must be one of {', '.join(allowed)}, or OWNER/NAME, got {self.corpus!r}")
-        if self.bad_images not in ("error", "skip"):
-            raise UsageError(f"bad_images must be error or skip, got {self.bad_images!r}")
-        if self.output_dir is None:
-            raise UsageError("output_dir is needed: the folder that receives the data set")
-        if (self.data_dir is None) != (self.corpus == "speckle" or on_hub):
-            raise UsageError(
-                "data_dir, the folder of the download, is needed for every corpus but speckle and a data set on the "
-                f"Hub, got {self.data_dir!r}"
-            )
-        if self.table is not None and self.corpus != "folder":
-            raise UsageError(f"table is for corpus folder, got corpus {self.corpus}")
-        if self.keep_file_names is None:
-            self.keep_file_names = self.corpus in FACTS
-        if self.salt is None:
-            self.salt = os.urandom(16).hex()
-        elif not self.salt:
-            raise UsageError("salt must not be empty: anyone could find the hash of a name")
-        if self.num_folds < 2:
-            raise UsageError(f"num_folds must be at least 2, got {self.num_folds}")
-        if self.window is not None and (len(self.window) != 2 or self.window[1] < 1):
-            raise UsageError(f"window must be a centre and a width of at least 1, got {self.window}")
-        if self.push_to_hub:
-            check_repo_id(self.push_to_hub, "push_to_hub")
-        facts = facts_of(self.corpus, self.data_dir)
-        if self.push_to_hub and facts and facts.no_copies and not self.private:
-            raise UsageError(
-                f"push_to_hub: {facts.no_copies} Publish the splits and your models instead, or keep a copy for "
-                "yourself with --private"
-            )
-
-
-@dataclass
-class Item:
-    """An image on its way into the data set."""
-
-    record: ImageRecord
-    data: bytes
-    print: Fingerprint
-    size: tuple[int, int]  # height, width
-    flat: bool
-    coloured: bool
-    group: str | None  # patient
-    window: tuple[float, float, str] | None = None  # of a DICOM file
-    original: ImageRecord | None = None  # before file names and patients were replaced
-    white_level: float | None = None  # of --white_level; what the image is read with from now on
-
-
-def read_items(args: PrepareArguments) -> tuple[list[Item], list[str], list[tuple[str, str]], list[tuple[str, str]]]:
-    """Every image of the download and its classes (label 0 first); of what is left out, name and reason of each file.
-
-    These are the files that cannot be read, and the DICOM files that are not pictures.
-    """
-    if args.corpus == "speckle":
-        return _generate(args)
-    records, class_names = _records(args)
-    unlabelled = [record.file_name for record in records if record.label is None]
-    if class_names and unlabelled:
-        raise CorpusError(f"{len(unlabelled)} of {len(records)} images have no label: {', '.join(unlabelled[:3])}")
-    unsplit = [record.file_name for record in records if record.split is None]
-    if 0 < len(unsplit) < len(records):
-        raise CorpusError(
-            f"{len(unsplit)} of {len(records)} images are in no official split, the others are: "
-            f"{', '.join(unsplit[:3])}. Say it of all images, or of none"
-        )
-
-    def read(record: ImageRecord) -> list[Item] | tuple[str, BadImageError]:
-        try:
-            return list(_items_of(record, args))
-        except BadImageError as error:
-            return record.file_name, error
-
-    items, problems, no_pictures = [], [], []
-    with ThreadPoolExecutor(os.cpu_count() or 1) as pool:
-        for found in tqdm(pool.map(read, records), total=len(records), desc="reading", unit=" files"):
-            if isinstance(found, tuple):
-                name, error = found
-                (no_pictures if isinstance(error, NotAPictureError) else problems).append((name, str(error)))
-            else:
-                items += found
-    if problems and args.bad_images != "skip":
-        raise BadImageError(
-            f"{problems[0][1]} {len(problems)} file(s) are bad; pass --bad_images skip to leave them out."
-        )
-    if not items:
-        raise BadImageError(f"no image can be read. The first: {[*problems, *no_pictures][0][1]}")
-    if no_pictures:
-        logger.warning("%d DICOM file(s) are left out. The first: %s", len(no_pictures), no_pictures[0][1])
-    return items, class_names, problems, no_pictures
-
-
-def _records(args: PrepareArguments) -> tuple[list[ImageRecord], list[str]]:
-    """Every image that the corpus lists, and the classes (label 0 first; none without labels)."""
-    columns = {"label_column": args.label_column, "group_column": args.group_column}
-    if args.table is not None:
-        records = read_table(args.table, args.data_dir, bad_images=args.bad_images, **columns)
-        return records, sorted({record.label for record in records if record.label is not None})
-    tables = None
-    if args.corpus not in CORPORA:
-        tables = open_tables(args.corpus)
-    elif args.corpus == "folder":
-        tables = open_tables(existing_folder(args.data_dir))
-    if tables is not None:
-        return _rows(tables, args)
-    if args.corpus == "folder":
-        name, records = _of_folder(args)
-    else:
-        name, records = args.corpus, CORPORA[args.corpus].find_images(args.data_dir, bad_images=args.bad_images)
-    for field_name, option_name in (("label", "label_column"), ("group", "group_column")):
-        if columns[option_name] not in (None, NONE):
-            raise UsageError(f"{option_name} is for tables, got corpus {args.corpus} without a table")
-        if columns[option_name] == NONE:
-            records = [replace(record, **{field_name: None}) for record in records]
-    labels = sorted({record.label for record in records if record.label is not None})
-    return records, list(getattr(CORPORA[name], "CLASS_NAMES", labels)) if labels else []
-
-
-def _of_folder(args: PrepareArguments) -> tuple[str, list[ImageRecord]]:
-    """The corpus that a folder is read as, and its images: a known one if that has a place for every picture in it."""
-    name = recognised_folder(args.data_dir)
-    if name != "folder":
-        is_mask = getattr(CORPORA[name], "is_mask", lambda name: False)
-        pictures = [path for path in list_pictures(existing_folder(args.data_dir)) if not is_mask(path.name)]
-        left_out = [path for path in pictures if is_dicom(path)]  # a known corpus has none, and refuses them
-        if not left_out:
-            records = CORPORA[name].find_images(args.data_dir, bad_images=args.bad_images)
-            left_out = sorted(set(pictures) - {record.path for record in records})
-        if not left_out:
-            return name, records
-        logger.warning(
-            "'%s' is read as a folder of images after all: corpus %s has no place for %d of its %d files, the first: "
-            "'%s'. Pass --corpus %s to leave them out.",
-            *(args.data_dir, name, len(left_out), len(pictures), printable(left_out[0]), name),
-        )
-    return "folder", CORPORA["folder"].find_images(args.data_dir, bad_images=args.bad_images, dicom=True)
-
-
-def _rows(tables: dict[str, datasets.Dataset], args: PrepareArguments) -> tuple[list[ImageRecord], list[str]]:
-    """The images of Parquet files or of a data set on the Hub; several splits are the official ones."""
-    source = args.data_dir or args.corpus
-    strange = [split for split in tables if split.lower() not in SPLIT_NAMES]
-    if strange:
-        raise CorpusError(f"'{source}' has the split {strange[0]!r}; allowed are {', '.join(SPLIT_NAMES)}.")
-    named = {SPLIT_NAMES[split.lower()]: table for split, table in tables.items()}
-    if len(named) < len(tables):
-        raise CorpusError(f"'{source}' has two splits for one, of {', '.join(tables)}: keep one.")
-    tables = named
-    stored = next(iter(tables.values())).column_names
-    lost = [name for name in ("masks", "annotation", "dicom_window") if name in stored]
-    if lost:
-        logger.warning("'%s': column(s) not taken over: %s", source, ", ".join(lost))
-    columns = {name: getattr(args, name) for name in ("image_column", "label_column", "group_column")}
-    parts = unify_tables(tables, source, splits=list(tables), **columns)
-    # Names that we gave to images of unknown patients in an earlier data set are not patients.
-    ours = args.group_column is None and {"file_name", "group", "sha256"} <= set(stored)
-    features = next(iter(parts.values())).features
-    classes = features["label"].names if "label" in features else []
-    records = []
-    for split, part in parts.items():
-        for row in part:
-            label = row.get("label")
-            label = None if label is None or label < 0 else classes[label]  # -1: what the Hub's test parts hide
-            image = row["image"] or {"bytes": None, "path": None}
-            group = row.get("group")
-            if ours and group is not None and re.fullmatch(r"content-\d+", group):
-                group = None
-            data = b"" if image["bytes"] is None and image["path"] is None else image["bytes"]
-            record = ImageRecord(
-                Path(row["file_name"] if data is not None else image["path"]),
-                row["file_name"],
-                label,
-                group,
-                split if len(parts) > 1 else None,
-                data=data,
-                white_level=white_of(row, args.white_level),
-            )
-            records.append(record)
-    if len({record.file_name for record in records}) < len(records):  # of several folders or splits: tell them apart
-        records = [
-            replace(record, file_name=f"{record.split or 'train'}/{index:06d}/{record.file_name}")
-            for index, record in enumerate(records)
-        ]
-    return records, list(classes) if any(record.label for record in records) else []
-
-
-def _items_of(record: ImageRecord, args: PrepareArguments) -> Iterator[Item]:
-    if record.data is not None:
-        yield _item(record, record.data, record.group, record.white_level, None)
-    elif is_dicom(record.path):
-        window = tuple(args.window) if args.window else None
-        for image in read_dicom(record.path, name=record.file_name, salt=args.salt, window=window):
-            suffix = "" if image.frame is None else f"#{image.frame}"
-            named = ImageRecord(record.path, record.file_name + suffix, record.label, record.group, record.split)
-            patient = image.patient or pseudonym_of_file(args.salt, record.file_name)
-            # Once some images have a white level of their own, all must say theirs.
-            white = None if args.white_level is None else 255 if image.window is None else 65535
-            yield _item(named, image.png, record.group or patient, white, image.window)
-    else:
-        try:
-            data = record.path.read_bytes()
-        except OSError as error:
-            raise BadImageError(f"Image '{record.file_name}' cannot be read: {error.strerror}.") from error
-        yield _item(record, data, record.group, args.white_level, None)
-
-
-def _item(record: ImageRecord, data: bytes, group, white_level, window) -> Item:
-    image = decode_image(data, name=record.file_name, num_channels=3, white_level=white_level)
-    grey = luma(image)[..., 0]
-    return Item(
-        *(record, data, fingerprint(data, grey), grey.shape, bool(grey.std() < FLAT_STD), looks_coloured(image)),
-        *(group, window),
-        white_level=white_level,
-    )
-
-
-def _generate(args: PrepareArguments) -> tuple[list[Item], list[str], list, list]:
-    generated = load_speckle(
-        split="train",
-        num_images=args.speckle_images,
-        image_size=args.image_size,
-        seed=args.seed,
-        class_set=args.speckle_classes,
-        cache_dir=None,
-    ).cast_column("image", datasets.Image(decode=False))
-    names = generated.features["label"].names
-    items = []
-    for row in tqdm(generated, desc="generating", unit=" images"):
-        record = ImageRecord(Path(row["file_name"]), row["file_name"], label=names[row["label"]])
-        items.append(_item(record, row["image"]["bytes"], None, None, None))
-    return items, list(names), [], []
-
-
-def find_conflicts(items: list[Item], pairs: list[SimilarPair]) -> set[int]:
-    """Images of which a copy (the same file, or the same picture re-encoded) has another label: none can be trusted."""
-    conflicts = set()
-    for pair in pairs:
-        if pair.is_copy and items[pair.first].record.label != items[pair.second].record.label:
-            conflicts |= {pair.first, pair.second}
-    return conflicts
-
-
-def build_dataset(items: list[Item], groups: list[str], class_names: list[str], cache_dir: str) -> datasets.Dataset:
-    """The table; images are kept as the bytes of their files."""
-    features = {
-        "image": datasets.Image(),
-        "file_name": datasets.Value("string"),
-        "group": datasets.Value("string"),
-        "sha256": datasets.Value("string"),
-    }
-    if class_names:
-        features["label"] = datasets.ClassLabel(names=class_names)
-    if any(item.record.masks for item in items):
-        features["masks"] = datasets.List(datasets.Image())
-    if any(item.record.annotation for item in items):
-        features["annotation"] = datasets.Value("string")
-    if any(item.window for item in items):
-        features["dicom_window"] = datasets.Value("string")
-    if any(item.white_level is not None for item in items):
-        features["white_level"] = datasets.Value("float64")
-
-    def rows() -> Iterator[dict[str, Any]]:
-        for item, group in zip(items, groups, strict=True):
-            record, name = item.record, Path(item.record.file_name)
-            row = {
-                "image": {"bytes": item.data, "path": name.name},
-                "file_name": record.file_name,
-                "group": group,
-                "sha256": item.print.sha256,
-                "label": record.label,
-                "masks": [
-                    {
-                        "bytes": mask.read_bytes(),
-                        "path": mask.name if item.original is None else f"{name.stem}_mask_{number}{mask.suffix}",
-                    }
-                    for number, mask in enumerate(record.masks)
-                ],
-                "annotation": record.annotation,
-                "white_level": item.white_level,
-                "dicom_window": item.window
-                and f"centre {item.window[0]:g}, width {item.window[1]:g} ({item.window[2]})",
-            }
-            yield {name: row[name] for name in features}
-
-    progress, shown = datasets.are_progress_bars_disabled(), datasets.disable_progress_bars
-    shown()
-    try:
-        # A generator is cached by what it captures; a fresh folder makes sure that it is read.
-        return datasets.Dataset.from_generator(rows, features=datasets.Features(features), cache_dir=cache_dir)
-    finally:
-        if not progress:
-            datasets.enable_progress_bars()
 
 
 def prepare(args: PrepareArguments) -> Path:
@@ -489,13 +116,6 @@ def prepare(args: PrepareArguments) -> Path:
             write_names(new, items, groups, conflicts, problems + no_pictures, args.salt)
         _write_card(new / "README.md", args, report, counts, class_names, features)
     return output
-
-
-def _write_parquet(dataset: datasets.Dataset, folder: Path, split: str) -> None:
-    shards = -(-len(dataset) // IMAGES_PER_FILE)
-    for shard in range(shards):
-        part = dataset.shard(shards, shard, contiguous=True)
-        part.to_parquet(folder / f"{split}-{shard:05d}-of-{shards:05d}.parquet")
 
 
 def _write_card(file: Path, args: PrepareArguments, report: dict, counts: dict, class_names, features) -> None:

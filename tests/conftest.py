@@ -107,7 +107,7 @@ def client(hub, monkeypatch) -> Callable[..., None]:
         monkeypatch.setattr("huggingface_hub.constants.HUGGINGFACE_CO_URL_TEMPLATE", template)
         monkeypatch.setattr("datasets.config.HF_ENDPOINT", endpoint)
         monkeypatch.setattr("hub.publication.get_token", lambda: token)
-        monkeypatch.setattr("hub.publication.WAITS", (0,) * 5)
+        monkeypatch.setattr("hub.errors.WAITS", (0,) * 5)
 
     return use
 

@@ -13,7 +13,8 @@ import pytest
 from helpers import encode, grey, write
 from huggingface_hub import constants
 
-from prepare_corpus import PrepareArguments, prepare
+from images.items import PrepareArguments
+from prepare_corpus import prepare
 
 BENCHMARKS = Path(__file__).parents[1] / "recipes" / "benchmarks"
 TINY_RUN = {

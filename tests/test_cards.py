@@ -24,25 +24,22 @@ from safetensors.torch import save_file
 from transformers import AutoModelForImageClassification, TrainerControl, TrainerState, ViTConfig, pipeline
 
 import publish as publish_recipe
-from commandline import PretrainingArguments, UsageError
+from commandline import UsageError
 from corpora.facts import FACTS
-from finetune import FinetuningArguments
-from hub.export import ADDRESS, DATA_ADDRESS, Origin, origin_of, write_classifier, write_export
-from hub.publication import (
-    Publication,
-    PublishEverySave,
-    files_of,
-    finish,
-    open_repository,
-    push_asked_for,
-    send,
-    take_export,
-)
+from hub.cards import ADDRESS, DATA_ADDRESS, Origin, origin_of
+from hub.contents import push_asked_for, take_export
+from hub.export import write_classifier, write_export
+from hub.publication import Publication
+from hub.repository import finish, open_repository, send
+from hub.secrets import files_of
+from images.items import PrepareArguments
+from images.transform import ImageTransform
 from judging.summary import summarise
 from modeling_glcm_mae import GLCMMAEForPreTraining
-from prepare_corpus import PrepareArguments, prepare
-from training.classifier import CLASSIFIERS
-from training.feeding import ImageTransform
+from prepare_corpus import prepare
+from training.arguments import FinetuningArguments, PretrainingArguments
+from training.callbacks import PublishEverySave
+from training.models import CLASSIFIERS
 
 REPO = "org/glcm-mae-tiny"
 PROCESSOR = ImageTransform(32, resize="squash").processor()
@@ -276,8 +273,8 @@ def test_a_repository_of_another_kind_is_left_as_it_was(hub, client, publication
 
 
 def test_a_hub_that_does_not_answer_is_given_up(client, monkeypatch, tmp_path):
-    monkeypatch.setattr("hub.publication.TIMEOUT", 0.2)
-    monkeypatch.setattr("hub.publication.PATIENCE", 0.3)
+    monkeypatch.setattr("hub.errors.TIMEOUT", 0.2)
+    monkeypatch.setattr("hub.errors.PATIENCE", 0.3)
     with socket.create_server(("127.0.0.1", 0)) as deaf:
         client(endpoint=f"http://127.0.0.1:{deaf.getsockname()[1]}")
         begun = time.monotonic()
@@ -288,7 +285,7 @@ def test_a_hub_that_does_not_answer_is_given_up(client, monkeypatch, tmp_path):
 
 
 def test_a_hub_that_cannot_be_reached_is_named_with_the_cause(client, monkeypatch, tmp_path):
-    monkeypatch.setattr("hub.publication.PATIENCE", 0)
+    monkeypatch.setattr("hub.errors.PATIENCE", 0)
     with socket.create_server(("127.0.0.1", 0)) as closed:
         port = closed.getsockname()[1]
     client(endpoint=f"http://127.0.0.1:{port}")

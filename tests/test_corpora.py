@@ -24,14 +24,19 @@ import embed
 import explain
 import prepare_corpus
 import pretrain
-from commandline import DataArguments, UsageError
+from commandline import UsageError
 from corpora import gbcu
 from corpora.facts import FACTS, facts_of
-from corpora.folder import IGNORED, CorpusError, read_table, read_text
+from corpora.load import load_corpus
+from corpora.record import IGNORED, BadImageError, CorpusError, read_text
+from corpora.table import read_table
+from hub.contents import PublishArguments
+from images.check import verify_images
+from images.decode import decode_image
+from images.items import PrepareArguments, read_items
+from images.transform import ImageTransform
 from judging.summary import draw_curves, predictions_table
-from prepare_corpus import PrepareArguments
-from publish import PublishArguments
-from training.feeding import BadImageError, ImageTransform, decode_image, load_corpus, verify_images
+from training.arguments import DataArguments
 from training.pretraining_data import load_data
 
 PREPARE = Path(prepare_corpus.__file__)
@@ -407,7 +412,7 @@ def test_a_folder_that_is_not_there_is_not_looked_for_on_the_hub(tmp_path, monke
 def test_folder_by_name_is_recognised_as_by_path(tmp_path):
     busi = known_layouts(tmp_path)["busi"]
     assert len(load_corpus("folder", data_dir=str(busi))) == 3
-    items, class_names, *_ = prepare_corpus.read_items(
+    items, class_names, *_ = read_items(
         PrepareArguments(corpus="folder", data_dir=str(busi), output_dir=str(tmp_path / "out"))
     )
     assert len(items) == 3 and class_names == ["normal", "benign", "malignant"]
@@ -419,9 +424,7 @@ def test_a_folder_is_not_read_as_a_known_corpus_that_would_leave_something_out(t
     folders = known_layouts(tmp_path)
 
     def files_of(folder):
-        items, *_ = prepare_corpus.read_items(
-            PrepareArguments("folder", str(folder), str(tmp_path / "out"), bad_images="skip")
-        )
+        items, *_ = read_items(PrepareArguments("folder", str(folder), str(tmp_path / "out"), bad_images="skip"))
         return {item.record.file_name for item in items}
 
     busi = tmp_path / "download"
@@ -445,7 +448,7 @@ def test_a_folder_is_not_read_as_a_known_corpus_that_would_leave_something_out(t
 def test_the_validation_part_of_chest_x_rays_goes_by_both_names(tmp_path):
     folders = [f"{split}/{label}" for split in ("train", "validation", "test") for label in ("NORMAL", "PNEUMONIA")]
     write_folder(tmp_path / "raw", [f"{folder}/person{index}_1.jpeg" for index, folder in enumerate(folders)])
-    items, *_ = prepare_corpus.read_items(PrepareArguments("folder", str(tmp_path / "raw"), str(tmp_path / "out")))
+    items, *_ = read_items(PrepareArguments("folder", str(tmp_path / "raw"), str(tmp_path / "out")))
     found = {(item.record.split, item.group) for item in items}
     assert found == {(folder.split("/")[0], f"person{index}") for index, folder in enumerate(folders)}
 
@@ -655,12 +658,12 @@ def test_a_split_of_the_hub_goes_by_its_usual_names(tmp_path, monkeypatch, split
         monkeypatch.setattr(datasets, "load_dataset", lambda *args, **options: found)
         return PrepareArguments(corpus="me/mine", label_column="finding", output_dir=str(tmp_path / "out"))
 
-    items, *_ = prepare_corpus.read_items(from_hub("train", split))
+    items, *_ = read_items(from_hub("train", split))
     assert [item.record.split for item in items] == ["train"] * 12 + ["validation"] * 12
     with pytest.raises(CorpusError, match="two splits for one, of train, valid, val"):
-        prepare_corpus.read_items(from_hub("train", "valid", "val"))
+        read_items(from_hub("train", "valid", "val"))
     with pytest.raises(CorpusError, match="has the split 'dev'; allowed are train, test, val"):
-        prepare_corpus.read_items(from_hub("train", "dev"))
+        read_items(from_hub("train", "dev"))
 
 
 def test_unknown_patients_stay_unknown_when_a_data_set_is_prepared_again(tmp_path):

@@ -25,21 +25,15 @@ from PIL import Image
 from transformers import AutoImageProcessor
 
 from corpora import busi, covid_ct, gbcu, pneumonia
-from corpora.folder import CorpusError
+from corpora.load import load_corpus
+from corpora.record import BadImageError, CorpusError
+from images.check import verify_images
+from images.decode import decode_image
+from images.splits import split_held_out
+from images.transform import ImageTransform
 from training import feeding
-from training.feeding import (
-    BadImageError,
-    EpochSampler,
-    ImageTransform,
-    PretrainDataset,
-    PretrainIterableDataset,
-    collate,
-    decode_image,
-    grey_statistics,
-    load_corpus,
-    split_held_out,
-    verify_images,
-)
+from training.feeding import EpochSampler, PretrainDataset, PretrainIterableDataset, collate
+from training.pretraining_data import grey_statistics
 
 REAL_CORPORA = Path(__file__).parents[1] / ".." / "shared" / "corpora"
 needs_corpora = pytest.mark.skipif(not REAL_CORPORA.is_dir(), reason="needs the real corpora in ../shared/corpora")

@@ -24,10 +24,12 @@ import explain
 import finetune
 import prepare_corpus
 import pretrain
-from images.augment import ImagesAsEvaluated
+from corpora.record import BadImageError
+from images.check import verify_images, white_and_depth
 from images.decode import decode_image
+from images.transform import ImageTransform
 from judging import summary
-from training.feeding import BadImageError, ImageTransform, PretrainDataset, verify_images, white_and_depth
+from training.feeding import ImagesAsEvaluated, PretrainDataset
 
 PLAIN = ImageTransform(image_size=32)
 

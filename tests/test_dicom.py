@@ -14,8 +14,8 @@ from pydicom.dataset import Dataset, FileMetaDataset
 from pydicom.pixels import apply_color_lut, get_decoder
 
 import prepare_corpus
+from corpora.record import BadImageError
 from images.dicom import NotAPictureError, read_dicom
-from training.feeding import BadImageError
 
 RAMP = np.tile(np.arange(0, 4096, 64, dtype=np.uint16), (64, 1))
 

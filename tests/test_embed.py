@@ -15,7 +15,7 @@ from transformers import AutoImageProcessor, AutoModel
 
 import embed
 from hub.export import write_export
-from training.feeding import ImageTransform
+from images.transform import ImageTransform
 
 
 @pytest.fixture

@@ -9,8 +9,8 @@ from transformers import AutoImageProcessor, ViTConfig, ViTForImageClassificatio
 
 import explain
 from hub.vit_mean_pooling import ViTMeanPoolingForImageClassification
+from images.transform import ImageTransform
 from judging.overlay import attention_rollout, occlusion_map
-from training.feeding import ImageTransform
 
 SIZES = {"hidden_size": 16, "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 32}
 

@@ -16,11 +16,11 @@ import output_folder
 import prepare_corpus
 from commandline import UsageError
 from hub.export import write_export
+from images.transform import ImageTransform
 from modeling_glcm_mae import GLCMMAEForPreTraining
 from output_folder import check_output, delete, replaced_file, replaced_folder
 from prepare_corpus import prepare
-from training.feeding import ImageTransform
-from training.pretraining import begin_run, checkpoint_to_resume
+from training.run import begin_run, checkpoint_to_resume
 
 SCRIPTS = {
     "prepare_corpus": ["--corpus", "folder", "--data_dir", "nowhere"],

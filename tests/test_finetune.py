@@ -28,16 +28,21 @@ import cross_validate
 import finetune
 import pretrain
 from commandline import UsageError, parse_args
+from corpora import CORPORA
 from hub.export import write_export
-from images.augment import Augmentation, ClassificationDataset, Mixing
+from images.augment import Augmentation, Mixing
+from images.items import PrepareArguments
 from images.splits import load_prepared
+from images.transform import ImageTransform, transform_of_processor
 from judging import summary
 from judging.summary import compare, predictions_table
 from modeling_glcm_mae import GLCMMAEForPreTraining
-from prepare_corpus import PrepareArguments, prepare
-from training.classifier import StochasticDepth, load_classifier, parameter_groups
-from training.feeding import CORPORA, ImageTransform, transform_of_processor
+from prepare_corpus import prepare
+from training import finetuning
+from training.arguments import ClassifierArguments, FinetuningArguments, LabelledDataArguments
+from training.feeding import ClassificationDataset
 from training.frozen import fit_frozen
+from training.models import StochasticDepth, load_classifier, parameter_groups
 
 RECIPES = Path(finetune.__file__).parent
 TINY_PRETRAINING = """
@@ -209,8 +214,8 @@ def test_seed_decides_the_order_of_the_images(corpus, exported, tmp_path):
     for seed in ("1", "1", "2"):
         given = FAST | {"corpus": str(corpus), "output_dir": str(tmp_path), "model_name_or_path": str(exported)}
         arguments = [f"--{name}={value}" for name, value in (given | {"seed": seed}).items()]
-        kinds = (finetune.ClassifierArguments, finetune.LabelledDataArguments, finetune.FinetuningArguments)
-        orders.append(list(finetune.Run(*finetune.parse_args(kinds, arguments)).trainer._get_train_sampler()))
+        kinds = (ClassifierArguments, LabelledDataArguments, FinetuningArguments)
+        orders.append(list(finetuning.Run(*finetune.parse_args(kinds, arguments)).trainer._get_train_sampler()))
     assert orders[0] == orders[1] != orders[2]
 
 
@@ -258,12 +263,12 @@ def test_a_transform_comes_back_from_its_processor(transform, tmp_path):
     assert (back, white) == (transform, 4095)
 
 
-def checked(corpus: Path, output: Path, *options: str, **changed: str) -> finetune.Run:
+def checked(corpus: Path, output: Path, *options: str, **changed: str) -> finetuning.Run:
     """A run as it is before its first step."""
     given = {name: value for name, value in (FAST | changed).items() if value}
-    kinds = (finetune.ClassifierArguments, finetune.LabelledDataArguments, finetune.FinetuningArguments)
+    kinds = (ClassifierArguments, LabelledDataArguments, FinetuningArguments)
     arguments = [text for name, value in given.items() for text in (f"--{name}", value)]
-    return finetune.Run(
+    return finetuning.Run(
         *parse_args(kinds, ["--corpus", str(corpus), "--output_dir", str(output), *arguments, *options])
     )
 
@@ -645,12 +650,12 @@ def test_a_mistake_deletes_nothing(finished, corpus, exported, changed, message)
     }
 
 
-def _begun(corpus: Path, output: Path, *options: str, **changed: str) -> finetune.Run:
+def _begun(corpus: Path, output: Path, *options: str, **changed: str) -> finetuning.Run:
     """A resume, up to its first step."""
     given = FAST | changed | {"resume_from_checkpoint": "last", "corpus": str(corpus), "output_dir": str(output)}
-    kinds = (finetune.ClassifierArguments, finetune.LabelledDataArguments, finetune.FinetuningArguments)
+    kinds = (ClassifierArguments, LabelledDataArguments, FinetuningArguments)
     arguments = [text for name, value in given.items() for text in (f"--{name}", value)]
-    return finetune.Run(*parse_args(kinds, [*arguments, *options]))
+    return finetuning.Run(*parse_args(kinds, [*arguments, *options]))
 
 
 @pytest.mark.parametrize(
@@ -871,7 +876,7 @@ def test_mistakes_are_one_clear_line(corpus, tmp_path, options, message, monkeyp
     "config", sorted((RECIPES / "configs").glob("*/finetune.yaml")), ids=lambda path: path.parent.name
 )
 def test_every_shipped_config_is_understood(config):
-    kinds = (finetune.ClassifierArguments, finetune.LabelledDataArguments, finetune.FinetuningArguments)
+    kinds = (ClassifierArguments, LabelledDataArguments, FinetuningArguments)
     _, data_args, args = parse_args(kinds, ["--config", str(config), "--use_cpu", "true"])
     assert args.output_dir == f"runs/{config.parent.name}/finetune"
     assert set(data_args.positive_classes) <= set(CORPORA[config.parent.name].CLASS_NAMES)
@@ -1005,7 +1010,7 @@ def test_a_classifier_with_one_answer_for_all_is_named(corpus, exported, tmp_pat
         return np.tile([0.6, 0.4], (len(dataset), 1))
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(finetune, "predict", one_answer)
+        patch.setattr(finetuning, "predict", one_answer)
         folder = run(corpus, tmp_path / "run", "--model_name_or_path", str(exported), num_train_epochs="1")
     name = load_prepared(str(corpus), None, "0")[1][0]
     assert [r.levelname for r in caplog.records if f"answers {name} for every test image" in r.message] == ["WARNING"]

@@ -14,8 +14,8 @@ from transformers import AutoModelForPreTraining, ViTMAEConfig, ViTMAEForPreTrai
 
 import modeling_glcm_mae
 from hub.export import write_export
+from images.transform import ImageTransform
 from modeling_glcm_mae import GLCMMAEForPreTraining
-from training.feeding import ImageTransform
 
 PACKAGE = Path(modeling_glcm_mae.__file__).parent
 FILES = sorted(PACKAGE.glob("*.py"))

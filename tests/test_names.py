@@ -22,12 +22,14 @@ import prepare_corpus
 import pretrain
 import publish
 from commandline import UsageError
+from corpora.load import load_corpus
+from hub import contents
 from hub.export import without_paths
+from images.items import PrepareArguments, read_items
 from images.names import publishable, with_written_names
 from images.splits import load_split
 from judging import summary
-from prepare_corpus import PrepareArguments, prepare, read_items
-from training.feeding import load_corpus
+from prepare_corpus import prepare
 
 SALT = "0123456789abcdef"
 SECRETS = (b"Mustermann", b"MRN-", b"ward7")
@@ -105,8 +107,8 @@ def test_nothing_that_is_published_names_files_patients_or_this_machine(out, roo
     publish.main(["--export_dir", str(out), "--repo_id", "org/x", "--repo_type", "dataset", "--dry_run", "true"])
     shown = capsys.readouterr().out
     assert "left out      private/names.csv: the original names" in shown and "Mustermann" not in shown
-    asked = publish.PublishArguments(str(out), "org/x", "dataset")
-    assert not [name for name in publish.publication_of(asked)[0].files if "private" in name or "names" in name]
+    asked = contents.PublishArguments(str(out), "org/x", "dataset")
+    assert not [name for name in contents.publication_of(asked)[0].files if "private" in name or "names" in name]
     # What the user sees at the terminal does name the file.
     with pytest.raises(SystemExit, match="Mustermann_cut.png"):
         prepared([*download, "--bad_images", "error"], tmp_path / "other")

@@ -15,11 +15,12 @@ from pydicom.data import get_testdata_file
 
 import prepare_corpus
 from commandline import UsageError
-from corpora.folder import CorpusError
+from corpora.load import load_corpus
+from corpora.record import BadImageError, CorpusError
 from images.dicom import read_dicom
+from images.items import PrepareArguments, read_items
 from images.splits import SplitError, check_overlap, load_split, make_splits
-from prepare_corpus import PrepareArguments, prepare, read_items
-from training.feeding import BadImageError, load_corpus
+from prepare_corpus import prepare
 
 
 def recoded(values: np.ndarray, scale: float = 0.6, quality: int = 60) -> bytes:

@@ -21,11 +21,13 @@ import yaml
 from helpers import encode, grey, write
 from transformers import AutoImageProcessor, AutoModel, ViTMAEConfig, ViTMAEForPreTraining, ViTModel
 
-from commandline import DataArguments, ModelArguments, PretrainingArguments, UsageError, parse_args
+from commandline import UsageError, parse_args
 from corpora.facts import FACTS
 from modeling_glcm_mae import GLCMMAEConfig
-from training.pretraining import trivial_predictions
-from training.pretraining_data import build_model
+from training import pretraining
+from training.arguments import DataArguments, ModelArguments, PretrainingArguments
+from training.models import build_model
+from training.trainers import trivial_predictions
 
 ROOT = Path(__file__).resolve().parent.parent
 TINY = {
@@ -442,7 +444,7 @@ def test_resume_refuses_another_training(changed, named, run, images, tmp_path):
 
 def resumed(**given):
     """A resume, up to its first step."""
-    from pretrain import Run
+    from training.pretraining import Run
 
     arguments = options(**TINY | {"mse_epochs": 1, "resume_from_checkpoint": "last"} | given)
     return Run(*parse_args((ModelArguments, DataArguments, PretrainingArguments), arguments))
@@ -529,13 +531,13 @@ def test_a_relative_path_that_is_gone_in_the_end_is_not_published(images, tmp_pa
 
     monkeypatch.chdir(tmp_path)
     shutil.copytree(images, tmp_path / "of_somebody" / "scans")
-    whole_model = pretrain.Run._whole_model
+    whole_model = pretraining.Run._whole_model
 
     def moved_after_the_training(run):
         shutil.rmtree("of_somebody")
         return whole_model(run)
 
-    monkeypatch.setattr(pretrain.Run, "_whole_model", moved_after_the_training)
+    monkeypatch.setattr(pretraining.Run, "_whole_model", moved_after_the_training)
     given = TINY | {"held_out": 0, "max_steps": 1, "corpus": "of_somebody/scans", "output_dir": "my_runs/run"}
     pretrain.main(options(**given))
     published = (tmp_path / "my_runs" / "run" / "export" / "config.yaml").read_text()
@@ -591,7 +593,7 @@ def test_a_run_without_its_export_is_not_finished(images, tmp_path, monkeypatch)
 
 
 def test_held_out_images_of_a_stream_are_not_trained_on(tmp_path):
-    from commandline import DataArguments
+    from training.arguments import DataArguments
     from training.pretraining_data import load_data
 
     features = datasets.Features(image=datasets.Image())
@@ -637,8 +639,9 @@ def test_a_stream_with_held_out_images_under_spawned_workers(images, tmp_path):
 
 
 def test_mse_epochs_are_epochs_whatever_the_length(images, tmp_path):
-    from commandline import DataArguments, ModelArguments, PretrainingArguments, parse_args
-    from pretrain import Run
+    from commandline import parse_args
+    from training.arguments import DataArguments, ModelArguments, PretrainingArguments
+    from training.pretraining import Run
 
     # 48 images in batches of 16: 3 steps an epoch
     for length in ({"max_steps": 10}, {"num_train_epochs": 2.34}):
@@ -650,7 +653,7 @@ def test_mse_epochs_are_epochs_whatever_the_length(images, tmp_path):
 
 def prepared(images, tmp_path, **changes):
     """A run that is about to begin."""
-    from pretrain import Run
+    from training.pretraining import Run
 
     argv = options(**TINY | changes, corpus=images, output_dir=tmp_path / "run")
     return Run(*parse_args((ModelArguments, DataArguments, PretrainingArguments), argv))
@@ -806,7 +809,7 @@ def test_grey_range_follows_the_normalisation(tmp_path):
 
 
 def test_weight_decay_spares_biases_and_norms(images, tmp_path):
-    from pretrain import Run
+    from training.pretraining import Run
 
     given = TINY | {"corpus": images, "output_dir": tmp_path / "run", "weight_decay": 0.05}
     run = Run(*parse_args((ModelArguments, DataArguments, PretrainingArguments), options(**given)))

@@ -40,14 +40,18 @@ from transformers import (
 
 import publish as publish_recipe
 from commandline import UsageError
-from hub.export import ADDRESS, write_classifier, write_export
-from hub.publication import MANIFEST, Publication, open_repository, send, take_export, verify
-from hub.publication import publish as publish_hub
+from hub.cards import ADDRESS
+from hub.contents import take_export
+from hub.export import write_classifier, write_export
+from hub.publication import Publication
+from hub.repository import MANIFEST, open_repository, send, verify
+from hub.repository import publish as publish_hub
 from images import splits
+from images.items import PrepareArguments
+from images.transform import ImageTransform
 from judging.summary import summarise
 from modeling_glcm_mae import GLCMMAEForPreTraining
-from prepare_corpus import PrepareArguments, prepare
-from training.feeding import ImageTransform
+from prepare_corpus import prepare
 
 RECIPES = Path(__file__).resolve().parent.parent / "recipes"
 REPO = "org/glcm-mae-tiny"
@@ -900,7 +904,7 @@ def test_no_tag_and_no_collection_before_it_has_loaded_back(hub, client, verifie
         seen.append((dict(hub.repo(REPO).tags), dict(hub.collections)))
         return verify(*given)
 
-    monkeypatch.setattr("hub.publication.verify", look)
+    monkeypatch.setattr("hub.repository.verify", look)
     *_, last = publish_hub(publication, "first", publication.folder)
     assert seen == [({}, {})] and last == "tag          v1" and len(hub.collections) == 1
 

@@ -18,9 +18,10 @@ from hub_server import HubServer
 from huggingface_hub import HfApi
 from transformers import ViTMAEConfig, ViTMAEForPreTraining
 
-from hub.export import ADDRESS, write_export
+from hub.cards import ADDRESS
+from hub.export import write_export
+from images.transform import ImageTransform
 from modeling_glcm_mae import GLCMMAEForPreTraining
-from training.feeding import ImageTransform
 
 ROOT = Path(__file__).resolve().parent.parent
 DOCS = [ROOT / "README.md", ROOT / "recipes" / "README.md"]

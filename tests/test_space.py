@@ -25,12 +25,13 @@ from pydicom.data import get_testdata_file
 from test_publish import classifier  # noqa: F401 - a fixture
 from transformers import AutoImageProcessor, pipeline
 
-from hub.export import ADDRESS, write_export
+from hub.cards import ADDRESS
+from hub.contents import PublishArguments, publication_of
+from hub.export import write_export
 from hub.vit_mean_pooling import ViTMeanPoolingForImageClassification
+from images.transform import ImageTransform
 from judging.summary import summarise
 from modeling_glcm_mae import GLCMMAEForPreTraining
-from publish import PublishArguments, publication_of
-from training.feeding import ImageTransform
 
 ROOT = Path(__file__).resolve().parent.parent
 PYTHON = ROOT / os.environ.get("SPACE_VENV", ".venv-space") / "bin" / "python"

@@ -42,7 +42,7 @@ from PIL import Image
 from safetensors import SafetensorError
 from transformers import AutoConfig, AutoImageProcessor, PreTrainedModel, ViTForImageClassification, pipeline
 
-from corpora.folder import DICOM_SUFFIXES
+from corpora.record import DICOM_SUFFIXES
 from hub.vit_mean_pooling import ViTMeanPoolingForImageClassification
 from images.decode import decode_image, is_deep, to_8_bits
 from images.dicom import read_dicom

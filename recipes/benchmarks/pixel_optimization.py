@@ -36,8 +36,10 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from side_by_side import machine, markdown_table
 
+from corpora.load import load_corpus
+from images.decode import decode_image
+from images.transform import ImageTransform
 from modeling_glcm_mae import GLCMMAEConfig, GLCMMAEForPreTraining, texture_fidelity
-from training.feeding import ImageTransform, decode_image, load_corpus
 
 PATCH_SIZE = 16
 BLUR = 5  # side of the mean filter in pixels

@@ -42,15 +42,17 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from side_by_side import machine, markdown_table
 
-from commandline import DataArguments, ModelArguments, PretrainingArguments, UsageError, parse_args
+from commandline import UsageError, parse_args
+from corpora.load import load_corpus
 from corpora.speckle import CLASS_SETS
 from hub.export import stock_encoder
 from modeling_glcm_mae import GLCMMAEForPreTraining, texture_fidelity
 from output_folder import replaced_file
-from pretrain import Run
-from training.feeding import PretrainDataset, collate, load_corpus
-from training.frozen_probe import encoder_features, probe_accuracy
-from training.pretraining_data import build_model
+from training.arguments import DataArguments, ModelArguments, PretrainingArguments
+from training.feeding import PretrainDataset, collate
+from training.frozen import encoder_features, probe_accuracy
+from training.models import build_model
+from training.pretraining import Run
 
 CONFIG = Path(__file__).resolve().parents[1] / "configs" / "quickstart.yaml"
 UNTRAINED = "none"

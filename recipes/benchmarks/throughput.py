@@ -32,10 +32,12 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from side_by_side import machine, markdown_table, seconds_side_by_side, training_steps
 
-from commandline import DataArguments, ModelArguments, PretrainingArguments, parse_args
+from commandline import parse_args
 from modeling_glcm_mae import GLCMMAEForPreTraining
+from training.arguments import DataArguments, ModelArguments, PretrainingArguments
 from training.feeding import EpochSampler, PretrainDataset, collate
-from training.pretraining_data import build_model, load_data
+from training.models import build_model
+from training.pretraining_data import load_data
 
 
 def loader_rates(dataset: PretrainDataset, batch_size: int, workers: int, rounds: int) -> list[float]:

@@ -8,7 +8,7 @@ import glob
 import re
 from pathlib import Path
 
-from corpora.folder import CorpusError, ImageRecord, existing_folder, list_images, subfolders
+from corpora.record import CorpusError, ImageRecord, existing_folder, list_images, subfolders
 
 CLASS_NAMES = ("normal", "benign", "malignant")
 _MASK = re.compile(r"_mask(_\d+)?\.png$")

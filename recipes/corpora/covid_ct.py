@@ -11,7 +11,7 @@ Which patient a slice shows is not given in either.
 import logging
 from pathlib import Path
 
-from corpora.folder import CorpusError, ImageRecord, existing_folder, list_images, read_text, subfolders
+from corpora.record import CorpusError, ImageRecord, existing_folder, list_images, read_text, subfolders
 
 logger = logging.getLogger(__name__)
 

@@ -9,7 +9,7 @@ import json
 import logging
 from pathlib import Path
 
-from corpora.folder import CorpusError, ImageRecord, existing_folder, list_images, read_text
+from corpora.record import CorpusError, ImageRecord, existing_folder, list_images, read_text
 
 logger = logging.getLogger(__name__)
 

@@ -8,7 +8,7 @@ second series of normal images with numbers of its own, so `IM-0115` and `NORMAL
 import re
 from pathlib import Path
 
-from corpora.folder import CorpusError, ImageRecord, existing_folder, list_images, subfolders
+from corpora.record import CorpusError, ImageRecord, existing_folder, list_images, subfolders
 
 CLASS_NAMES = ("NORMAL", "PNEUMONIA")
 _SPLITS = {"train": "train", "test": "test", "val": "validation", "validation": "validation"}

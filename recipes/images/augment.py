@@ -1,19 +1,13 @@
 """Items for a classifier: augmentation keyed by (seed, epoch, index), evaluation as `pipeline` does it."""
 
 from dataclasses import dataclass
-from typing import Any
 
-import datasets
 import kornia.augmentation as augmentation
 import numpy as np
 import torch
 from kornia.augmentation.auto import RandAugment
 
-from images.decode import decode_image, to_8_bits
-from training.feeding import ImageTransform, _generator, white_of
-
-_CLASSIFIER_SAMPLE, _MIXING = 5, 6  # after the keys of the other files of this room
-PARTS = ("train", "validation", "test")
+from images.randomness import _MIXING
 
 
 @dataclass(frozen=True)
@@ -61,87 +55,6 @@ class _seeded:
         self.fork.__exit__(*error)
 
 
-class ImagesAsEvaluated(torch.utils.data.Dataset):
-    """`pixel_values` float32 `(3, H, W)` and `index` of each image, without anything random.
-
-    Files are read by `decode_image`, as in training. What 8 bits hold then goes through the image processor, as
-    `pipeline` would take it, so that its answers are the ones judged; anything else (deeper or transparent images,
-    other white levels, strips that letterbox makes thinner than a pixel) through the same transform in float.
-
-    Args:
-        dataset: columns image (undecoded), file_name, and where known white_level.
-        transform: of the model, for three channels.
-        white_level: grey value of white, for images that do not say theirs; `None` for that of their depth.
-    """
-
-    def __init__(self, dataset: datasets.Dataset, transform: ImageTransform, *, white_level: float | None = 255):
-        self.dataset, self.transform, self.white_level = dataset, transform, white_level
-        self._processor = transform.processor()
-
-    def __len__(self) -> int:
-        return len(self.dataset)
-
-    def __getitem__(self, index: int) -> dict[str, Any]:
-        row = self.dataset[index]
-        return {"pixel_values": self.evaluated(row), "index": index}
-
-    def decode(self, row: dict[str, Any]) -> np.ndarray:
-        """`(H, W, 3)` in [0, 1]."""
-        white = white_of(row, self.white_level)
-        return decode_image(row["image"], name=row["file_name"], num_channels=3, white_level=white)
-
-    def evaluated(self, row: dict[str, Any]) -> torch.Tensor:
-        """`(3, H, W)` of a row of the data set."""
-        image, name = self.decode(row), row["file_name"]
-        self.transform.check(image, name)
-        levels = to_8_bits(image)
-        # in float64 first, as decode_image divides
-        if not np.array_equal(image, (levels.astype(np.float64) / 255).astype(np.float32)):
-            return self.transform(image, name=name)
-        if min(self.transform.fitted_size(*image.shape[:2])) < 1:
-            return self.transform(image, name=name)
-        return self._processor(images=levels, input_data_format="channels_last", return_tensors="pt")["pixel_values"][0]
-
-
-class ClassificationDataset(ImagesAsEvaluated):
-    """`pixel_values` float32 `(3, H, W)`, `labels` int, `index` int (of the item, epoch * length + position).
-
-    In training an item's randomness is a function of (seed, epoch, index) alone.
-
-    Args:
-        dataset: columns image (undecoded), file_name, label.
-        transform, white_level: as for `ImagesAsEvaluated`.
-        seed: of the augmentation.
-        augment: for training; `None` for evaluation.
-    """
-
-    def __init__(
-        self,
-        dataset: datasets.Dataset,
-        transform: ImageTransform,
-        *,
-        white_level: float | None = 255,
-        seed: int = 0,
-        augment: Augmentation | None = None,
-    ):
-        super().__init__(dataset, transform, white_level=white_level)
-        self.seed, self.augment = seed, augment
-        self.labels = np.array(dataset["label"])
-
-    def __getitem__(self, key: int) -> dict[str, Any]:
-        epoch, index = divmod(int(key), len(self.dataset))
-        row = self.dataset[index]
-        name = row["file_name"]
-        if self.augment is None:
-            pixels = self.evaluated(row)
-        else:
-            generator = _generator(_CLASSIFIER_SAMPLE, self.seed, epoch, index)
-            fitted = torch.from_numpy(self.transform.crop(self.decode(row), generator, name=name).astype(np.float32))
-            fitted = self.augment.before_normalisation(fitted, generator)
-            pixels = self.augment.after_normalisation(self.transform.finish(fitted.numpy(), generator), generator)
-        return {"pixel_values": pixels, "labels": int(row["label"]), "index": int(key)}
-
-
 @dataclass(frozen=True)
 class Mixing:
     """Images and targets of a batch, mixed in pairs.
@@ -185,18 +98,3 @@ class Mixing:
         else:
             pixel_values = share * pixel_values + (1 - share) * pixel_values[partner]
         return pixel_values, share * targets + (1 - share) * targets[partner]
-
-
-@dataclass(frozen=True)
-class OneHot:
-    """Collates items: `pixel_values` `(B, 3, H, W)`, `labels` `(B, num_classes)` one-hot, `index` `(B,)`."""
-
-    num_classes: int
-
-    def __call__(self, items: list[dict[str, Any]]) -> dict[str, torch.Tensor]:
-        labels = torch.tensor([item["labels"] for item in items])
-        return {
-            "pixel_values": torch.stack([item["pixel_values"] for item in items]),
-            "labels": torch.nn.functional.one_hot(labels, self.num_classes).float(),
-            "index": torch.tensor([item["index"] for item in items]),
-        }

@@ -13,7 +13,7 @@ from pydicom.errors import InvalidDicomError
 from pydicom.pixels import apply_color_lut, apply_modality_lut, apply_voi, apply_windowing, iter_pixels
 from pydicom.uid import UID, EnhancedUSVolumeStorage
 
-from corpora.folder import BadImageError
+from corpora.record import BadImageError
 from images.names import pseudonym
 
 _GREY = ("MONOCHROME1", "MONOCHROME2")

@@ -15,7 +15,7 @@ from pathlib import Path
 
 from PIL import Image
 
-from corpora.folder import CorpusError
+from corpora.record import CorpusError
 
 PRIVATE = "private"  # folder in a prepared data set that is never published
 COLUMNS = ("file_name", "patient", "written_name", "group", "left_out")
@@ -35,7 +35,7 @@ def with_written_names(items: Sequence, salt: str) -> list:
     """The images under names of our own, in the order of their content: that of the names would tell of the originals.
 
     Args:
-        items: what was read (`prepare_corpus.Item`).
+        items: what was read (`items.Item`).
         salt: secret of the hashes.
 
     Returns:

@@ -48,7 +48,7 @@ def write_report(
 
     Args:
         folder: receives them.
-        items: every image that was read (`prepare_corpus.Item`).
+        items: every image that was read (`items.Item`).
         pairs: of `similar_pairs`, by position in `items`.
         conflicts: positions that are left out.
         groups: of each image.

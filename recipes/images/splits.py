@@ -12,14 +12,17 @@ from typing import Any
 import datasets
 import numpy as np
 import pandas as pd
+import torch
 from accelerate import PartialState
 from accelerate.utils import gather_object
 from sklearn.model_selection import StratifiedGroupKFold
 
 from commandline import UsageError
+from corpora.load import parquet_files
+from images.check import white_of
 from images.decode import decode_image
 from images.fingerprint import Fingerprint, fingerprint, similar_pairs
-from training.feeding import parquet_files, white_of
+from images.randomness import _HELD_OUT, _generator
 
 logger = logging.getLogger(__name__)
 VERSION = 1
@@ -383,3 +386,46 @@ def _read(file: Path) -> dict[str, Any]:
     if not isinstance(splits, dict) or splits.get("version") != VERSION:
         raise SplitError(f"splits_file {file} is not a splits.json of version {VERSION}")
     return splits
+
+
+def split_held_out(
+    dataset: datasets.Dataset, held_out: float, seed: int
+) -> tuple[datasets.Dataset, datasets.Dataset | None]:
+    """Set a few images aside, at random but the same for the same seed. Images of one `group` stay together.
+
+    Args:
+        dataset: as from `load_corpus`, not streaming.
+        held_out: a share of the images if below 1, else how many; 0 for none. With groups the number is approached from
+            below, by whole groups.
+        seed: chooses the images.
+
+    Returns:
+        (training part, held-out part or `None`), both in the order of `dataset`.
+
+    Raises:
+        ValueError: there are too few images or groups to fill both parts.
+    """
+    total = len(dataset)
+    if held_out == 0:
+        return dataset, None
+    if not 0 < held_out < total or (held_out >= 1 and held_out != int(held_out)):
+        raise ValueError(f"held_out must be a share below 1 or a whole number below {total} (images), got {held_out}.")
+    count = int(held_out) if held_out >= 1 else round(held_out * total)
+    if not 0 < count < total:
+        raise ValueError(f"held_out={held_out} of {total} images: {count} held out, {total - count} left to train on.")
+
+    groups: dict[Any, list[int]] = {}
+    names = dataset["group"] if "group" in dataset.column_names else [None] * total
+    for index, name in enumerate(names):
+        groups.setdefault(index if name is None else f"group {name}", []).append(index)
+    order = list(groups.values())
+    order = [order[position] for position in torch.randperm(len(order), generator=_generator(_HELD_OUT, seed)).tolist()]
+    chosen: list[int] = []
+    for members in order:
+        if len(chosen) + len(members) <= count:
+            chosen += members
+    chosen = chosen or min(order, key=len)
+    if len(chosen) == total:
+        raise ValueError(f"All {total} images belong to one group: none can be held out with held_out={held_out}.")
+    kept = sorted(set(range(total)) - set(chosen))
+    return dataset.select(kept), dataset.select(sorted(chosen))

@@ -1,553 +1,394 @@
 """The Trainer of the pretraining recipe (objective, terms, pictures); how a run begins and is resumed."""
 
+import itertools
 import json
 import logging
 import math
-import time
-from collections.abc import Sequence
+import re
 from pathlib import Path
-from typing import Any
 
+import numpy as np
 import torch
+import transformers
 import yaml
-from tqdm.auto import tqdm
-from transformers import EvalPrediction, ProgressCallback, Trainer, TrainerCallback, TrainingArguments
+from accelerate import PartialState
+from transformers import ProgressCallback, set_seed
+from transformers.trainer_utils import HubStrategy
 
 from commandline import UsageError
-from judging.pictures import draw_reconstructions
-from modeling_glcm_mae import GLCMMAEForPreTraining, texture_fidelity
-from output_folder import delete, replaced_file
-from training.feeding import EpochSampler
+from corpora.facts import facts_of
+from hub.cards import ADDRESS, origin_of
+from hub.contents import push_asked_for
+from hub.export import TRAINING_IMAGES, images_seen, list_of_images, stock_encoder, without_paths, write_export
+from hub.repository import open_repository, publish_export
+from images.splits import fingerprint_of, image_digests, image_sha256
+from modeling_glcm_mae import GLCMMAEForPreTraining
+from output_folder import check_output, replaced_file
+from training.arguments import DataArguments, ModelArguments, PretrainingArguments
+from training.callbacks import ImagesProgressCallback, MetricsFileCallback, PictureCallback, PublishEverySave
+from training.feeding import PretrainIterableDataset, collate
+from training.frozen import encoder_features, probe_accuracy
+from training.models import build_model
+from training.pretraining_data import grey_statistics, load_data
+from training.run import MAY_CHANGE, begin_run, checkpoint_to_resume, refuse_another_training, rehearse, took
+from training.trainers import EVALUATED, PREDICTORS, PretrainTrainer
 
 logger = logging.getLogger(__name__)
-TERMS = ("loss", "glcm", "ssim", "mse")
-# Besides the objective, every evaluation measures texture in a way that no preset was trained on.
-EVALUATED = (*TERMS, "glcm_l1")
-PREDICTORS = ("patch_mean", "dataset_mean")
 
 
-# What may change in a resume, by section of config.yaml. Whatever is not named here must stay: with another setting it
-# would not be the same training.
-MAY_CHANGE: dict[str, frozenset[str]] = {
-    # The weights are those of the checkpoint, and the images are known by their contents.
-    "model": frozenset({"model_name_or_path", "model_revision", "model_subfolder"}),
-    "data": frozenset({"corpus", "data_dir", "splits_file", "bad_images"}),
-    "model_config": frozenset({"_name_or_path", "architectures", "dtype", "transformers_version"}),
-    "derived": frozenset({"world_size", "skipped_images"}),
+# Beside MAY_CHANGE, in a resume: the objective and the sizes are compared as they are resolved (model_config), and the
+# length as max_steps of `derived`; evaluation, pictures and checkpoints leave the training as it is.
+ALSO_MAY_CHANGE = {
+    "model": frozenset(ModelArguments.__dataclass_fields__),
     "training": frozenset(
         {
-            *("output_dir", "overwrite_output_dir", "resume_from_checkpoint"),
-            # judged by what follows from them: learning_rate, effective_batch_size, mixed_precision
-            *("base_learning_rate", "per_device_train_batch_size", "gradient_accumulation_steps", "train_batch_size"),
-            *("bf16", "fp16"),
-            # devices, memory and speed
-            *("use_cpu", "local_rank", "ddp_find_unused_parameters", "ddp_bucket_cap_mb", "ddp_broadcast_buffers"),
-            *("ddp_static_graph", "ddp_backend", "ddp_timeout", "fsdp", "fsdp_config", "parallelism_config"),
-            *("gradient_checkpointing", "gradient_checkpointing_kwargs", "activation_checkpointing"),
-            *("activation_checkpointing_kwargs", "torch_compile", "torch_compile_backend", "torch_compile_mode"),
-            *("torch_empty_cache_steps", "per_device_eval_batch_size", "eval_batch_size", "eval_accumulation_steps"),
-            *("dataloader_num_workers", "dataloader_pin_memory", "dataloader_persistent_workers"),
-            *("dataloader_prefetch_factor", "dataloader_multiprocessing_context", "skip_memory_metrics"),
-            # what is shown, kept and published
-            *("logging_strategy", "logging_steps", "logging_first_step", "log_on_each_node", "log_level"),
-            *("log_level_replica", "disable_tqdm", "report_to", "run_name", "project", "trackio_space_id"),
-            *("trackio_bucket_id", "trackio_static_space_id", "include_num_input_tokens_seen", "debug"),
-            *("save_total_limit", "save_on_each_node", "enable_jit_checkpoint", "push_to_hub", "hub_token"),
-            *("hub_private_repo", "hub_model_id", "hub_strategy", "hub_always_push", "hub_revision"),
+            *("num_train_epochs", "max_steps", "do_eval", "eval_strategy", "eval_steps", "eval_delay", "eval_on_start"),
+            *("save_strategy", "save_steps", "probe_labels", "num_pictures", "picture_every_epochs", "export_picture"),
         }
     ),
 }
+# The order of a stream follows from how it is read, and that its images are the same cannot be known beforehand.
+STREAM_KEEPS = frozenset(
+    {
+        *("corpus", "data_dir", "world_size", "dataloader_num_workers", "per_device_train_batch_size"),
+        *("gradient_accumulation_steps", "train_batch_size"),
+    }
+)
+FIRST_IMAGES = 64  # of a stream, by which it is known again
+WRITTEN = ("config.yaml", "metrics.jsonl", "all_results.json", "reconstructions", "export", TRAINING_IMAGES)
 
 
-def checkpoint_to_resume(
-    args: TrainingArguments, written: Sequence[str], sources: Sequence[str | None] = ()
-) -> Path | None:
-    """The checkpoint to resume from; `None` for a new run, after making sure that it overwrites no other.
-
-    Args:
-        args: with `overwrite_output_dir` beside the fields of `TrainingArguments`.
-        written: what a run leaves in its output_dir, besides checkpoints.
-        sources: what the run reads, where these are paths.
-
-    Raises:
-        UsageError: there is no whole checkpoint to resume from, or an earlier run that would be overwritten, or a
-            source that would be deleted with it.
-    """
-    folder = Path(args.output_dir)
-    whole = whole_checkpoints(folder)
-    if args.resume_from_checkpoint is not None:
-        if args.resume_from_checkpoint != "last":
-            checkpoint = Path(args.resume_from_checkpoint)
-            if _step_of(checkpoint) is None:
-                raise UsageError(f"resume_from_checkpoint: {checkpoint} is not a whole checkpoint of this recipe")
-            if checkpoint.resolve().parent != folder.resolve():
-                # A resume of that checkpoint that was killed before its first own one may be repeated.
-                kept = whole or any((folder / name).exists() for name in ("all_results.json", "export"))
-                if kept and not args.overwrite_output_dir:
-                    raise UsageError(
-                        f"output_dir {folder} holds an earlier run, and not that of {checkpoint}: give another "
-                        "--output_dir, or pass --overwrite_output_dir to delete it"
-                    )
-                _refuse_to_delete(folder, written, (*sources, str(checkpoint)))
-            return checkpoint
-        if not whole:
-            raise UsageError(f"resume_from_checkpoint: {folder} holds no whole checkpoint to resume from")
-        return max(whole, key=_step_of)
-    if earlier_run(folder, written) and not args.overwrite_output_dir:
-        raise UsageError(
-            f"output_dir {folder} holds an earlier run: pass --resume_from_checkpoint last to go on with it, "
-            "--overwrite_output_dir to delete it, or another --output_dir"
-        )
-    _refuse_to_delete(folder, written, sources)
-    return None
-
-
-def _refuse_to_delete(folder: Path, written: Sequence[str], sources: Sequence[str | None]) -> None:
-    deleted = [path.resolve() for path in earlier_run(folder, written)]
-    for source in filter(None, sources):
-        path = Path(source).expanduser().resolve()
-        if deleted and (path == folder.resolve() or any(path.is_relative_to(other) for other in deleted)):
-            raise UsageError(f"output_dir {folder} holds {source}, which would be deleted: give another --output_dir")
-
-
-def refuse_another_training(
-    checkpoint: Path, resolved: dict[str, dict[str, Any]], may_change: dict[str, frozenset[str]]
-) -> None:
-    """Refuse a resume that would not go on with the training that wrote the checkpoint.
-
-    Settings that its config.yaml does not tell, because another version wrote it, are named in a warning.
-
-    Args:
-        checkpoint: config.yaml of its run lies beside it.
-        resolved: what config.yaml would hold now, by section.
-        may_change: names that are not compared, by section.
+class Run:
+    """Everything of a run, checked before the first step.
 
     Raises:
-        UsageError: config.yaml is missing, or a setting differs; names it, what it must be, and what it is.
-    """
-    file = checkpoint.parent / "config.yaml"
-    try:
-        stored = yaml.safe_load(file.read_text())
-    except OSError as error:
-        raise UsageError(f"resume_from_checkpoint: {file}, which tells how the run began: {error.strerror}") from error
-    if not isinstance(stored, dict) or not isinstance(stored.get("training"), dict) or not stored.get("derived"):
-        raise UsageError(f"resume_from_checkpoint: {file} does not tell how the run began")
-    if stored["training"].get("save_only_model"):
-        raise UsageError(f"resume_from_checkpoint: {checkpoint} was saved with save_only_model, without the optimiser")
-    # Until the launcher's precision was written down, all that is known is what was asked for by option.
-    asked = next((name for name in ("bf16", "fp16") if stored["training"].get(name)), "no")
-    stored["derived"].setdefault("mixed_precision", asked)
-    # The macro mean of a figure was once named as that of two classes.
-    chosen = resolved["training"].get("metric_for_best_model")
-    if chosen == f"eval_macro_{str(stored['training'].get('metric_for_best_model')).removeprefix('eval_')}":
-        stored["training"]["metric_for_best_model"] = chosen
-    untold = []
-    first = {"model": 0, "derived": 1}  # what others follow from
-    for section in sorted(resolved, key=lambda section: first.get(section, len(first))):
-        if section not in stored:
-            untold.append(f"the section {section}")
-            continue
-        allowed = may_change.get(section, frozenset())
-        if section == "derived" and stored["derived"].get("train_contents_sha256"):
-            allowed |= {"train_images_sha256"}  # of their names
-        before, now = stored[section], resolved[section]
-        untold += sorted((before.keys() ^ now.keys()) - allowed)
-        for name in (name for name in now if name in before):
-            old, new = before[name], now[name]
-            if name == "model_name_or_path":  # the list of images that were seen goes on from there
-                changed = (old is None) != (new is None)
-            else:
-                changed = name not in allowed and old != new
-            if changed:
-                raise UsageError(
-                    f"resume_from_checkpoint: {name} must stay {old} as in the first part of the run, got {new}. To "
-                    f"train on with other settings or images, start a new run from --model_name_or_path {checkpoint}"
-                )
-    if untold:
-        logger.warning(
-            "%s was written by another version, which does not tell or know %s: these are not compared",
-            *(file, ", ".join(untold)),
-        )
-
-
-def rehearse(trainer: Trainer, num_steps: int) -> None:
-    """Make what the first step needs and drop it again, so that a mistake in it is known before anything is deleted.
-
-    Args:
-        trainer: as it will be trained.
-        num_steps: steps of the whole training.
-
-    Raises:
-        ValueError: fewer images than a batch; an optimiser or a schedule that cannot be made.
-    """
-    trainer._get_train_sampler()
-    if trainer.is_fsdp_enabled or trainer.is_deepspeed_enabled:  # makes its optimiser later, of the sharded model
-        return
-    try:
-        trainer.create_optimizer_and_scheduler(num_steps)
-    except (ImportError, RuntimeError, TypeError) as error:
-        raise UsageError(
-            f"optim {trainer.args.optim} and lr_scheduler_type {trainer.args.lr_scheduler_type} cannot be made: {error}"
-        ) from error
-    finally:
-        trainer.optimizer = trainer.lr_scheduler = None
-
-
-def begin_run(output_dir: Path, written: Sequence[str], checkpoint: Path | None, resolved: dict[str, Any]) -> None:
-    """Delete what an earlier run left, unless its own checkpoint is resumed, and write config.yaml.
-
-    Called when nothing can be wrong any more with what was asked for.
-    """
-    if checkpoint is None or checkpoint.resolve().parent != output_dir.resolve():
-        for path in earlier_run(output_dir, written):
-            delete(path)
-    output_dir.mkdir(parents=True, exist_ok=True)
-    with replaced_file(output_dir / "config.yaml") as new:  # a resume reads it, also after a kill at this place
-        new.write_text(yaml.safe_dump(resolved, sort_keys=False))
-
-
-def earlier_run(folder: Path, written: Sequence[str]) -> list[Path]:
-    """What an earlier run left in its output_dir."""
-    return [folder / name for name in written if (folder / name).exists()] + _checkpoints(folder)
-
-
-def _checkpoints(folder: Path) -> list[Path]:
-    # Not all of checkpoint-*: somebody may have put checkpoint-notes.txt there.
-    return [path for path in folder.glob("checkpoint-*") if path.is_dir() and path.name[11:].isdecimal()]
-
-
-def whole_checkpoints(folder: Path) -> list[Path]:
-    """Checkpoints that can be resumed from."""
-    # Its trainer_state.json is written last: without a whole one, the run was killed while saving.
-    return [checkpoint for checkpoint in _checkpoints(folder) if _step_of(checkpoint) is not None]
-
-
-def _step_of(checkpoint: Path) -> int | None:
-    try:
-        return json.loads((checkpoint / "trainer_state.json").read_text())["global_step"]
-    except (OSError, ValueError, KeyError):
-        return None
-
-
-class PretrainTrainer(Trainer):
-    """`Trainer` for `GLCMMAEForPreTraining`, with the stages of the objective.
-
-    Args:
-        dataset_mean: `(num_channels,)`, mean of the training pixels in normalised units; one of the trivial predictors
-            that every evaluation is held against (the other predicts the mean of each patch).
-        **kwargs: of `Trainer`. Items of the data sets are `pixel_values`, `noise` and `file_name`.
+        ValueError, OSError, StrictDataclassError: on a mistake in the arguments or the images, in one clear message.
     """
 
-    def __init__(self, *, dataset_mean: torch.Tensor, **kwargs: Any):
-        super().__init__(compute_metrics=self._mean_terms, **kwargs)
-        self._dataset_mean = dataset_mean
-        self._sums: torch.Tensor | None = None  # of the terms since the last log
-        self._counts: torch.Tensor | None = None
-        self._files: Sequence[str] = ()
-        self._baselines: dict[str, float] | None = None
-        self._clock: tuple[int, float] | None = None  # step and time from which the speed is counted
+    def __init__(self, model_args: ModelArguments, data_args: DataArguments, args: PretrainingArguments):
+        if args.n_gpu > 1:
+            raise UsageError(
+                f"one process sees {args.n_gpu} GPUs and would split every batch among them (DataParallel): start it "
+                "with `accelerate launch` or `torchrun`, or let it see one GPU by CUDA_VISIBLE_DEVICES=0"
+            )
+        self.model_args, self.data_args, self.args = model_args, data_args, args
+        self.output_dir = check_output(args.output_dir)
+        set_seed(args.seed)
+        facts = facts_of(data_args.corpus, data_args.data_dir)
+        if args.export_picture and facts and facts.no_copies:
+            raise UsageError(f"export_picture must not be true: {facts.no_copies}")
+        self.publication = push_asked_for(args, self.output_dir / "export")
+        self.model = build_model(model_args, data_args)
+        sources = (model_args.model_name_or_path, data_args.corpus, data_args.data_dir, data_args.splits_file)
+        self.checkpoint = checkpoint_to_resume(args, WRITTEN, sources)
+        self.seen = self._seen_before()
+        self.data = load_data(data_args, self.model.config, args.seed)
+        if args.probe_labels:
+            self._check_probe()
+        self.statistics = self._look_at_grey_levels()
+        # Once a run, though every export lists them: reading a whole corpus takes its time.
+        parts = {} if self.is_stream else {"train": self.data.train, "held_out": self.data.held_out}
+        self.digests = {name: image_digests(part.dataset) for name, part in parts.items() if part is not None}
+        self.trainer = self._make_trainer()
+        self.resolved = self._resolve()
 
-    # Order of the images
+    def _check_probe(self) -> None:
+        labelled, count = self.data.labelled, self.args.probe_labels
+        if labelled is None:
+            raise UsageError("probe_labels needs a corpus with labels and held_out above 0")
+        num_classes = len(set(labelled.dataset["label"]))
+        # The split is stratified: every class among the labelled images, and among the others.
+        if num_classes < 2 or not num_classes <= count <= len(labelled) - num_classes:
+            raise UsageError(
+                f"probe_labels must be from the number of classes ({num_classes}, at least 2) to that many less than "
+                f"the training images ({len(labelled)}), got {count}"
+            )
 
-    def _get_train_sampler(self, train_dataset=None):
-        dataset = self.train_dataset if train_dataset is None else train_dataset
-        if isinstance(dataset, torch.utils.data.IterableDataset):
-            return None
-        # A whole number of batches, so that accumulation and several processes see the batches that one would.
-        return EpochSampler(len(dataset), self.effective_batch_size, self.args.seed)
-
-    def _init_training_state(self, max_steps, *args, **kwargs):
-        passes, batches = super()._init_training_state(max_steps, *args, **kwargs)
-        if self.state.global_step and isinstance(self.train_dataset, torch.utils.data.IterableDataset):
-            # Trainer (5.23) takes the whole training for the first pass over a stream, whose length it does not know,
-            # and would go on after a resume from where that pass ended. In its own count of epochs, the whole number
-            # is that of the passes, and the rest the share of `max_steps` that was done in the last one.
-            share, passes = math.modf(self.state.epoch)
-            passes, batches = int(passes), round(share * max_steps) * self.args.gradient_accumulation_steps
-        return passes, batches
+    def _seen_before(self) -> set[str] | None:
+        """SHA-256 of the images that the first weights were trained on; `None` if not all will be known in the end."""
+        args = self.model_args
+        seen = images_seen(args.model_name_or_path, args.model_revision, args.model_subfolder)
+        unknown = []
+        if seen is None:
+            unknown.append(f"{args.model_name_or_path} does not tell which images it was trained on")
+        if self.data_args.streaming:
+            unknown.append("the images of a stream are not known beforehand")
+        for reason in unknown:
+            logger.warning(
+                "%s, so the export will not tell either (no %s), and finetune.py cannot know whether a test image is "
+                "among them",
+                *(reason, TRAINING_IMAGES),
+            )
+        return None if unknown else seen
 
     @property
-    def effective_batch_size(self) -> int:
-        """Images per update of the weights."""
-        return self.args.train_batch_size * self.args.gradient_accumulation_steps * self.args.world_size
+    def is_stream(self) -> bool:
+        return isinstance(self.data.train, PretrainIterableDataset)
 
-    def _load_from_checkpoint(self, resume_from_checkpoint, model=None):
-        if self.is_fsdp_enabled:
-            return super()._load_from_checkpoint(resume_from_checkpoint, model)
-        # save_pretrained writes ViTMAE's tensors under the names of older releases. Trainer (5.23) would look for the
-        # new names, find none of the layers, warn, and train on from random ones.
-        saved = GLCMMAEForPreTraining.from_pretrained(resume_from_checkpoint, dtype=torch.float32)
-        (self.model if model is None else model).load_state_dict(saved.state_dict())
+    def _look_at_grey_levels(self) -> dict:
+        config = self.model.config
+        statistics = grey_statistics(self.data.train, config.glcm_value_range, config.glcm_levels, config.glcm_channel)
+        logger.info(
+            "grey levels: the images occupy %d of %d over %s (%.2f %% of the pixels lie outside)",
+            statistics["occupied_levels"],
+            config.glcm_levels,
+            [round(value, 3) for value in config.glcm_value_range],
+            100 * statistics["outside_fraction"],
+        )
+        if config.glcm_weight and statistics["occupied_levels"] < config.glcm_levels / 4:
+            logger.warning(
+                "only %d of %d grey levels are occupied, so little texture is seen: check white_level, or narrow "
+                "glcm_value_range to where the grey values lie",
+                statistics["occupied_levels"],
+                config.glcm_levels,
+            )
+        return statistics
 
-    # Schedule of the objective: a function of the step alone, so that a resumed run continues it
+    def _make_trainer(self) -> PretrainTrainer:
+        args, data = self.args, self.data
+        if self.is_stream:
+            # Each process reads the stream and takes its share: file names cannot be broadcast as tensors are.
+            args.accelerator_config.dispatch_batches = False
+            if args.max_steps <= 0 or args.mse_epochs >= 1:
+                raise UsageError("a stream has no length: give max_steps, and mse_epochs as a fraction below 1")
+        if args.device.type == "cpu":
+            args.dataloader_pin_memory = False  # asked for without an accelerator, it only warns
+        config = self.model.config
+        if args.sharpness_start is not None and config.glcm_kernel != "sigmoid":
+            raise UsageError(f"sharpness_start needs glcm_kernel sigmoid, got {config.glcm_kernel}")
+        if data.held_out is None:
+            args.eval_strategy, args.eval_on_start = transformers.trainer_utils.IntervalStrategy.NO, False
+        effective = args.train_batch_size * args.gradient_accumulation_steps * args.world_size
+        rate = args.learning_rate
+        if rate is None:
+            rate = args.base_learning_rate * effective / 256
+        args.learning_rate = rate
+        logger.info(
+            "%d process(es) on %s; %d x %d x %d = %d images per update (process x accumulation x processes); "
+            "learning rate %.3g",
+            *(args.world_size, args.device.type, args.train_batch_size, args.gradient_accumulation_steps),
+            *(args.world_size, effective, rate),
+        )
+        trainer = PretrainTrainer(
+            dataset_mean=torch.tensor(self.statistics["mean_pixel"]),
+            model=self.model,
+            args=args,
+            train_dataset=data.train,
+            eval_dataset=data.held_out,
+            data_collator=collate,
+        )
+        if not args.disable_tqdm:
+            trainer.remove_callback(ProgressCallback)
+            trainer.add_callback(ImagesProgressCallback(trainer.effective_batch_size))
+        trainer.add_callback(MetricsFileCallback(self.output_dir / "metrics.jsonl"))
+        if data.held_out is not None and args.num_pictures:
+            transform = data.transform
+            batch = collate([data.held_out[i] for i in range(min(args.num_pictures, len(data.held_out)))])
+            trainer.add_callback(
+                PictureCallback(
+                    *(trainer, batch, transform.image_mean, transform.image_std),
+                    *(self.output_dir / "reconstructions", args.picture_every_epochs),
+                )
+            )
+        if self.publication is not None and args.hub_strategy == HubStrategy.EVERY_SAVE:
+            trainer.add_callback(PublishEverySave(self.publication, self._export_as_it_is))
+        return trainer
 
-    def mse_steps(self, max_steps: int) -> int:
-        """Steps of plain mean squared error at the beginning of a training of `max_steps`."""
-        mse_epochs = self.args.mse_epochs
-        if mse_epochs < 1:
-            return round(mse_epochs * max_steps)
-        return round(mse_epochs * (len(self._get_train_sampler()) // self.effective_batch_size))
-
-    def objective_at(self, step: int) -> tuple[bool, float | None]:
-        """Whether texture is on at a step of training, and the sharpness of its kernel (None: as configured)."""
-        mse_steps = self.mse_steps(self.state.max_steps)
-        if step < mse_steps:
-            return False, None
-        start, end = self.args.sharpness_start, self.accelerator.unwrap_model(self.model).config.glcm_sharpness
-        if start is None:
-            return True, None
-        progress = (step - mse_steps) / max(self.state.max_steps - 1 - mse_steps, 1)
-        return True, start * (end / start) ** min(progress, 1.0)
-
-    def training_step(self, model, inputs, num_items_in_batch=None):
-        """One forward and backward pass under the objective of this step."""
-        if self._clock is None:  # also where a resume begins
-            self._clock = (self.state.global_step, time.monotonic())
-        self.accelerator.unwrap_model(model).set_objective(*self.objective_at(self.state.global_step))
-        return super().training_step(model, inputs, num_items_in_batch)
-
-    # Loss
-
-    def compute_loss(self, model, inputs, return_outputs=False, num_items_in_batch=None):
-        """The model's loss; its terms are summed up for the next log."""
-        self._files = inputs.pop("file_name")
-        outputs = model(**inputs, interpolate_pos_encoding=True)
-        terms = [outputs.loss, outputs.glcm_loss, outputs.ssim_loss, outputs.mse_loss]
-        if not torch.isfinite(outputs.loss):
-            broken = [
-                f"{name} ({term.item()})"
-                for name, term in zip(TERMS[1:], terms[1:], strict=True)
-                if term is not None and not torch.isfinite(term)
+    def _resolve(self) -> dict:
+        """Every setting of the run with its value, for config.yaml; refuses a resume that changes the training."""
+        args = self.args
+        derived = {
+            "effective_batch_size": self.trainer.effective_batch_size,
+            "world_size": args.world_size,
+            "num_train_images": None if self.is_stream else len(self.data.train),
+            "train_images_sha256": None if self.is_stream else fingerprint_of(self.data.train.dataset["file_name"]),
+            "num_held_out_images": None if self.data.held_out is None else len(self.data.held_out),
+            "skipped_images": self.data.skipped,
+            "seed": args.seed,
+            "max_steps": args.max_steps,
+            "mixed_precision": self.trainer.accelerator.mixed_precision,
+            "white_level": self.data.white_level,
+            "pretraining_images_sha256": None if self.seen is None else fingerprint_of(sorted(self.seen)),
+        }
+        if self.is_stream:
+            first = itertools.islice(self.data.train.dataset, FIRST_IMAGES)
+            # by name where the stream gives only an address, or a null that is passed over
+            known = [
+                image_sha256(row["image"]) if (row["image"] or {}).get("bytes") else row["file_name"] for row in first
             ]
-            self._stop(f"the term {', '.join(broken) or 'loss'} is not finite")
-        values = torch.stack([outputs.loss.new_zeros(()) if term is None else term.detach().float() for term in terms])
-        present = torch.tensor([term is not None for term in terms], device=values.device, dtype=values.dtype)
-        self._sums = values if self._sums is None else self._sums + values
-        self._counts = present if self._counts is None else self._counts + present
-        return (outputs.loss, outputs) if return_outputs else outputs.loss
-
-    def _get_grad_norm(self, model, grad_norm=None):
-        norm = super()._get_grad_norm(model, grad_norm=grad_norm)
-        # Under fp16 the loss scaler meets infinite gradients on its way to a good scale, and skips them.
-        if norm is not None and self.accelerator.scaler is None and not math.isfinite(norm):
-            self._stop("the gradient is not finite, though the loss is")
-        return norm
-
-    def _stop(self, reason: str) -> None:
-        raise FloatingPointError(
-            f"stopped at step {self.state.global_step + 1}: {reason}. Files of the batch: {', '.join(self._files)}. "
-            f"Checkpoints saved before are intact in {self.args.output_dir}."
-        )
-
-    def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
-        """Add the mean of each term since the last log, and the speed."""
-        if "loss" in logs and self._counts is not None:
-            sums, counts = self.accelerator.gather(torch.stack([self._sums, self._counts])[None]).sum(dim=0).tolist()
-            for name, total, count in zip(TERMS[1:], sums[1:], counts[1:], strict=True):
-                if count:
-                    logs[name] = total / count
-            self._sums = self._counts = None
-            step, now = self.state.global_step, time.monotonic()
-            if step > self._clock[0]:
-                logs["images_per_second"] = (step - self._clock[0]) * self.effective_batch_size / (now - self._clock[1])
-            texture, sharpness = self.objective_at(step - 1)
-            logs["texture"] = int(texture)
-            if sharpness is not None:
-                logs["sharpness"] = sharpness
-            self._clock = (step, now)
-        super().log(logs, start_time)
-
-    # Evaluation: the full objective at any stage, so that its curve means the same from the first to the last step
-
-    def evaluate(self, *args, **kwargs) -> dict[str, float]:
-        """Evaluate on fixed masks of held-out images; the trivial predictors' terms stand beside the model's."""
-        metrics = super().evaluate(*args, **kwargs)
-        self._clock = (self.state.global_step, time.monotonic())
-        return metrics
-
-    def evaluation_loop(self, *args, **kwargs):
-        """As `Trainer`'s. The trivial predictors never change, so they are judged once."""
-        output = super().evaluation_loop(*args, **kwargs)
-        if self._baselines is None:
-            self._baselines = {
-                name: value for name, value in output.metrics.items() if any(name.endswith(p) for p in PREDICTORS)
+            derived["first_images_sha256"] = fingerprint_of(known)
+        else:
+            derived["train_contents_sha256"] = fingerprint_of(self.digests["train"])
+        if args.max_steps <= 0:
+            batches = len(self.trainer._get_train_sampler()) // self.trainer.effective_batch_size
+            derived["max_steps"] = math.ceil(args.num_train_epochs * batches)
+        if self.trainer.mse_steps(derived["max_steps"]) >= derived["max_steps"] and self.args.mse_epochs:
+            raise UsageError(
+                f"mse_epochs {args.mse_epochs:g} leaves no step of {derived['max_steps']} for the objective: for plain "
+                "squared error throughout, choose the preset mse"
+            )
+        resolved = {
+            "model": {**vars(self.model_args)},
+            "data": {**vars(self.data_args)},
+            "training": args.to_sanitized_dict(),
+            "model_config": self.model.config.to_dict(),
+            "derived": derived,
+        }
+        resolved["training"]["push_to_hub"] = self.publication is not None
+        resolved = json.loads(json.dumps(resolved, default=str))
+        if self.checkpoint is not None:
+            kept = STREAM_KEEPS if self.is_stream else frozenset()
+            may_change = {
+                section: (names | ALSO_MAY_CHANGE.get(section, frozenset())) - kept
+                for section, names in MAY_CHANGE.items()
             }
-        output.metrics.update(self._baselines)
-        return output
+            refuse_another_training(self.checkpoint, resolved, may_change)
+        rehearse(self.trainer, derived["max_steps"])
+        return resolved
 
-    @torch.no_grad()
-    def prediction_step(self, model, inputs, prediction_loss_only, ignore_keys=None):
-        """The terms of each image alone, `(batch, terms)`: masks are of equal size, so their mean is the batch's."""
-        inputs = self._prepare_inputs(inputs)
-        inner = self.accelerator.unwrap_model(model)
-        pixel_values = inputs["pixel_values"]
-        inner.set_objective(texture=False)
-        with self.compute_loss_context_manager():
-            outputs = model(pixel_values=pixel_values, noise=inputs["noise"], interpolate_pos_encoding=True)
-        inner.set_objective(texture=True)
-        predictions = {"": outputs.logits.float()}
-        if self._baselines is None:
-            predictions |= trivial_predictions(inner, pixel_values, self._dataset_mean)
-        terms = torch.tensor(
-            [
-                [
-                    value
-                    for logits in predictions.values()
-                    for value in self._evaluate_image(
-                        inner, pixel_values[i : i + 1], logits[i : i + 1], outputs.mask[i]
-                    )
-                ]
-                for i in range(len(pixel_values))
-            ],
-            device=pixel_values.device,
-        )
-        return terms[:, 0].mean(), terms, terms
-
-    @staticmethod
-    def _evaluate_image(model: GLCMMAEForPreTraining, pixel_values, logits, mask) -> list[float]:
-        terms = model.reconstruction_loss(pixel_values, logits, mask[None])
-        masked = mask.bool()
-        target = model.image_patches(pixel_values)
-        pred = model.pixels_of_logits(logits, target)
-        fidelity = texture_fidelity(
-            model.grey(pred)[0, masked], model.grey(target)[0, masked], value_range=model.config.glcm_value_range
-        )
-        return [math.nan if terms[name] is None else float(terms[name]) for name in TERMS] + [
-            float(fidelity["glcm_l1"])
-        ]
-
-    def _mean_terms(self, prediction: EvalPrediction) -> dict[str, float]:
-        config = self.accelerator.unwrap_model(self.model).config
-        absent = {"glcm"} if not config.glcm_weight else set()
-        absent |= {"ssim"} if not config.ssim_weight else set()
-        names = [(term, suffix) for suffix in ("", *(f"_{name}" for name in PREDICTORS)) for term in EVALUATED]
-        # zip stops early where the trivial predictors are already known
-        means = zip(names, prediction.predictions.mean(axis=0), strict=False)
-        return {f"{term}{suffix}": float(mean) for (term, suffix), mean in means if term not in absent}
-
-    def create_model_card(self, *args, **kwargs) -> None:
-        """Leave the card to the export: Trainer's own would overwrite it."""
-
-
-def trivial_predictions(
-    model: GLCMMAEForPreTraining, pixel_values: torch.Tensor, dataset_mean: torch.Tensor
-) -> dict[str, torch.Tensor]:
-    """What two predictors that learned nothing of an image would answer.
-
-    Args:
-        model: gives the patch size.
-        pixel_values: `(batch_size, num_channels, height, width)`.
-        dataset_mean: `(num_channels,)` in normalised units.
-
-    Returns:
-        `patch_mean` and `dataset_mean`: logits `(batch_size, num_patches, patch_size ** 2 * num_channels)` that paint
-        each patch with its own mean, or all with the mean of the data set.
-    """
-    target = model.image_patches(pixel_values).float()
-    paints = {
-        "patch_mean": target.mean(dim=(2, 3), keepdim=True).expand_as(target),
-        "dataset_mean": dataset_mean.to(target).expand_as(target),
-    }
-    return {name: model.logits_of_pixels(paint, target).flatten(2) for name, paint in paints.items()}
-
-
-class ImagesProgressCallback(ProgressCallback):
-    """`ProgressCallback` that counts images, so that the bar shows images per second and the time left."""
-
-    def __init__(self, images_per_step: int):
-        super().__init__()
-        self.images_per_step = images_per_step
-
-    def on_train_begin(self, args, state, control, **kwargs):
-        """Open the bar at the step that training starts or resumes at."""
-        self.current_step = state.global_step
-        if state.is_world_process_zero:
-            self.training_bar = tqdm(
-                total=state.max_steps * self.images_per_step,
-                initial=state.global_step * self.images_per_step,
-                unit=" images",
-                smoothing=0.05,
-                dynamic_ncols=True,
-            )
-
-    def on_step_end(self, args, state, control, **kwargs):
-        """Advance by the images of a step."""
-        if state.is_world_process_zero:
-            self.training_bar.update((state.global_step - self.current_step) * self.images_per_step)
-            self.current_step = state.global_step
-
-
-class MetricsFileCallback(TrainerCallback):
-    """Append every log as one JSON line to `metrics.jsonl`."""
-
-    def __init__(self, file: Path):
-        self.file = file
-
-    def on_train_begin(self, args, state, control, **kwargs):
-        """After a resume, drop what the killed run had logged beyond its checkpoint: those steps are run again."""
-        if not state.is_world_process_zero or not self.file.exists():
+    def train(self) -> None:
+        """Train, judge, export; prints where the results are."""
+        args, trainer = self.args, self.trainer
+        main = trainer.is_world_process_zero()
+        PartialState().wait_for_everyone()  # until all have read the config.yaml of a run that is resumed
+        if main:
+            if self.publication is not None:
+                open_repository(self.publication)
+            begin_run(self.output_dir, WRITTEN, self.checkpoint, self.resolved)
+            self.published = self._published()
+            for name, text in self._training_images().items():
+                (self.output_dir / name).write_text(text)
+        PartialState().wait_for_everyone()
+        results = {}
+        if args.probe_labels:
+            # The checkpoint is loaded by train(): until then the model is as it began.
+            results |= self._probe("before")
+        results |= trainer.train(resume_from_checkpoint=self.checkpoint and str(self.checkpoint)).metrics
+        if self.data.held_out is not None:
+            results |= trainer.evaluate()
+            first = next((row for row in trainer.state.log_history if "eval_loss" in row), None)
+            if first is not None and results["eval_loss"] > 0.9 * first["eval_loss"]:
+                logger.warning(
+                    "eval_loss went from %.4g to %.4g only: train longer, or with a higher learning_rate than %.3g",
+                    *(first["eval_loss"], results["eval_loss"], args.learning_rate),
+                )
+        if self.is_stream:
+            results["skipped_images"] = self.data.train.skipped
+        if args.probe_labels:
+            results |= self._probe("after")
+        model = self._whole_model()
+        if not main:
             return
-        rows = [row for row in map(_json_or_none, self.file.read_text().splitlines()) if row is not None]
-        kept = [row for row in rows if row["step"] <= state.global_step] if state.global_step else []
-        with replaced_file(self.file) as new:
-            new.write_text("".join(json.dumps(row) + "\n" for row in kept))
-
-    def on_log(self, args, state, control, logs=None, **kwargs):
-        """Write one line."""
-        if state.is_world_process_zero:
-            with self.file.open("a") as lines:
-                lines.write(json.dumps({"step": state.global_step, **logs}) + "\n")
-
-
-def _json_or_none(line: str) -> dict | None:
-    try:
-        return json.loads(line)
-    except json.JSONDecodeError:
-        return None  # cut off when the run was killed
-
-
-class PictureCallback(TrainerCallback):
-    """Draw the same held-out images with the same masks every `every_epochs` epochs and at the end.
-
-    Args:
-        trainer: whose model is drawn.
-        batch: `pixel_values` and `noise` of the images.
-        image_mean, image_std: of the normalisation, to show grey as it was.
-        folder: receives `step-<step>.png` and `last.png`.
-        every_epochs: 0 for the end only.
-    """
-
-    def __init__(self, trainer, batch, image_mean, image_std, folder: Path, every_epochs: int):
-        self.trainer, self.batch, self.folder = trainer, batch, folder
-        self.image_mean, self.image_std, self.every_epochs = image_mean, image_std, every_epochs
-
-    def on_epoch_end(self, args, state, control, **kwargs):
-        """Draw if the epoch is due."""
-        if self.every_epochs and round(state.epoch) % self.every_epochs == 0 and state.global_step < state.max_steps:
-            self._draw(f"step-{state.global_step:07d}.png")
-
-    def on_train_end(self, args, state, control, **kwargs):
-        """Draw the final picture."""
-        self._draw("last.png")
-
-    def _draw(self, name: str) -> None:
-        # Every process rebuilds, since a sharded model needs all of them; one draws.
-        model = self.trainer.model
-        was_training = model.training
-        model.eval()
-        pixel_values, noise = (self.batch[key].to(self.trainer.args.device) for key in ("pixel_values", "noise"))
-        raw = model.reconstruct(pixel_values, noise=noise)
-        pasted = model.reconstruct(pixel_values, noise=noise, paste=True)
-        model.train(was_training)
-        if self.trainer.is_world_process_zero():
-            draw_reconstructions(
-                self.folder / name, model.config, pixel_values, noise, raw, pasted, self.image_mean, self.image_std
+        self._write_export(model, results)
+        # Last: a run with this file is finished.
+        with replaced_file(self.output_dir / "all_results.json") as new:
+            new.write_text(json.dumps(results, indent=2) + "\n")
+        if args.probe_labels:
+            print(
+                f"linear probe, {args.probe_labels} labels: accuracy {results['probe_before']:.3f} before pretraining, "
+                f"{results['probe_after']:.3f} after"
             )
+        if self.picture.exists():
+            print(f"picture  {self.picture}")
+        print(f"metrics  {self.output_dir / 'metrics.jsonl'}")
+        print(f"export   {self.output_dir / 'export'}")
+        if self.publication is not None:
+            for line in publish_export(self.publication, f"Pretrained for {trainer.state.global_step} steps"):
+                print(line, flush=True)
 
+    @property
+    def picture(self) -> Path:
+        return self.output_dir / "reconstructions" / "last.png"
 
-def took(results: dict[str, float], args: TrainingArguments, resumed: bool) -> str | None:
-    """How long the training took on what, for the card; `None` where only a part of it was measured."""
-    if resumed or "train_runtime" not in results:
-        return None
-    device = torch.cuda.get_device_name(args.device) if args.device.type == "cuda" else args.device.type.upper()
-    return f"{results['train_runtime'] / 3600:.2f} h on {args.world_size} x {device}; energy was not measured"
+    def _write_export(self, model: GLCMMAEForPreTraining, results: dict) -> None:
+        picture = self.picture if self.picture.exists() else None
+        if picture and not self._exports_picture():
+            logger.info("no picture in the export, which may be published: %s shows images of the corpus", picture)
+            picture = None
+        write_export(
+            self.output_dir / "export",
+            model,
+            self.data.transform.processor(self.data.white_level, deep=self.data.deep),
+            {"config.yaml": yaml.safe_dump(self.published, sort_keys=False)} | self._training_images(),
+            [picture] if picture else [],
+            self._card_facts(results, picture),
+        )
+
+    def _exports_picture(self) -> bool:
+        """As asked for; else of corpora that are known to be open: images of one's own may show patients."""
+        if self.args.export_picture is not None:
+            return self.args.export_picture
+        facts = facts_of(self.data_args.corpus, self.data_args.data_dir)
+        return facts is not None and not facts.no_copies
+
+    def _export_as_it_is(self) -> None:
+        model = self._whole_model()
+        if self.trainer.is_world_process_zero():
+            judged = (row for row in reversed(self.trainer.state.log_history) if "eval_loss" in row)
+            self._write_export(model, next(judged, {}))
+
+    def _published(self) -> dict:
+        """The resolved recipe without the paths of this machine and the names of files, which may name patients.
+
+        Made once, at the beginning: a relative path is known by what exists, which may be gone when it is published.
+        """
+        published = without_paths(self.resolved)
+        published["model_config"].pop("_name_or_path", None)
+        published["derived"]["skipped_images"] = len(self.data.skipped)
+        return published
+
+    def _training_images(self) -> dict[str, str]:
+        """A line an image that the weights were ever trained on or held out from; none where that is unknown.
+
+        By their SHA-256 finetune.py knows a test image again.
+        """
+        if self.seen is None:
+            return {}
+        digests = set().union(*self.digests.values())
+        return list_of_images(self.seen | digests)
+
+    def _probe(self, when: str) -> dict[str, float]:
+        labelled, held_out = self.data.labelled, self.data.held_out
+        encoder = stock_encoder(self._whole_model()).to(self.args.device)
+        features, test_features = (encoder_features(encoder, dataset) for dataset in (labelled, held_out))
+        labels, test_labels = (np.array(dataset.dataset["label"]) for dataset in (labelled, held_out))
+        mean, std = probe_accuracy(features, labels, test_features, test_labels, num_labels=self.args.probe_labels)
+        return {f"probe_{when}": mean, f"probe_{when}_std": std}
+
+    def _whole_model(self) -> GLCMMAEForPreTraining:
+        """The model with all its weights in this process, also where they are sharded."""
+        if not self.trainer.is_fsdp_enabled:
+            return self.trainer.accelerator.unwrap_model(self.trainer.model)
+        weights = self.trainer.accelerator.get_state_dict(self.trainer.model)
+        model = GLCMMAEForPreTraining(self.model.config)
+        if weights:
+            model.load_state_dict(weights)
+        return model
+
+    def _card_facts(self, results: dict, picture: Path | None) -> dict:
+        corpus, derived = self.data_args.corpus, self.resolved["derived"]
+        on_hub = bool(re.fullmatch(r"[\w.-]+/[\w.-]+", corpus)) and not Path(corpus).exists()
+        suffixes = ("", *(f"_{name}" for name in PREDICTORS))
+        origin = origin_of(self.model_args.model_name_or_path, self.model_args.model_revision)
+        return {
+            "deep": self.data.deep,
+            "title": f"GLCM-MAE, pretrained on {Path(corpus).name} (preset {self.model_args.preset})",
+            "repo_id": ADDRESS,
+            "corpus": corpus if on_hub else Path(corpus).name,
+            "environment": took(results, self.args, self.checkpoint is not None),
+            "data_facts": facts_of(corpus, self.data_args.data_dir),
+            "datasets": [corpus] if on_hub else None,
+            "base_model": origin.base_model,
+            "origin": origin,
+            "fold": self.data_args.fold,
+            "preset": self.model_args.preset,
+            "mse_epochs": self.args.mse_epochs,
+            "num_train_epochs": None if self.is_stream else self.args.num_train_epochs,
+            "picture": picture and picture.name,
+            "metrics": {
+                term: [f"{results[f'eval_{term}{suffix}']:.4g}" for suffix in suffixes]
+                for term in EVALUATED
+                if all(f"eval_{term}{suffix}" in results for suffix in suffixes)
+            },
+            **{name: derived[name] for name in ("num_train_images", "num_held_out_images", "effective_batch_size")},
+        }

@@ -1,103 +1,26 @@
 """From arguments to model and data, for the recipes that train."""
 
+import itertools
 import logging
 from dataclasses import dataclass, field
 from typing import Any
 
 import datasets
+import torch
 from accelerate import PartialState
-from transformers.image_utils import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
 
-from commandline import DataArguments, ImageArguments, ModelArguments, UsageError
-from images.splits import load_prepared
-from modeling_glcm_mae import GLCMMAEConfig, GLCMMAEForPreTraining, value_range_from_normalization
-from training.feeding import (
-    BadImageError,
-    ImageTransform,
-    PretrainDataset,
-    PretrainIterableDataset,
-    decode_image,
-    load_corpus,
-    split_held_out,
-    verify_images,
-    white_and_depth,
-    white_of,
-)
+from commandline import UsageError
+from corpora.load import load_corpus
+from corpora.record import BadImageError
+from images.check import verify_images, white_and_depth, white_of
+from images.decode import decode_image
+from images.splits import load_prepared, split_held_out
+from images.transform import ImageTransform
+from modeling_glcm_mae import GLCMMAEConfig
+from training.arguments import DataArguments
+from training.feeding import MIN_LEVEL_SHARE, PretrainDataset, PretrainIterableDataset
 
 logger = logging.getLogger(__name__)
-# Fields that decide the shapes of the weights.
-SIZES = (
-    "patch_size",
-    "num_channels",
-    *(
-        prefix + name
-        for prefix in ("", "decoder_")
-        for name in ("hidden_size", "num_hidden_layers", "num_attention_heads", "intermediate_size")
-    ),
-)
-
-
-def build_model(model_args: ModelArguments, data_args: DataArguments) -> GLCMMAEForPreTraining:
-    """Load or initialise the model; the grey range follows the normalisation unless it was given."""
-    overrides = model_args.config_overrides()
-    for name in SIZES:
-        if overrides.get(name, 1) < 1:
-            raise UsageError(f"{name} must be at least 1, got {overrides[name]}")
-    source = {"subfolder": model_args.model_subfolder, "revision": model_args.model_revision}
-    if model_args.model_name_or_path is None:
-        config = GLCMMAEConfig.from_preset(model_args.preset, **overrides)
-    else:
-        # from_pretrained names the mistake if the checkpoint is of another architecture.
-        stored = GLCMMAEForPreTraining.checkpoint_config(model_args.model_name_or_path, **source)
-        preset = GLCMMAEConfig.from_preset(model_args.preset)
-        settings = {name: getattr(preset, name) for name in vars(preset) if name.startswith(("glcm_", "ssim_", "mse_"))}
-        fixed = stored | settings | {"norm_pix_loss": False} | overrides
-        config = GLCMMAEConfig.from_dict(fixed)
-        if config.image_size != stored.get("image_size", config.image_size):
-            raise UsageError(
-                f"image_size must be that of the checkpoint ({stored['image_size']}), got {config.image_size}"
-            )
-    if model_args.glcm_value_range is None:
-        mean, std = normalization(data_args, config.num_channels)
-        config.glcm_value_range = value_range_from_normalization(mean, std, config.glcm_channel)
-    config.validate()
-    height, width = (config.image_size,) * 2 if isinstance(config.image_size, int) else config.image_size
-    patches = (height // config.patch_size) * (width // config.patch_size)
-    visible = int(patches * (1 - config.mask_ratio))  # as ViTMAE rounds
-    if not 0 < visible < patches:
-        raise UsageError(
-            f"mask_ratio {config.mask_ratio} leaves {visible} of {patches} patches visible; at least one must be "
-            "visible and one masked"
-        )
-    if config.glcm_kernel == "hard" and config.glcm_weight:
-        raise UsageError(
-            "glcm_kernel hard has no gradient, so nothing would be learned: allowed are linear and sigmoid"
-        )
-    if model_args.model_name_or_path is None:
-        return GLCMMAEForPreTraining(config)
-    try:
-        model, report = GLCMMAEForPreTraining.from_pretrained(
-            model_args.model_name_or_path, config=config, output_loading_info=True, **source
-        )
-    except RuntimeError as error:  # sizes of tensors
-        given = ", ".join(name for name in overrides if name in SIZES) or "none"
-        raise UsageError(
-            f"{model_args.model_name_or_path} does not fit the model: leave sizes to the checkpoint (given: {given}). "
-            f"{str(error).splitlines()[0]}"
-        ) from error
-    wrong = {name: sorted(keys) for name, keys in report.items() if keys}
-    if wrong:
-        raise UsageError(f"{model_args.model_name_or_path} does not fit the model: {wrong}")
-    return model
-
-
-def normalization(data_args: ImageArguments, num_channels: int) -> tuple[list[float], list[float]]:
-    """Mean and standard deviation of each channel; for other than three channels the average of ImageNet's."""
-    mean, std = data_args.image_mean, data_args.image_std
-    if num_channels == 3:
-        return list(mean or IMAGENET_DEFAULT_MEAN), list(std or IMAGENET_DEFAULT_STD)
-    average = [sum(values) / len(values) for values in (IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD)]
-    return list(mean or average[:1] * num_channels), list(std or average[1:] * num_channels)
 
 
 def _whole_corpus(
@@ -157,7 +80,7 @@ def load_data(data_args: DataArguments, config: GLCMMAEConfig, seed: int) -> Pre
     Raises:
         ValueError: on anything wrong with them; names the file or the setting, and what is allowed.
     """
-    mean, std = normalization(data_args, config.num_channels)
+    mean, std = data_args.normalization(config.num_channels)
     transform = ImageTransform(
         image_size=config.image_size,
         resize=data_args.resize,
@@ -226,3 +149,52 @@ def load_data(data_args: DataArguments, config: GLCMMAEConfig, seed: int) -> Pre
     if held_out is not None and "label" in images.column_names:
         labelled = PretrainDataset(train_images, transform, train=False, **reading)
     return PretrainingData(train, held_out, transform, labelled, [name for name, _ in skipped], white, deep)
+
+
+def grey_statistics(
+    pretrain_dataset: PretrainDataset | PretrainIterableDataset,
+    value_range: tuple[float, float],
+    levels: int,
+    channel: int | str,
+    max_images: int = 512,
+) -> dict[str, Any]:
+    """What the texture loss gets to see: the mean pixel, and how much of the grey levels the data occupies.
+
+    Args:
+        pretrain_dataset: where the images come from, transformed as in the first epoch.
+        value_range: (lo, hi) of the grey levels, in units of `pixel_values` after normalisation.
+        levels: number of grey levels over `value_range`.
+        channel: the channel that is judged, or "mean" of the channels.
+        max_images: look at this many images at most, spread evenly over the data set (a stream: its first).
+
+    Returns:
+        `mean_pixel`: a list, mean of each channel in units of `pixel_values`; `occupied_levels`: levels that hold at
+        least 0.1 % of the pixels (`MIN_LEVEL_SHARE`), after clamping to the range; `levels`; `outside_fraction`: share
+        of the pixels outside the range; `num_images`: images looked at.
+    """
+    lo, hi = value_range
+    if isinstance(pretrain_dataset, PretrainDataset):
+        count = min(max_images, len(pretrain_dataset))
+        items = (pretrain_dataset[i * len(pretrain_dataset) // count] for i in range(count))
+    else:
+        items = itertools.islice(pretrain_dataset, max_images)
+    sums, histogram, outside, num_pixels, num_images = 0.0, torch.zeros(levels), 0, 0, 0
+    for item in items:
+        pixels = item["pixel_values"].double()  # (C, H, W)
+        sums = sums + pixels.sum((1, 2))
+        grey = pixels.mean(0) if channel == "mean" else pixels[int(channel)]
+        tolerance = 1e-5 * (hi - lo)  # white itself, rounded to float32, is not outside
+        outside += int(((grey < lo - tolerance) | (grey > hi + tolerance)).sum())
+        level = ((grey - lo) / (hi - lo) * levels).floor().clamp(0, levels - 1).long()
+        histogram += torch.bincount(level.flatten(), minlength=levels)
+        num_pixels += grey.numel()
+        num_images += 1
+    if num_images == 0:
+        raise ValueError("There is no image to take grey statistics of.")
+    return {
+        "mean_pixel": (sums / num_pixels).tolist(),
+        "occupied_levels": int((histogram / num_pixels >= MIN_LEVEL_SHARE).sum()),
+        "levels": levels,
+        "outside_fraction": outside / num_pixels,
+        "num_images": num_images,
+    }

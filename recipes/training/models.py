@@ -1,4 +1,4 @@
-"""The classifier of the fine-tuning recipe: any ViT or ViTMAE checkpoint -> stock `ViTForImageClassification`."""
+"""Models before their first step: from nothing, or from a checkpoint."""
 
 import contextlib
 from collections.abc import Iterator
@@ -12,8 +12,65 @@ from transformers.utils import logging as transformers_logging
 
 from commandline import UsageError
 from hub.vit_mean_pooling import ViTMeanPoolingForImageClassification
+from modeling_glcm_mae import GLCMMAEConfig, GLCMMAEForPreTraining, value_range_from_normalization
+from training.arguments import POOLINGS, SIZES, DataArguments, ModelArguments
 
-CLASSIFIERS = {"cls": ViTForImageClassification, "mean": ViTMeanPoolingForImageClassification}
+
+def build_model(model_args: ModelArguments, data_args: DataArguments) -> GLCMMAEForPreTraining:
+    """Load or initialise the model; the grey range follows the normalisation unless it was given."""
+    overrides = model_args.config_overrides()
+    for name in SIZES:
+        if overrides.get(name, 1) < 1:
+            raise UsageError(f"{name} must be at least 1, got {overrides[name]}")
+    source = {"subfolder": model_args.model_subfolder, "revision": model_args.model_revision}
+    if model_args.model_name_or_path is None:
+        config = GLCMMAEConfig.from_preset(model_args.preset, **overrides)
+    else:
+        # from_pretrained names the mistake if the checkpoint is of another architecture.
+        stored = GLCMMAEForPreTraining.checkpoint_config(model_args.model_name_or_path, **source)
+        preset = GLCMMAEConfig.from_preset(model_args.preset)
+        settings = {name: getattr(preset, name) for name in vars(preset) if name.startswith(("glcm_", "ssim_", "mse_"))}
+        fixed = stored | settings | {"norm_pix_loss": False} | overrides
+        config = GLCMMAEConfig.from_dict(fixed)
+        if config.image_size != stored.get("image_size", config.image_size):
+            raise UsageError(
+                f"image_size must be that of the checkpoint ({stored['image_size']}), got {config.image_size}"
+            )
+    if model_args.glcm_value_range is None:
+        mean, std = data_args.normalization(config.num_channels)
+        config.glcm_value_range = value_range_from_normalization(mean, std, config.glcm_channel)
+    config.validate()
+    height, width = (config.image_size,) * 2 if isinstance(config.image_size, int) else config.image_size
+    patches = (height // config.patch_size) * (width // config.patch_size)
+    visible = int(patches * (1 - config.mask_ratio))  # as ViTMAE rounds
+    if not 0 < visible < patches:
+        raise UsageError(
+            f"mask_ratio {config.mask_ratio} leaves {visible} of {patches} patches visible; at least one must be "
+            "visible and one masked"
+        )
+    if config.glcm_kernel == "hard" and config.glcm_weight:
+        raise UsageError(
+            "glcm_kernel hard has no gradient, so nothing would be learned: allowed are linear and sigmoid"
+        )
+    if model_args.model_name_or_path is None:
+        return GLCMMAEForPreTraining(config)
+    try:
+        model, report = GLCMMAEForPreTraining.from_pretrained(
+            model_args.model_name_or_path, config=config, output_loading_info=True, **source
+        )
+    except RuntimeError as error:  # sizes of tensors
+        given = ", ".join(name for name in overrides if name in SIZES) or "none"
+        raise UsageError(
+            f"{model_args.model_name_or_path} does not fit the model: leave sizes to the checkpoint (given: {given}). "
+            f"{str(error).splitlines()[0]}"
+        ) from error
+    wrong = {name: sorted(keys) for name, keys in report.items() if keys}
+    if wrong:
+        raise UsageError(f"{model_args.model_name_or_path} does not fit the model: {wrong}")
+    return model
+
+
+CLASSIFIERS = dict(zip(POOLINGS, (ViTForImageClassification, ViTMeanPoolingForImageClassification), strict=True))
 _ENCODERS = ("vit", "vit_mae")
 _OWN = ("architectures", "dtype", "id2label", "label2id", "num_labels", "problem_type", "transformers_version")
 

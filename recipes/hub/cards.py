@@ -1,0 +1,172 @@
+"""Cards of models and data sets."""
+
+import math
+import re
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from huggingface_hub import (
+    EvalResult,
+    ModelCard,
+    ModelCardData,
+)
+from PIL import Image
+from transformers import (
+    AutoImageProcessor,
+    ViTForImageClassification,
+    ViTImageProcessorPil,
+    pipeline,
+)
+from transformers.utils import cached_file
+
+from corpora.speckle import CLASS_SETS, speckle_image
+from modeling_glcm_mae import GLCMMAEForPreTraining
+
+RESULTS = re.compile(r"<!-- results -->.*<!-- end of results -->", re.DOTALL)
+
+
+def render_card(text: str, repo_id: str, results: str | None = None, **metadata: Any) -> str:
+    """The card with the repository's address in its snippets, and more metadata.
+
+    Args:
+        text: of README.md.
+        repo_id: OWNER/NAME.
+        results: replaces the part between the marks of the results.
+        metadata: fields of the YAML header; those that are `None` stay as they are.
+    """
+    card = ModelCard(text, ignore_metadata_errors=False)
+    for name, value in metadata.items():
+        if value is not None:
+            setattr(card.data, name, value)
+    if results is not None:
+        card.text = RESULTS.sub(lambda _: f"<!-- results -->\n{results}\n<!-- end of results -->", card.text)
+    return card.content.replace(ADDRESS, repo_id)
+
+
+CARDS = Path(__file__).resolve().parents[2] / "hub_cards"
+ADDRESS = "path/to/export"  # stands for the repository in a card until it is published
+DATA_ADDRESS = "path/to/this/folder"  # the same in the card of a data set
+CARD_TEMPLATE = CARDS / "pretrained.md"
+CLASSIFIER_TEMPLATE = CARDS / "classifier.md"
+
+
+@dataclass(frozen=True)
+class Origin:
+    """What a model began with, as far as it is known.
+
+    Attributes:
+        base_model: nearest ancestor on the Hub.
+        described: in words for a card, without paths of this machine.
+        mae_weights: the ImageNet MAE at the beginning of it all, whose licence is not settled.
+        pretrained_here: by a pretraining of this project, at some time.
+    """
+
+    base_model: str | None = None
+    described: str | None = None
+    mae_weights: str | None = None
+    pretrained_here: bool = False
+
+
+def origin_of(name_or_path: str | None, revision: str = "main") -> Origin:
+    """Origin of a model that starts from a checkpoint, which tells of its own in its card.
+
+    Args:
+        name_or_path: Hub id or folder; `None` for random weights.
+        revision: of the checkpoint on the Hub.
+    """
+    if name_or_path is None:
+        return Origin()
+    folder = Path(name_or_path)
+    if folder.exists():
+        card = (folder.parent if folder.name == "pretraining" else folder) / "README.md"
+        file, name = (card if card.is_file() else None), None
+    else:
+        quiet = {"_raise_exceptions_for_missing_entries": False, "_raise_exceptions_for_connection_errors": False}
+        file, name = cached_file(name_or_path, "README.md", revision=revision, **quiet), name_or_path
+    text = "" if file is None else Path(file).read_text(encoding="utf-8")
+    metadata = ModelCard(text, ignore_metadata_errors=True).data if text else ModelCardData()
+    title = re.search(r"^# (.+)", text, re.MULTILINE)
+    licence = re.search(r"^\*\*Licence of the first weights\.\*\* (facebook/vit-mae[\w-]*)", text, re.MULTILINE)
+    mae_weights = name if (name or "").startswith("facebook/vit-mae") else licence and licence[1]
+    described = name or (title and title[1])
+    if described and not name and metadata.base_model:
+        described += f"; that one from {metadata.base_model}"
+    return Origin(name or metadata.base_model, described, mae_weights, "madan2025focus" in text)
+
+
+def eval_results(
+    dataset_name: str, dataset_type: str, figures: dict[str, float], split: str
+) -> list[EvalResult] | None:
+    """Figures of a classifier as the model-index of its card, with what they are of; `None` if there are none."""
+    return [
+        EvalResult(
+            task_type="image-classification",
+            dataset_type=dataset_type,
+            dataset_name=dataset_name,
+            dataset_split=split,
+            metric_type={"auroc": "roc_auc"}.get(name, name),
+            metric_value=round(value, 4),
+            metric_name=name,
+        )
+        for name, value in figures.items()
+        if not math.isnan(value)
+    ] or None
+
+
+def _preprocessing(processor: ViTImageProcessorPil) -> str:
+    """What the processor does, in words for a card."""
+    steps = []
+    if processor.do_resize:
+        steps.append("resized to " + " x ".join(f"{value}" for value in dict(processor.size).values() if value))
+    if getattr(processor, "do_center_crop", None):
+        steps.append(
+            "centre crop to " + " x ".join(f"{value}" for value in dict(processor.crop_size).values() if value)
+        )
+    steps.append(f"values / {1 / processor.rescale_factor:.6g}")
+    for name, values in (("mean", processor.image_mean), ("std", processor.image_std)):
+        # One number where all channels have the same.
+        found = [f"{value:.6g}" for value in (values if isinstance(values, list | tuple) else [values])]
+        steps.append(f"{name} {found[0] if len(set(found)) == 1 else ' '.join(found)}")
+    return ", ".join(steps)
+
+
+def widget_examples(folder: Path, model: ViTForImageClassification) -> list[dict[str, Any]]:
+    """Two generated images for the widget, saved in `folder`/examples, with the answers of the saved model to them.
+
+    Args:
+        folder: holds the model and its processor.
+        model: the same model; gives the size of the images.
+    """
+    # Where the model is: left to itself, pipeline would move it to the first GPU, under a training on CPU too.
+    classify = pipeline(
+        "image-classification",
+        model=model,
+        image_processor=AutoImageProcessor.from_pretrained(folder),
+        device=model.device,
+    )
+    (folder / "examples").mkdir()
+    found = []
+    sides = model.config.image_size
+    side = sides if isinstance(sides, int) else min(sides)
+    for index, speckle_class in enumerate(CLASS_SETS["easy"][:2]):
+        name = f"examples/speckle_{index}.png"
+        Image.fromarray(speckle_image(speckle_class, side, seed=index)).save(folder / name)
+        answers = classify(str(folder / name), top_k=model.config.num_labels)
+        output = [{"label": answer["label"], "score": round(answer["score"], 4)} for answer in answers]
+        found.append({"src": name, "example_title": f"Generated speckle {index + 1}", "output": output})
+    return found
+
+
+def write_card(file: Path, model: GLCMMAEForPreTraining, facts: dict[str, Any]) -> None:
+    """Render the model card."""
+    metadata = ModelCardData(
+        library_name="transformers",
+        # `pipeline` makes every image RGB, which an encoder of one channel cannot take.
+        pipeline_tag=None if model.config.num_channels == 1 else "image-feature-extraction",
+        base_model=facts.get("base_model"),
+        datasets=facts.get("datasets"),
+        tags=["medical", "masked-autoencoder", *(["texture", "glcm"] if model.config.glcm_weight else []), "vit"],
+    )
+    card = ModelCard.from_template(metadata, template_path=str(CARD_TEMPLATE), config=model.config, **facts)
+    card.save(file)

@@ -1,0 +1,122 @@
+"""Whether every image of a corpus can be read, before hours of training."""
+
+import logging
+import os
+from collections.abc import Iterable
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any
+
+import datasets
+from accelerate import PartialState
+from accelerate.utils import gather_object
+from tqdm.auto import tqdm
+
+from corpora.record import BadImageError
+from images.decode import decode_image, is_deep
+from images.transform import ImageTransform
+
+logger = logging.getLogger(__name__)
+
+
+def verify_images(
+    dataset: datasets.Dataset,
+    *,
+    num_channels: int,
+    white_level: float | None = None,
+    bad_images: str = "error",
+    transform: ImageTransform | None = None,
+) -> tuple[datasets.Dataset, list[tuple[str, str]]]:
+    """Decode every image once, before the training starts. Several processes share the work.
+
+    Args:
+        dataset: as from `load_corpus`, not streaming.
+        num_channels, white_level: as for `decode_image`.
+        bad_images: "error" to raise, "skip" to leave the bad images out with a warning.
+        transform: if given, image sizes are checked too (`resize="none"`).
+
+    Returns:
+        The data set without the bad images, and (file name, reason) of each of these.
+
+    Raises:
+        BadImageError: there are bad images and `bad_images` is "error", or no image is left.
+        ValueError: a setting does not fit the images (white level, size). Never skipped: it is not the file's fault.
+    """
+    state = PartialState()
+
+    def problem(index: int) -> tuple[int, str, str, bool] | None:
+        row = dataset[index]
+        name = row["file_name"]
+        try:
+            white = white_of(row, white_level)
+            image = decode_image(row["image"], name=name, num_channels=num_channels, white_level=white)
+            if transform is not None:
+                transform.check(image, name)
+        except ValueError as error:
+            return index, name, str(error), isinstance(error, BadImageError)
+        return None
+
+    share = range(state.process_index, len(dataset), state.num_processes)
+    with ThreadPoolExecutor(min(8, os.cpu_count() or 1)) as pool:
+        results = pool.map(problem, share)
+        bar = tqdm(results, total=len(share), desc="checking images", disable=not state.is_main_process, leave=False)
+        found = [result for result in bar if result is not None]
+    # all processes raise together: one that raised alone would leave the others waiting
+    found = sorted(gather_object(found))
+    for _, _, reason, is_bad_file in found:
+        if not is_bad_file:
+            raise ValueError(reason)
+    if not found:
+        return dataset, []
+    if bad_images != "skip":
+        raise BadImageError(
+            f"{found[0][2]} {len(found)} of {len(dataset)} images are bad; pass --bad_images skip to leave them out."
+        )
+    if len(found) == len(dataset):
+        raise BadImageError(f"None of the {len(dataset)} images can be read. The first: {found[0][2]}")
+    if state.is_main_process:
+        names = ", ".join(name for _, name, _, _ in found[:10]) + (", ..." if len(found) > 10 else "")
+        logger.warning("Left out %d of %d images that cannot be read: %s", len(found), len(dataset), names)
+    bad = {index for index, *_ in found}
+    kept = dataset.select([index for index in range(len(dataset)) if index not in bad])
+    return kept, [(name, reason) for _, name, reason, _ in found]
+
+
+def white_of(row: dict[str, Any], given: float | None) -> float | None:
+    """The white level of a row: what prepare_corpus.py was told, where its column `white_level` says so, else `given`.
+
+    Raises:
+        ValueError: `given`, `--white_level`, says otherwise than the column.
+    """
+    stored = row.get("white_level")
+    if stored is not None and given is not None and stored != given:
+        raise ValueError(
+            f"white_level={given:g} contradicts the corpus: image '{row['file_name']}' was prepared with "
+            f"white_level={stored:g}. Leave the option out, or prepare the corpus anew."
+        )
+    return given if stored is None else stored
+
+
+def white_and_depth(rows: Iterable[dict[str, Any]], given: float | None) -> tuple[float, bool]:
+    """What a processor for all these images needs to know.
+
+    Args:
+        rows: of a corpus, all readable.
+        given: `--white_level`.
+
+    Returns:
+        The stored grey value of white: `given` or that of the prepared corpus, else 65535 if the images are 16-bit
+        files, else 255; and whether they are deeper than 8 bits. Warns where files of both kinds are mixed.
+    """
+    found = set()
+    for row in rows:
+        deep = is_deep(row["image"], name=row["file_name"])
+        white = white_of(row, given)
+        found.add(((65535 if deep else 255) if white is None else white, deep))
+    if len({white for white, _ in found}) > 1:
+        logger.warning(
+            "images of different white levels are mixed (%s): training takes each by its own, the exported image "
+            "processor has one rule and is made for the lowest",
+            ", ".join(f"{white:g}" for white in sorted({white for white, _ in found})),
+        )
+    white, _ = min(found, default=(255, False))
+    return white, any(deep for level, deep in found if level == white)

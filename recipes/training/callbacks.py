@@ -1,0 +1,136 @@
+"""What happens beside the training: progress, the log, pictures."""
+
+import json
+import logging
+from collections.abc import Callable
+from pathlib import Path
+
+from safetensors import SafetensorError
+from tqdm.auto import tqdm
+from transformers import ProgressCallback, TrainerCallback
+
+from commandline import UsageError
+from hub.contents import take_export
+from hub.publication import Publication
+from hub.repository import send
+from judging.pictures import draw_reconstructions
+from output_folder import replaced_file
+
+
+class ImagesProgressCallback(ProgressCallback):
+    """`ProgressCallback` that counts images, so that the bar shows images per second and the time left."""
+
+    def __init__(self, images_per_step: int):
+        super().__init__()
+        self.images_per_step = images_per_step
+
+    def on_train_begin(self, args, state, control, **kwargs):
+        """Open the bar at the step that training starts or resumes at."""
+        self.current_step = state.global_step
+        if state.is_world_process_zero:
+            self.training_bar = tqdm(
+                total=state.max_steps * self.images_per_step,
+                initial=state.global_step * self.images_per_step,
+                unit=" images",
+                smoothing=0.05,
+                dynamic_ncols=True,
+            )
+
+    def on_step_end(self, args, state, control, **kwargs):
+        """Advance by the images of a step."""
+        if state.is_world_process_zero:
+            self.training_bar.update((state.global_step - self.current_step) * self.images_per_step)
+            self.current_step = state.global_step
+
+
+class MetricsFileCallback(TrainerCallback):
+    """Append every log as one JSON line to `metrics.jsonl`."""
+
+    def __init__(self, file: Path):
+        self.file = file
+
+    def on_train_begin(self, args, state, control, **kwargs):
+        """After a resume, drop what the killed run had logged beyond its checkpoint: those steps are run again."""
+        if not state.is_world_process_zero or not self.file.exists():
+            return
+        rows = [row for row in map(_json_or_none, self.file.read_text().splitlines()) if row is not None]
+        kept = [row for row in rows if row["step"] <= state.global_step] if state.global_step else []
+        with replaced_file(self.file) as new:
+            new.write_text("".join(json.dumps(row) + "\n" for row in kept))
+
+    def on_log(self, args, state, control, logs=None, **kwargs):
+        """Write one line."""
+        if state.is_world_process_zero:
+            with self.file.open("a") as lines:
+                lines.write(json.dumps({"step": state.global_step, **logs}) + "\n")
+
+
+def _json_or_none(line: str) -> dict | None:
+    try:
+        return json.loads(line)
+    except json.JSONDecodeError:
+        return None  # cut off when the run was killed
+
+
+class PictureCallback(TrainerCallback):
+    """Draw the same held-out images with the same masks every `every_epochs` epochs and at the end.
+
+    Args:
+        trainer: whose model is drawn.
+        batch: `pixel_values` and `noise` of the images.
+        image_mean, image_std: of the normalisation, to show grey as it was.
+        folder: receives `step-<step>.png` and `last.png`.
+        every_epochs: 0 for the end only.
+    """
+
+    def __init__(self, trainer, batch, image_mean, image_std, folder: Path, every_epochs: int):
+        self.trainer, self.batch, self.folder = trainer, batch, folder
+        self.image_mean, self.image_std, self.every_epochs = image_mean, image_std, every_epochs
+
+    def on_epoch_end(self, args, state, control, **kwargs):
+        """Draw if the epoch is due."""
+        if self.every_epochs and round(state.epoch) % self.every_epochs == 0 and state.global_step < state.max_steps:
+            self._draw(f"step-{state.global_step:07d}.png")
+
+    def on_train_end(self, args, state, control, **kwargs):
+        """Draw the final picture."""
+        self._draw("last.png")
+
+    def _draw(self, name: str) -> None:
+        # Every process rebuilds, since a sharded model needs all of them; one draws.
+        model = self.trainer.model
+        was_training = model.training
+        model.eval()
+        pixel_values, noise = (self.batch[key].to(self.trainer.args.device) for key in ("pixel_values", "noise"))
+        raw = model.reconstruct(pixel_values, noise=noise)
+        pasted = model.reconstruct(pixel_values, noise=noise, paste=True)
+        model.train(was_training)
+        if self.trainer.is_world_process_zero():
+            draw_reconstructions(
+                self.folder / name, model.config, pixel_values, noise, raw, pasted, self.image_mean, self.image_std
+            )
+
+
+logger = logging.getLogger(__name__)
+
+
+class PublishEverySave(TrainerCallback):
+    """Publish at every checkpoint, for `hub_strategy: every_save`. A failure is told and does not stop the training.
+
+    Args:
+        publication: where.
+        write_export: writes the export of the model as it is; called in every process.
+    """
+
+    def __init__(self, publication: Publication, write_export: Callable[[], None]):
+        self.publication, self.write_export = publication, write_export
+
+    def on_save(self, args, state, control, **kwargs) -> None:
+        self.publication.again = "the next checkpoint is tried again"
+        try:
+            self.write_export()
+            if state.is_world_process_zero:
+                take_export(self.publication)
+                send(self.publication, f"Step {state.global_step}")
+        except (UsageError, OSError, SafetensorError) as error:  # the last: of a full disk, too
+            logger.warning("step %d is not published: %s", state.global_step, error)

@@ -1,0 +1,255 @@
+"""Every fold of a corpus, trained and judged; and two such runs compared."""
+
+import hashlib
+import json
+import logging
+import os
+import subprocess
+import sys
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from queue import Queue
+from typing import Any
+
+import pandas as pd
+import torch
+import yaml
+from tqdm.auto import tqdm
+
+from commandline import UsageError, check_repo_id, option
+from images.splits import fingerprint_of, load_prepared
+from judging.summary import compare, comparison_markdown, draw_curves, positive_indices, summarise, summary_markdown
+from output_folder import check_output
+from training.run import whole_checkpoints
+
+try:
+    import fcntl
+except ImportError:  # Windows has no lock that a started process inherits
+    fcntl = None
+
+logger = logging.getLogger("cross_validate")
+
+NOT_OF_THE_FOLDS = ("jobs", "output_dir", "seed", "push_to_hub", "hub_model_id", "hub_private_repo")
+RECIPES = Path(__file__).resolve().parents[1]
+
+
+@dataclass
+class CrossValidationArguments:
+    """What is run on which folds."""
+
+    corpus: str | None = option(None, "Output folder of prepare_corpus.py.")
+    output_dir: str | None = option(None, "Receives everything.")
+    folds: list[str] | None = field(
+        default=None, metadata={"help": "Folds to run: numbers, or official. All numbered folds if left out."}
+    )
+    splits_file: str | None = option(None, "Splits; splits.json of the corpus if left out.")
+    pretrain_config: str | None = option(None, "YAML of pretrain.py: pretrain in every fold.")
+    pretrain_options: list[str] | None = field(
+        default=None, metadata={"help": "More options of pretrain.py, as NAME=VALUE."}
+    )
+    checkpoint: str | None = option(
+        None, "Encoder to start from instead; {fold} is replaced by the fold. With neither, from nothing."
+    )
+    finetune_config: str | None = option(None, "YAML of finetune.py.")
+    finetune_options: list[str] | None = field(
+        default=None, metadata={"help": "More options of finetune.py, as NAME=VALUE."}
+    )
+    positive_classes: list[str] | None = field(
+        default=None, metadata={"help": "Classes that count as positive; finetune_config's if left out."}
+    )
+    jobs: int = option(1, "Folds at once; with several GPUs each takes one.")
+    seed: int = option(0, "Of the bootstrap.")
+    push_to_hub: bool = option(False, "Publish the first fold's classifier with the figures of all.")
+    hub_model_id: str | None = option(None, "OWNER/NAME, for push_to_hub.")
+    hub_private_repo: bool = option(False, "To a private repository.")
+
+    def __post_init__(self):
+        if self.corpus is None or self.output_dir is None:
+            raise UsageError("corpus and output_dir are needed")
+        if self.pretrain_config is not None and self.checkpoint is not None:
+            raise UsageError("give pretrain_config or checkpoint, not both")
+        if self.pretrain_options and self.pretrain_config is None:
+            raise UsageError("pretrain_options needs pretrain_config")
+        if self.push_to_hub:
+            check_repo_id(self.hub_model_id, "hub_model_id")
+        if self.jobs < 1:
+            raise UsageError(f"jobs must be at least 1, got {self.jobs}")
+        for name in ("pretrain_options", "finetune_options"):
+            wrong = [entry for entry in getattr(self, name) or () if "=" not in entry]
+            if wrong:
+                raise UsageError(f"{name} must be NAME=VALUE, got {wrong[0]!r}")
+
+
+@dataclass
+class CompareArguments:
+    """Which two runs of this script."""
+
+    output_dir: str | None = option(None, "Receives comparison.json and comparison.md.")
+    positive_classes: list[str] | None = field(
+        default=None, metadata={"help": "Classes that are collapsed against the others; the runs' if left out."}
+    )
+    seed: int = option(0, "Of the bootstrap.")
+
+
+def run_fold(args: CrossValidationArguments, fold: str, environment: dict[str, str]) -> Path:
+    """Pretrain if asked to, fine-tune and predict; goes on where an earlier call was interrupted.
+
+    Returns:
+        The folder of the fine-tuning.
+
+    Raises:
+        UsageError: a step failed; with its last words, and the log that holds the rest.
+    """
+    folder = Path(args.output_dir) / f"fold_{fold}"
+    common = ["--corpus", args.corpus, "--fold", fold]
+    if args.splits_file:
+        common += ["--splits_file", args.splits_file]
+    encoder = args.checkpoint and args.checkpoint.replace("{fold}", fold)
+    if args.pretrain_config is not None:
+        config = ["--config", args.pretrain_config]
+        _run("pretrain", folder / "pretrain", [*config, *common, *_options(args.pretrain_options)], environment)
+        encoder = str(folder / "pretrain" / "export")
+    given = ["--config", args.finetune_config] if args.finetune_config else []
+    given += [*common, *(["--model_name_or_path", encoder] if encoder else []), *_options(args.finetune_options)]
+    if args.positive_classes:
+        given += ["--positive_classes", *args.positive_classes]
+    _run("finetune", folder / "finetune", given, environment)
+    return folder / "finetune"
+
+
+def _options(entries: list[str] | None) -> list[str]:
+    return [f"--{entry}" for entry in entries or ()]
+
+
+def _run(recipe: str, folder: Path, options: list[str], environment: dict[str, str]) -> None:
+    export = folder / "export"
+    if (folder / "all_results.json").exists() and (recipe == "finetune" or (export / "config.json").exists()):
+        logger.info("%s is finished", folder)
+        return
+    folder.mkdir(parents=True, exist_ok=True)
+    going_on = ["--resume_from_checkpoint", "last"] if whole_checkpoints(folder) else ["--overwrite_output_dir", "true"]
+    command = [sys.executable, str(RECIPES / f"{recipe}.py"), *options, "--output_dir", str(folder), *going_on]
+    command += ["--push_to_hub", "false"]  # every fold would take the place of the one before
+    log = folder / "log.txt"
+    fold, step = folder.parent.name.removeprefix("fold_"), {"pretrain": "pretraining", "finetune": "fine-tuning"}
+    logger.info("fold %s: %s, see %s", fold, step[recipe], log)
+    with log.open("a") as lines:
+        try:
+            if fcntl is not None:  # the recipe inherits the lock with its output: it holds while that recipe runs
+                fcntl.flock(lines, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise UsageError(
+                f"{recipe}.py is still running in {folder}, started by another call: wait for it, or end it"
+            ) from None
+        lines.write(f"$ {' '.join(command)}\n")
+        lines.flush()
+        code = subprocess.run(command, stdout=lines, stderr=subprocess.STDOUT, env=environment).returncode
+    if code:
+        last = [line for line in log.read_text(errors="replace").splitlines() if line.strip()][-1]
+        raise UsageError(f"{recipe}.py failed in {folder} (its log is {log}): {last.removeprefix('error: ')}")
+
+
+def cross_validate(args: CrossValidationArguments) -> Path:
+    """Run all folds and sum up; returns the output folder."""
+    output = check_output(args.output_dir)
+    args.output_dir = str(output)  # without ~
+    splits_file = Path(args.splits_file or Path(args.corpus) / "splits.json")
+    # Checks the corpus and the names before hours of training.
+    folds = args.folds
+    parts, class_names = load_prepared(args.corpus, args.splits_file, folds[0] if folds else "0")
+    if class_names is None:
+        raise UsageError(f"corpus {args.corpus!r} has no labels to learn")
+    numbered = [str(fold) for fold in range(json.loads(splits_file.read_text())["num_folds"])]
+    folds = folds or numbered
+    if folds != ["official"] and (len(set(folds)) != len(folds) or not set(folds) <= set(numbered)):
+        raise UsageError(
+            f"folds must be different numbers from 0 to {numbered[-1]}, or official alone, got {' '.join(folds)}"
+        )
+    settings = _settings(args)
+    if args.positive_classes is None:
+        named = (settings.get("finetune_config_content") or {}).get("positive_classes")
+        args.positive_classes = [named] if isinstance(named, str) else named
+    positive_indices(class_names, args.positive_classes)
+    settings["positive_classes"] = args.positive_classes
+    labelled = (zip(part["file_name"], part["label"], strict=True) for part in parts.values())
+    settings["labels_sha256"] = fingerprint_of(sorted(f"{name} {label}" for part in labelled for name, label in part))
+    settings["splits_sha256"] = hashlib.sha256(splits_file.read_bytes()).hexdigest()
+    _keep_settings(settings, output)
+    devices: Queue[str] = Queue()
+    num_gpus = torch.cuda.device_count()
+    # Those that this process may use, where it was given only some.
+    given = os.environ.get("CUDA_VISIBLE_DEVICES")
+    names = given.split(",") if given else [str(device) for device in range(num_gpus)]
+    for job in range(args.jobs):
+        devices.put(names[job % max(num_gpus, 1)] if num_gpus else "")
+
+    def one(fold: str) -> Path:
+        device = devices.get()
+        try:
+            visible = {"CUDA_VISIBLE_DEVICES": device} if num_gpus else {}
+            return run_fold(args, fold, {**os.environ, **visible})
+        finally:
+            devices.put(device)
+
+    with ThreadPoolExecutor(args.jobs) as pool:
+        done = list(tqdm(pool.map(one, folds), total=len(folds), desc="folds"))
+    table = pd.concat([pd.read_parquet(folder / "predictions.parquet") for folder in done], ignore_index=True)
+    twice = table["file_name"].duplicated()
+    if twice.any():
+        raise UsageError(f"{table['file_name'][twice].iloc[0]!r} was predicted in two folds: the splits overlap")
+    table.to_parquet(output / "predictions.parquet")
+    summary = summarise(table, args.positive_classes, args.seed)
+    for fold, answer in summary["only_answers"].items():
+        logger.warning("fold %s answers %s for every test image: it has learned nothing", fold, answer)
+    (output / "summary.json").write_text(json.dumps(summary, indent=1) + "\n")
+    (output / "summary.md").write_text(summary_markdown(summary))
+    draw_curves(table, output / "curves.png", args.positive_classes)
+    return output
+
+
+def _settings(args: CrossValidationArguments) -> dict[str, Any]:
+    """What must be the same in all folds; with the contents of the configurations."""
+    settings = {name: value for name, value in asdict(args).items() if name not in NOT_OF_THE_FOLDS}
+    for name in ("pretrain_config", "finetune_config"):
+        file = getattr(args, name)
+        if file is not None:
+            try:
+                settings[f"{name}_content"] = yaml.safe_load(Path(file).read_text(encoding="utf-8"))
+            except OSError as error:
+                raise UsageError(f"{name} {file}: {error.strerror}") from error
+    return settings
+
+
+def _keep_settings(settings: dict[str, Any], output: Path) -> None:
+    """Write config.yaml; refuse to mix folds of different settings in one folder."""
+    stored_file = output / "config.yaml"
+    if stored_file.exists():
+        stored = yaml.safe_load(stored_file.read_text())
+        changed = [name for name, value in settings.items() if stored.get(name) != value and name != "folds"]
+        if changed:
+            raise UsageError(
+                f"output_dir {output} holds folds that were run with another {', '.join(changed)}: take another one"
+            )
+    output.mkdir(parents=True, exist_ok=True)
+    stored_file.write_text(yaml.safe_dump(settings, sort_keys=False))
+
+
+def compare_runs(first: str, second: str, args: CompareArguments) -> Path:
+    """Paired tests of two runs; returns the output folder."""
+    output = check_output(args.output_dir or ".")
+    tables, collapsed = [], []
+    for run in (first, second):
+        file = Path(run) / "predictions.parquet"
+        if not file.is_file():
+            raise UsageError(f"{run} holds no predictions.parquet: it is not a finished run")
+        tables.append(pd.read_parquet(file))
+        settings = Path(run) / "config.yaml"
+        collapsed.append(yaml.safe_load(settings.read_text()).get("positive_classes") if settings.is_file() else None)
+    if args.positive_classes is None and collapsed[0] != collapsed[1]:
+        raise UsageError(f"the runs have the positive_classes {collapsed[0]} and {collapsed[1]}: give positive_classes")
+    comparison: dict[str, Any] = compare(*tables, args.positive_classes or collapsed[0], args.seed)
+    output.mkdir(parents=True, exist_ok=True)
+    (output / "comparison.json").write_text(json.dumps(comparison, indent=1) + "\n")
+    (output / "comparison.md").write_text(comparison_markdown(comparison, (first, second)))
+    return output
