@@ -2,19 +2,20 @@
 
 import difflib
 import json
+import logging
 import sys
 from argparse import ArgumentParser
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import field
 from pathlib import Path
 from typing import Any, NoReturn
 
 import yaml
-from huggingface_hub.errors import (
-    HFValidationError,
-)
+from huggingface_hub.errors import HFValidationError, StrictDataclassError
 from huggingface_hub.utils import validate_repo_id
 from transformers import HfArgumentParser
+
+logger = logging.getLogger(__name__)
 
 
 class UsageError(ValueError):
@@ -92,6 +93,37 @@ def _as_options(key: str, value: Any, several: bool) -> list[str]:
     if several:
         return [f"--{key}", *map(str, value if isinstance(value, list) else [value])]
     return [f"--{key}={json.dumps(value) if isinstance(value, list | dict) else value}"]
+
+
+def run_main(
+    check: Callable[..., Callable[[], None] | None],
+    argument_classes: Sequence[type],
+    argv: Sequence[str] | None,
+    description: str | None,
+    mistakes: tuple[type[Exception], ...] = (UsageError,),
+) -> None:
+    """Run a recipe: parse, check, work. A mistake of the user is one line on standard error and exit status 1.
+
+    Args:
+        check: called with the parsed dataclasses; every ValueError or OSError that it raises is a mistake in what was
+            asked for. Returns the work to do, if any is left.
+        argument_classes: as for `parse_args`.
+        argv: as for `parse_args`.
+        description: as for `parse_args`.
+        mistakes: errors of the work that are meant for the user; any other is a fault of ours and shows where.
+    """
+    logging.basicConfig(level=logging.INFO, format="%(levelname)s %(name)s: %(message)s", stream=sys.stderr)
+    try:
+        work = check(*parse_args(argument_classes, argv, description))
+    except (ValueError, OSError, StrictDataclassError) as error:
+        logger.debug("where it was found", exc_info=True)
+        sys.exit(f"error: {error}")
+    if work is None:
+        return
+    try:
+        work()
+    except mistakes as error:
+        sys.exit(f"error: {error}")
 
 
 def option(default: Any, help: str) -> Any:

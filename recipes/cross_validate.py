@@ -17,7 +17,7 @@ import logging
 import sys
 from collections.abc import Sequence
 
-from commandline import UsageError, parse_args
+from commandline import run_main
 from hub.contents import PublishArguments, publication_of
 from hub.publication import Publication
 from hub.repository import open_repository, publish
@@ -27,33 +27,34 @@ from training.cross_validation import CompareArguments, CrossValidationArguments
 logger = logging.getLogger("cross_validate")
 
 
-def main(argv: Sequence[str] | None = None) -> None:
-    logging.basicConfig(level=logging.INFO, format="%(levelname)s %(name)s: %(message)s", stream=sys.stderr)
-    given = list(sys.argv[1:] if argv is None else argv)
-    try:
-        if given[:1] == ["compare"]:
-            if len(given) < 3 or given[1].startswith("-") or given[2].startswith("-"):
-                raise UsageError("compare needs two folders: compare RUN_A RUN_B")
-            (compare_args,) = parse_args((CompareArguments,), given[3:], description=__doc__)
-            output = compare_runs(given[1], given[2], compare_args)
-            print((output / "comparison.md").read_text())
-            return
-        (args,) = parse_args((CrossValidationArguments,), given, description=__doc__)
-        output = check_output(args.output_dir)
-        if args.push_to_hub:  # known before hours of training
-            open_repository(Publication(output, args.hub_model_id, private=args.hub_private_repo))
-        output = cross_validate(args)
-        if args.push_to_hub:
-            publication, model = publication_of(
-                PublishArguments(str(output), args.hub_model_id, private=args.hub_private_repo)
-            )
-            for line in publish(publication, "Cross-validated", model):
-                print(line, flush=True)
-    except (ValueError, OSError) as error:
-        logger.debug("where it was found", exc_info=True)
-        sys.exit(f"error: {error}")
+def run_folds(args: CrossValidationArguments) -> None:
+    """Train and judge every fold, and publish if that is asked for."""
+    output = check_output(args.output_dir)
+    if args.push_to_hub:  # known before hours of training
+        open_repository(Publication(output, args.hub_model_id, private=args.hub_private_repo))
+    output = cross_validate(args)
+    if args.push_to_hub:
+        asked = PublishArguments(str(output), args.hub_model_id, private=args.hub_private_repo)
+        publication, model = publication_of(asked)
+        for line in publish(publication, "Cross-validated", model):
+            print(line, flush=True)
     print((output / "summary.md").read_text())
     print(f"curves {output / 'curves.png'}")
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    given = list(sys.argv[1:] if argv is None else argv)
+    if given[:1] != ["compare"]:
+        run_main(run_folds, (CrossValidationArguments,), given, __doc__)
+        return
+    runs = given[1:3]
+    if len(runs) < 2 or any(run.startswith("-") for run in runs):
+        sys.exit("error: compare needs two folders: compare RUN_A RUN_B")
+
+    def compare(args: CompareArguments) -> None:
+        print((compare_runs(*runs, args) / "comparison.md").read_text())
+
+    run_main(compare, (CompareArguments,), given[3:], __doc__)
 
 
 if __name__ == "__main__":

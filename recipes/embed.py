@@ -17,7 +17,6 @@ IBSI, or 0000, 0001, ...; the order of the corpus), config.yaml, and with `--plo
 
 import logging
 import math
-import sys
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -33,9 +32,8 @@ from sklearn.preprocessing import StandardScaler
 from tqdm.auto import tqdm
 from transformers import AutoImageProcessor
 
-from commandline import UsageError, parse_args
+from commandline import UsageError, run_main
 from corpora.load import load_corpus
-from corpora.record import BadImageError
 from images.check import verify_images, white_of
 from images.decode import decode_image
 from images.transform import transform_of_processor
@@ -230,14 +228,7 @@ def embed(args: EmbedArguments) -> Path:
 
 
 def main(argv: Sequence[str] | None = None) -> None:
-    logging.basicConfig(level=logging.INFO, format="%(levelname)s %(name)s: %(message)s", stream=sys.stderr)
-    try:
-        (args,) = parse_args((EmbedArguments,), argv, description=__doc__)
-        path = embed(args)
-    except (ValueError, OSError, BadImageError) as error:
-        logger.debug("where it was found", exc_info=True)
-        sys.exit(f"error: {error}")
-    print(f"features {path}")
+    run_main(lambda args: print(f"features {embed(args)}"), (EmbedArguments,), argv, __doc__)
 
 
 if __name__ == "__main__":

@@ -7,7 +7,6 @@ for a wrong answer too. Use it to find models that look at calipers and labels, 
 """
 
 import logging
-import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,9 +18,8 @@ from matplotlib.figure import Figure
 from tqdm.auto import tqdm
 from transformers import AutoConfig, AutoImageProcessor
 
-from commandline import UsageError, option, parse_args
+from commandline import UsageError, option, run_main
 from corpora.load import load_corpus
-from corpora.record import BadImageError
 from corpora.table import NONE
 from images.check import verify_images
 from images.transform import transform_of_processor
@@ -151,14 +149,10 @@ def _draw(file: Path, name: str, image, heat, method: str, target: int, names: l
 
 
 def main(argv: Sequence[str] | None = None) -> None:
-    logging.basicConfig(level=logging.INFO, format="%(levelname)s %(name)s: %(message)s", stream=sys.stderr)
-    try:
-        (args,) = parse_args((ExplainArguments,), argv, description=__doc__)
-        files = explain(args)
-    except (ValueError, OSError, BadImageError) as error:
-        logger.debug("where it was found", exc_info=True)
-        sys.exit(f"error: {error}")
-    print(f"{len(files)} overlays in {args.output_dir}")
+    def run(args: ExplainArguments) -> None:
+        print(f"{len(explain(args))} overlays in {args.output_dir}")
+
+    run_main(run, (ExplainArguments,), argv, __doc__)
 
 
 if __name__ == "__main__":

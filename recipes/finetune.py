@@ -10,37 +10,17 @@ all_results.json, predictions.parquet (the test part), validation_predictions.pa
 """
 
 import logging
-import sys
 from collections.abc import Sequence
 
-from accelerate import PartialState
-from huggingface_hub.errors import StrictDataclassError
-
-from commandline import UsageError, parse_args
-from corpora.record import BadImageError
 from training.arguments import ClassifierArguments, FinetuningArguments, LabelledDataArguments
-from training.finetuning import Run
+from training.finetuning import FineTuning
+from training.run import run_training
 
 logger = logging.getLogger("finetune")
 
 
 def main(argv: Sequence[str] | None = None) -> None:
-    logging.basicConfig(level=logging.INFO, format="%(levelname)s %(name)s: %(message)s", stream=sys.stderr)
-    try:
-        arguments = parse_args(
-            (ClassifierArguments, LabelledDataArguments, FinetuningArguments), argv, description=__doc__
-        )
-        if not PartialState().is_main_process:
-            logging.getLogger().setLevel(logging.ERROR)
-        run = Run(*arguments)
-    except (ValueError, OSError, StrictDataclassError) as error:
-        logger.debug("where it was found", exc_info=True)
-        sys.exit(f"error: {error}")
-    try:
-        run.train()
-    except (FloatingPointError, BadImageError, UsageError) as error:
-        sys.exit(f"error: {error}")
-    run.trainer.accelerator.end_training()
+    run_training(FineTuning, (ClassifierArguments, LabelledDataArguments, FinetuningArguments), argv, __doc__)
 
 
 if __name__ == "__main__":

@@ -13,9 +13,8 @@ own get names of our own there; private/names.csv, which is never published, kno
 
 import json
 import logging
-import sys
 import tempfile
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import asdict
 from pathlib import Path
 
@@ -23,7 +22,7 @@ import yaml
 from huggingface_hub import DatasetCard, DatasetCardData
 from tqdm.auto import tqdm
 
-from commandline import UsageError, parse_args
+from commandline import UsageError, run_main
 from corpora.facts import FACTS, CorpusFacts, facts_of, known_name
 from hub.cards import DATA_ADDRESS
 from hub.contents import PublishArguments, publication_of
@@ -164,35 +163,33 @@ def _write_card(file: Path, args: PrepareArguments, report: dict, counts: dict, 
     card.save(file)
 
 
-def push(output: Path, repo_id: str, private: bool) -> Iterator[str]:
-    """Publish the folder; what to tell the user, a line each.
+def push(output: Path, repo_id: str, private: bool) -> None:
+    """Publish the folder, and print where.
 
     Raises:
         UsageError: what is wrong, and how to go on.
     """
     publication, _ = publication_of(PublishArguments(str(output), repo_id, "dataset", private=private))
-    publication.again = f"to go on: {publication.command}"
-    yield from publish(publication, "Prepared data set", output)
-
-
-def main(argv: Sequence[str] | None = None) -> None:
-    logging.basicConfig(level=logging.INFO, format="%(levelname)s %(name)s: %(message)s", stream=sys.stderr)
+    how_to_go_on = f"to go on: {publication.command}"  # the same command would prepare it anew
     try:
-        (args,) = parse_args((PrepareArguments,), argv, description=__doc__)
-        output = prepare(args)
-    except (ValueError, OSError) as error:
-        logger.debug("where it was found", exc_info=True)
-        sys.exit(f"error: {error}")
+        for line in publish(publication, "Prepared data set", output, how_to_go_on):
+            print(line, flush=True)
+    except (UsageError, OSError) as error:
+        raise UsageError(f"push_to_hub: {error}") from error
+
+
+def run(args: PrepareArguments) -> Callable[[], None] | None:
+    """Prepare the corpus; pushing it, where that is asked for, is what is left to do."""
+    output = prepare(args)
     print(f"data set {output}")
     print(f"report   {output / 'report.md'}")
     if not args.keep_file_names:
         print(f"names    {output / PRIVATE / 'names.csv'}, which is not published")
-    if args.push_to_hub:
-        try:
-            for line in push(output, args.push_to_hub, args.private):
-                print(line, flush=True)
-        except (UsageError, OSError) as error:
-            sys.exit(f"error: push_to_hub: {error}")
+    return (lambda: push(output, args.push_to_hub, args.private)) if args.push_to_hub else None
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    run_main(run, (PrepareArguments,), argv, __doc__)
 
 
 if __name__ == "__main__":

@@ -10,37 +10,35 @@ Interrupted, the same command goes on. Log in first with `hf auth login`, or set
 """
 
 import logging
-import sys
 from collections.abc import Sequence
 
 from huggingface_hub import ModelCard
 
-from commandline import parse_args
+from commandline import run_main
 from hub.contents import PublishArguments, publication_of
 from hub.repository import publish, shown
 
 logger = logging.getLogger("publish")
 
 
+def run(args: PublishArguments) -> None:
+    """Publish, or show what would be published."""
+    publication, folder = publication_of(args)
+    if args.repo_type == "model" and not ModelCard(publication.files["README.md"].decode()).data.license:
+        logger.warning("the card names no licence: --license ID, e.g. cc-by-4.0")
+    if args.dry_run:
+        print("\n".join(shown(publication)))
+        return
+    for name, reason in publication.left_out.items():
+        logger.info("left out %s: %s", name, reason)
+    what = "Model" if args.repo_type == "model" else folder.name
+    loaded_back = None if args.repo_type == "space" else folder
+    for line in publish(publication, f"{what}, published with GLCM-MAE", loaded_back):
+        print(line, flush=True)
+
+
 def main(argv: Sequence[str] | None = None) -> None:
-    logging.basicConfig(level=logging.INFO, format="%(levelname)s %(name)s: %(message)s", stream=sys.stderr)
-    try:
-        (args,) = parse_args((PublishArguments,), argv, description=__doc__)
-        publication, folder = publication_of(args)
-        if args.repo_type == "model" and not ModelCard(publication.files["README.md"].decode()).data.license:
-            logger.warning("the card names no licence: --license ID, e.g. cc-by-4.0")
-        if args.dry_run:
-            print("\n".join(shown(publication)))
-            return
-        for name, reason in publication.left_out.items():
-            logger.info("left out %s: %s", name, reason)
-        what = "Model" if args.repo_type == "model" else folder.name
-        loaded_back = None if args.repo_type == "space" else folder
-        for line in publish(publication, f"{what}, published with GLCM-MAE", loaded_back):
-            print(line, flush=True)
-    except (ValueError, OSError) as error:
-        logger.debug("where it was found", exc_info=True)
-        sys.exit(f"error: {error}")
+    run_main(run, (PublishArguments,), argv, __doc__)
 
 
 if __name__ == "__main__":

@@ -384,13 +384,13 @@ FILES = [
         "tests/test_files.py::test_a_file_that_is_being_written_survives_a_folder_that_is_replaced_beside_it",
     ),
     Mutation(
-        "recipes/training/run.py",
+        "recipes/training/resume.py",
         "if checkpoint is None or checkpoint.resolve().parent != output_dir.resolve():",
         "if checkpoint is None:",
         "tests/test_files.py::test_a_resume_of_a_checkpoint_elsewhere_replaces_what_its_killed_attempt_left",
     ),
     Mutation(
-        "recipes/training/run.py",
+        "recipes/training/resume.py",
         '    with replaced_file(output_dir / "config.yaml") as new:',
         '    with (output_dir / "config.yaml").open("w") as file, replaced_file(output_dir / "config.yaml") as new:',
         "tests/test_files.py::test_a_configuration_that_cannot_be_written_leaves_the_former_one",
@@ -432,43 +432,37 @@ FILES = [
         "tests/test_files.py::test_a_corpus_is_not_prepared_into_a_folder_of_something_else",
     ),
     Mutation(
-        "recipes/training/finetuning.py",
-        "            rehearse(self.trainer, self.args.max_steps if self.args.max_steps > 0 else steps)",
-        "            pass",
-        "tests/test_finetune.py::test_a_mistake_deletes_nothing",
-    ),
-    Mutation(
-        "recipes/training/pretraining.py",
-        '        rehearse(self.trainer, derived["max_steps"])',
-        "        pass",
-        "tests/test_pretrain.py::test_a_mistake_deletes_nothing",
-    ),
-    Mutation(
         "recipes/training/run.py",
+        "            rehearse(self.trainer, self._num_steps())",
+        "            pass",
+        "tests/test_pretrain.py::test_a_mistake_deletes_nothing tests/test_finetune.py::test_a_mistake_deletes_nothing",
+    ),
+    Mutation(
+        "recipes/training/resume.py",
         "path.is_dir() and path.name[11:].isdecimal()",
         "path.exists()",
         "tests/test_files.py::test_an_overwritten_run_loses_what_it_wrote_only",
     ),
     Mutation(
-        "recipes/training/run.py",
+        "recipes/training/resume.py",
         "(path == folder.resolve() or any(",
         "(any(",
         "tests/test_pretrain.py::test_a_mistake_deletes_nothing",
     ),
     Mutation(
-        "recipes/training/run.py",
+        "recipes/training/resume.py",
         "                changed = name not in allowed and old != new",
         '                changed = name in ("learning_rate", "seed") and old != new',
         "tests/test_pretrain.py::test_resume_refuses_another_training",
     ),
     Mutation(
-        "recipes/training/run.py",
+        "recipes/training/resume.py",
         "                changed = (old is None) != (new is None)",
         "                changed = False",
         "tests/test_pretrain.py::test_resume_refuses_another_training",
     ),
     Mutation(
-        "recipes/training/run.py",
+        "recipes/training/resume.py",
         '    stored["derived"].setdefault("mixed_precision", asked)',
         "    pass",
         "tests/test_finetune.py::test_a_run_of_an_earlier_version_is_resumed_where_its_settings_tell_enough",
@@ -480,8 +474,8 @@ FILES = [
         "tests/test_pretrain.py::test_a_stream_is_resumed_where_it_was_after_more_than_one_pass",
     ),
     Mutation(
-        "recipes/training/finetuning.py",
-        '                "mixed_precision": self.trainer.accelerator.mixed_precision,\n',
+        "recipes/training/run.py",
+        '            "mixed_precision": self.trainer.accelerator.mixed_precision,\n',
         "",
         "tests/test_finetune.py::test_a_resume_refuses_the_precision_of_another_launcher",
     ),
@@ -731,8 +725,8 @@ CORPORA = [
     ),
     Mutation(
         "recipes/training/pretraining.py",
-        "        facts = facts_of(data_args.corpus, data_args.data_dir)\n        if args.export_picture",
-        "        facts = facts_of(data_args.corpus)\n        if args.export_picture",
+        "self.facts = facts_of(data_args.corpus, data_args.data_dir)",
+        "self.facts = facts_of(data_args.corpus)",
         "tests/test_corpora.py::test_a_folder_of_gbcu_is_as_little_given_out_as_gbcu",
     ),
     Mutation(
@@ -936,21 +930,21 @@ PRETRAINING = [
         "tests/test_pretrain.py::test_a_stream_of_float_images_takes_the_white_level_of_its_rows_and_passes_over_what_is_bad",
     ),
     Mutation(
-        "recipes/training/pretraining.py",
+        "recipes/training/run.py",
         "yaml.safe_dump(self.published, sort_keys=False)",
         "yaml.safe_dump(self._published(), sort_keys=False)",
         "tests/test_pretrain.py::test_a_relative_path_that_is_gone_in_the_end_is_not_published",
     ),
     Mutation(
-        "recipes/training/pretraining.py",
+        "recipes/training/run.py",
         "rate = args.base_learning_rate * effective / 256",
         "rate = args.base_learning_rate * effective / 128",
         "tests/test_pretrain.py::test_base_learning_rate_is_that_of_256_images_an_update",
     ),
     Mutation(
         "recipes/training/pretraining.py",
-        "digests = set().union(*self.digests.values())",
-        'digests = set(self.digests["train"])',
+        "return set().union(*self.digests.values())",
+        'return set(self.digests["train"])',
         "tests/test_pretrain.py::test_export_lists_every_image_that_was_seen",
     ),
     Mutation(
@@ -1060,7 +1054,7 @@ FINETUNING = [
         "tests/test_finetune.py::test_a_mistake_deletes_nothing",
     ),
     Mutation(
-        "recipes/training/run.py",
+        "recipes/training/resume.py",
         '        stored["training"]["metric_for_best_model"] = chosen',
         "        pass",
         "tests/test_finetune.py::test_a_metric_that_the_validation_part_cannot_give_is_named_and_means_are_called_macro",
@@ -1072,9 +1066,9 @@ FINETUNING = [
         "tests/test_finetune.py::test_cross_validation_writes_to_the_home_folder_alone_where_that_is_asked_for",
     ),
     Mutation(
-        "recipes/training/pretraining.py",
-        "return list_of_images(self.seen | digests)",
-        "return list_of_images(digests)",
+        "recipes/training/run.py",
+        "list_of_images(self.seen | self._digests())",
+        "list_of_images(self._digests())",
         "tests/test_finetune.py::test_an_encoder_remembers_the_images_of_its_ancestors",
     ),
     Mutation(
@@ -1091,8 +1085,8 @@ FINETUNING = [
     ),
     Mutation(
         "recipes/training/pretraining.py",
-        "return None if unknown else seen",
-        "return seen or set()",
+        "return None if unknown else self.seen",
+        "return self.seen or set()",
         "tests/test_finetune.py::test_an_encoder_with_an_unknown_ancestor_says_so_and_lists_no_images",
     ),
     Mutation(
@@ -1187,7 +1181,7 @@ FINETUNING = [
         "tests/test_finetune.py::test_the_loss_is_weighted_smoothed_and_mixed_as_asked_for",
     ),
     Mutation(
-        "recipes/training/finetuning.py",
+        "recipes/training/run.py",
         "args.base_learning_rate * effective / 256",
         "args.base_learning_rate * effective / 128",
         "tests/test_finetune.py::test_rates_depth_and_augmentation_are_those_that_were_asked_for",
@@ -1615,21 +1609,15 @@ HUB = [
         "tests/test_publish.py::test_what_others_wrote_is_replaced_only_if_one_says_so",
     ),
     Mutation(
-        "recipes/training/pretraining.py",
+        "recipes/training/run.py",
         "                open_repository(self.publication)\n",
         "                pass\n",
-        "tests/test_publish.py::test_a_repository_that_is_not_ours_is_known_before_the_training[pretrain]",
-    ),
-    Mutation(
-        "recipes/training/finetuning.py",
-        "                open_repository(self.publication)\n",
-        "                pass\n",
-        "tests/test_publish.py::test_a_repository_that_is_not_ours_is_known_before_the_training[finetune]",
+        "tests/test_publish.py::test_a_repository_that_is_not_ours_is_known_before_the_training",
     ),
     Mutation(
         "recipes/cross_validate.py",
-        "            open_repository(Publication(",
-        "            print(Publication(",
+        "        open_repository(Publication(",
+        "        print(Publication(",
         "tests/test_publish.py::test_a_repository_that_is_not_ours_is_known_before_the_training[cross_validate]",
     ),
     # what is loaded back
@@ -1750,8 +1738,8 @@ HUB = [
     ),
     Mutation(
         "recipes/publish.py",
-        '            print("\\n".join(shown(publication)))\n            return\n',
-        '            print("\\n".join(shown(publication)))\n',
+        '        print("\\n".join(shown(publication)))\n        return\n',
+        '        print("\\n".join(shown(publication)))\n',
         "tests/test_publish.py::test_what_others_wrote_is_replaced_only_if_one_says_so",
     ),
     Mutation(
@@ -1775,8 +1763,8 @@ HUB = [
     ),
     Mutation(
         "recipes/training/pretraining.py",
-        "digests = set().union(*self.digests.values())",
-        "digests = {digest for part in (self.data.train,) for digest in image_digests(part.dataset)}",
+        "return set().union(*self.digests.values())",
+        "return {digest for part in (self.data.train,) for digest in image_digests(part.dataset)}",
         "tests/test_publish.py::test_images_are_hashed_once_however_often_a_checkpoint_is_published",
     ),
 ]

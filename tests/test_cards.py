@@ -24,10 +24,10 @@ from safetensors.torch import save_file
 from transformers import AutoModelForImageClassification, TrainerControl, TrainerState, ViTConfig, pipeline
 
 import publish as publish_recipe
-from commandline import UsageError
+from commandline import UsageError, parse_args
 from corpora.facts import FACTS
 from hub.cards import ADDRESS, DATA_ADDRESS, Origin, origin_of
-from hub.contents import push_asked_for, take_export
+from hub.contents import publication_of_run, with_export
 from hub.export import write_classifier, write_export
 from hub.publication import Publication
 from hub.repository import finish, open_repository, send
@@ -238,9 +238,7 @@ def test_what_trainer_writes_and_our_own_files_are_no_secrets(tmp_path):
 @pytest.fixture
 def publication(tmp_path) -> Publication:
     classifier(tmp_path / "export")
-    found = Publication(tmp_path / "export", REPO)
-    take_export(found)
-    return found
+    return with_export(Publication(tmp_path / "export", REPO))
 
 
 def test_a_token_that_only_reads_is_known_before_the_training_also_of_an_existing_repository(hub, client, tmp_path):
@@ -266,7 +264,7 @@ def test_a_repository_of_another_kind_is_left_as_it_was(hub, client, publication
     send(publication, "first")
     export(tmp_path / "encoder", tiny_config())
     other = Publication(tmp_path / "encoder", REPO, gated="manual")
-    take_export(other)
+    other = with_export(other)
     with pytest.raises(UsageError, match="take another repo_id"):
         send(other, "second")
     assert not hub.repo(REPO).gated and len(hub.commits(REPO)) == 2
@@ -353,12 +351,12 @@ def test_no_failure_of_publishing_a_checkpoint_stops_the_training(
 def test_push_to_hub_of_a_recipe_is_for_the_end_and_says_how_to_go_on(arguments, tmp_path):
     given = {"output_dir": str(tmp_path), "push_to_hub": True, "hub_model_id": REPO, "use_cpu": True}
     args = arguments(**given, hub_revision="trial", hub_private_repo=True)
-    asked = push_asked_for(args, tmp_path / "export")
-    assert args.hub_strategy == "end" and not args.push_to_hub
+    asked = publication_of_run(args, tmp_path / "export")
+    assert args.hub_strategy == "end"
     assert (asked.revision, asked.private) == ("trial", True)
     command = asked.command.split()
     assert command[:2] == ["python", "recipes/publish.py"]
-    (again,) = publish_recipe.parse_args((publish_recipe.PublishArguments,), ["--export_dir", "/", *command[4:]])
+    (again,) = parse_args((publish_recipe.PublishArguments,), ["--export_dir", "/", *command[4:]])
     assert (again.repo_id, again.private, again.revision) == (REPO, True, "trial")
 
 

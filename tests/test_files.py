@@ -20,7 +20,7 @@ from images.transform import ImageTransform
 from modeling_glcm_mae import GLCMMAEForPreTraining
 from output_folder import check_output, delete, replaced_file, replaced_folder
 from prepare_corpus import prepare
-from training.run import begin_run, checkpoint_to_resume
+from training.resume import begin_run, checkpoint_to_resume
 
 SCRIPTS = {
     "prepare_corpus": ["--corpus", "folder", "--data_dir", "nowhere"],

@@ -215,7 +215,7 @@ def test_seed_decides_the_order_of_the_images(corpus, exported, tmp_path):
         given = FAST | {"corpus": str(corpus), "output_dir": str(tmp_path), "model_name_or_path": str(exported)}
         arguments = [f"--{name}={value}" for name, value in (given | {"seed": seed}).items()]
         kinds = (ClassifierArguments, LabelledDataArguments, FinetuningArguments)
-        orders.append(list(finetuning.Run(*finetune.parse_args(kinds, arguments)).trainer._get_train_sampler()))
+        orders.append(list(finetuning.FineTuning(*parse_args(kinds, arguments)).trainer._get_train_sampler()))
     assert orders[0] == orders[1] != orders[2]
 
 
@@ -263,12 +263,12 @@ def test_a_transform_comes_back_from_its_processor(transform, tmp_path):
     assert (back, white) == (transform, 4095)
 
 
-def checked(corpus: Path, output: Path, *options: str, **changed: str) -> finetuning.Run:
+def checked(corpus: Path, output: Path, *options: str, **changed: str) -> finetuning.FineTuning:
     """A run as it is before its first step."""
     given = {name: value for name, value in (FAST | changed).items() if value}
     kinds = (ClassifierArguments, LabelledDataArguments, FinetuningArguments)
     arguments = [text for name, value in given.items() for text in (f"--{name}", value)]
-    return finetuning.Run(
+    return finetuning.FineTuning(
         *parse_args(kinds, ["--corpus", str(corpus), "--output_dir", str(output), *arguments, *options])
     )
 
@@ -650,12 +650,12 @@ def test_a_mistake_deletes_nothing(finished, corpus, exported, changed, message)
     }
 
 
-def _begun(corpus: Path, output: Path, *options: str, **changed: str) -> finetuning.Run:
+def _begun(corpus: Path, output: Path, *options: str, **changed: str) -> finetuning.FineTuning:
     """A resume, up to its first step."""
     given = FAST | changed | {"resume_from_checkpoint": "last", "corpus": str(corpus), "output_dir": str(output)}
     kinds = (ClassifierArguments, LabelledDataArguments, FinetuningArguments)
     arguments = [text for name, value in given.items() for text in (f"--{name}", value)]
-    return finetuning.Run(*parse_args(kinds, [*arguments, *options]))
+    return finetuning.FineTuning(*parse_args(kinds, [*arguments, *options]))
 
 
 @pytest.mark.parametrize(

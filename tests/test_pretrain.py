@@ -444,10 +444,10 @@ def test_resume_refuses_another_training(changed, named, run, images, tmp_path):
 
 def resumed(**given):
     """A resume, up to its first step."""
-    from training.pretraining import Run
+    from training.pretraining import Pretraining
 
     arguments = options(**TINY | {"mse_epochs": 1, "resume_from_checkpoint": "last"} | given)
-    return Run(*parse_args((ModelArguments, DataArguments, PretrainingArguments), arguments))
+    return Pretraining(*parse_args((ModelArguments, DataArguments, PretrainingArguments), arguments))
 
 
 def test_a_resume_may_move_the_images_and_change_what_is_shown(run, images, tmp_path, caplog):
@@ -531,13 +531,13 @@ def test_a_relative_path_that_is_gone_in_the_end_is_not_published(images, tmp_pa
 
     monkeypatch.chdir(tmp_path)
     shutil.copytree(images, tmp_path / "of_somebody" / "scans")
-    whole_model = pretraining.Run._whole_model
+    whole_model = pretraining.Pretraining._whole_model
 
     def moved_after_the_training(run):
         shutil.rmtree("of_somebody")
         return whole_model(run)
 
-    monkeypatch.setattr(pretraining.Run, "_whole_model", moved_after_the_training)
+    monkeypatch.setattr(pretraining.Pretraining, "_whole_model", moved_after_the_training)
     given = TINY | {"held_out": 0, "max_steps": 1, "corpus": "of_somebody/scans", "output_dir": "my_runs/run"}
     pretrain.main(options(**given))
     published = (tmp_path / "my_runs" / "run" / "export" / "config.yaml").read_text()
@@ -641,22 +641,22 @@ def test_a_stream_with_held_out_images_under_spawned_workers(images, tmp_path):
 def test_mse_epochs_are_epochs_whatever_the_length(images, tmp_path):
     from commandline import parse_args
     from training.arguments import DataArguments, ModelArguments, PretrainingArguments
-    from training.pretraining import Run
+    from training.pretraining import Pretraining
 
     # 48 images in batches of 16: 3 steps an epoch
     for length in ({"max_steps": 10}, {"num_train_epochs": 2.34}):
         argv = options(**TINY | {"mse_epochs": 1} | length, corpus=images, output_dir=tmp_path / "run")
-        run = Run(*parse_args((ModelArguments, DataArguments, PretrainingArguments), argv))
+        run = Pretraining(*parse_args((ModelArguments, DataArguments, PretrainingArguments), argv))
         run.trainer.state.max_steps = run.resolved["derived"]["max_steps"]
         assert [run.trainer.objective_at(step)[0] for step in range(5)] == [False] * 3 + [True] * 2
 
 
 def prepared(images, tmp_path, **changes):
     """A run that is about to begin."""
-    from training.pretraining import Run
+    from training.pretraining import Pretraining
 
     argv = options(**TINY | changes, corpus=images, output_dir=tmp_path / "run")
-    return Run(*parse_args((ModelArguments, DataArguments, PretrainingArguments), argv))
+    return Pretraining(*parse_args((ModelArguments, DataArguments, PretrainingArguments), argv))
 
 
 def test_base_learning_rate_is_that_of_256_images_an_update(images, tmp_path, monkeypatch):
@@ -809,10 +809,10 @@ def test_grey_range_follows_the_normalisation(tmp_path):
 
 
 def test_weight_decay_spares_biases_and_norms(images, tmp_path):
-    from training.pretraining import Run
+    from training.pretraining import Pretraining
 
     given = TINY | {"corpus": images, "output_dir": tmp_path / "run", "weight_decay": 0.05}
-    run = Run(*parse_args((ModelArguments, DataArguments, PretrainingArguments), options(**given)))
+    run = Pretraining(*parse_args((ModelArguments, DataArguments, PretrainingArguments), options(**given)))
     optimizer = run.trainer.create_optimizer()
     names = {id(parameter): name for name, parameter in run.model.named_parameters()}
     groups = {group["weight_decay"]: {names[id(p)] for p in group["params"]} for group in optimizer.param_groups}

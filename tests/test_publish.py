@@ -41,7 +41,7 @@ from transformers import (
 import publish as publish_recipe
 from commandline import UsageError
 from hub.cards import ADDRESS
-from hub.contents import take_export
+from hub.contents import with_export
 from hub.export import write_classifier, write_export
 from hub.publication import Publication
 from hub.repository import MANIFEST, open_repository, send, verify
@@ -759,7 +759,7 @@ def test_what_others_wrote_is_replaced_only_if_one_says_so(
 def test_only_what_our_last_commit_wrote_is_deleted(hub, client, classifier, caplog):
     client()
     publication = Publication(classifier, REPO)
-    take_export(publication)
+    publication = with_export(publication)
     files = publication.files
     publication.files = files | {"stale.py": b"a = 1\n", "stale.safetensors": b"\0s", "edited.py": b"a = 1\n"}
     send(publication, "first")
@@ -863,7 +863,7 @@ def test_images_are_hashed_once_however_often_a_checkpoint_is_published(hub, cli
 def publication(classifier, tmp_path) -> Publication:
     """Of a copy of the classifier, which a test may change."""
     found = Publication(shutil.copytree(classifier, tmp_path / "export"), REPO)
-    take_export(found)
+    found = with_export(found)
     return found
 
 
@@ -952,7 +952,7 @@ def test_private_is_private_from_the_first_moment(hub, client, verified_here, cl
 def test_a_pickle_and_a_checkpoint_are_left_out_and_named(hub, client, publication):
     for name in ("training_args.bin", "checkpoint-3/model.safetensors", ".cache/a.json", "optimizer.pt"):
         write(publication.folder / name, b"x")
-    take_export(publication)
+    publication = with_export(publication)
     client()
     send(publication, "first")
     assert set(publication.left_out) == {

@@ -52,7 +52,7 @@ from training.arguments import DataArguments, ModelArguments, PretrainingArgumen
 from training.feeding import PretrainDataset, collate
 from training.frozen import encoder_features, probe_accuracy
 from training.models import build_model
-from training.pretraining import Run
+from training.pretraining import Pretraining
 
 CONFIG = Path(__file__).resolve().parents[1] / "configs" / "quickstart.yaml"
 UNTRAINED = "none"
@@ -134,7 +134,7 @@ def settings_of(
 
 
 def measure(
-    preset: str, run: Run, labelled: PretrainDataset, test: PretrainDataset, labels: Sequence[int]
+    preset: str, run: Pretraining, labelled: PretrainDataset, test: PretrainDataset, labels: Sequence[int]
 ) -> dict[str, Any]:
     """Train one run, then probe its encoder and judge its reconstructions.
 
@@ -174,7 +174,7 @@ def measure(
     return {"probe": probe, **judged, "gradient_energy_ratio": ratio, "minutes": minutes}
 
 
-def _labelled_and_test(run: Run, options: argparse.Namespace) -> tuple[PretrainDataset, PretrainDataset]:
+def _labelled_and_test(run: Pretraining, options: argparse.Namespace) -> tuple[PretrainDataset, PretrainDataset]:
     """Whole images that the probe learns from, and those that it is tested on."""
     if options.corpus != "speckle":
         if run.data.labelled is None:
@@ -261,7 +261,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         if record is None:
             with tempfile.TemporaryDirectory() as folder:
                 try:
-                    run = Run(*arguments_of(preset, seed, options, extra, folder))
+                    run = Pretraining(*arguments_of(preset, seed, options, extra, folder))
                     labelled_and_test = _labelled_and_test(run, options)
                 except (ValueError, OSError, StrictDataclassError) as error:
                     sys.exit(f"error: {error}")

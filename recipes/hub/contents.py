@@ -1,7 +1,7 @@
 """What is asked to be published: its files, its card, and what is left out."""
 
 import json
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from huggingface_hub import (
@@ -153,14 +153,12 @@ def _beside_the_space(folder: Path) -> dict[str, Path]:
     return found
 
 
-def push_asked_for(args: TrainingArguments, folder: Path) -> Publication | None:
-    """What `push_to_hub` of a recipe asks for; `None` if it is not set.
-
-    Trainer's own way is switched off: it sends pickles, checkpoints, and a card over ours.
+def publication_of_run(args: TrainingArguments, folder: Path) -> Publication | None:
+    """What `push_to_hub` of a recipe asks for, still without files; `None` if it is not set.
 
     Args:
-        args: `push_to_hub` is set to false.
-        folder: the export of the run.
+        args: of the run.
+        folder: its export.
 
     Raises:
         UsageError: `hub_model_id` or `hub_strategy` is not allowed, or a token is among the arguments.
@@ -174,17 +172,17 @@ def push_asked_for(args: TrainingArguments, folder: Path) -> Publication | None:
     if args.hub_strategy not in allowed:
         names = ", ".join(strategy.value for strategy in allowed)
         raise UsageError(f"hub_strategy must be one of {names}, got {args.hub_strategy.value!r}")
-    args.push_to_hub = False
     revision = args.hub_revision or "main"
     return Publication(folder, args.hub_model_id, private=bool(args.hub_private_repo), revision=revision)
 
 
-def take_export(publication: Publication) -> None:
-    """Fill in the files of a run's export.
+def with_export(publication: Publication) -> Publication:
+    """The publication, with the files that its folder, the export of a run, holds now.
 
     Raises:
         UsageError: a file that must not be published, or a model that others could not open.
     """
-    files, publication.left_out = files_of(publication.folder)
+    files, left_out = files_of(publication.folder)
     check_model(publication.folder, files)
-    publication.files = files | {"README.md": render_card(text_of(files["README.md"]), publication.repo_id).encode()}
+    files |= {"README.md": render_card(text_of(files["README.md"]), publication.repo_id).encode()}
+    return replace(publication, files=files, left_out=left_out)

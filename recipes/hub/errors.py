@@ -20,7 +20,7 @@ from huggingface_hub.errors import (
 )
 
 from commandline import UsageError
-from hub.publication import Publication
+from hub.publication import SAME_COMMAND, Publication
 
 logger = logging.getLogger("publish")
 
@@ -52,8 +52,8 @@ def with_retries(what: str, call: Callable[[], _T]) -> _T:
 class explained:  # noqa: N801 - reads as a statement
     """Turn what the client raises into one message that tells what to do."""
 
-    def __init__(self, publication: Publication):
-        self.publication = publication
+    def __init__(self, publication: Publication, how_to_go_on: str = SAME_COMMAND):
+        self.publication, self.how_to_go_on = publication, how_to_go_on
 
     def __enter__(self) -> None:
         return None
@@ -66,7 +66,7 @@ class explained:  # noqa: N801 - reads as a statement
         if reason is None:
             return
         raise UsageError(
-            f"{self.publication.repo_id}: {reason}. {self.publication.folder} is untouched; {self.publication.again}"
+            f"{self.publication.repo_id}: {reason}. {self.publication.folder} is untouched; {self.how_to_go_on}"
         ) from error
 
 

@@ -31,7 +31,6 @@ class Publication:
         create_pr: propose the commit as a pull request.
         collection: title of a collection of the same owner to list the repository in.
         replace: delete whatever else the repository holds, whoever wrote it.
-        again: how to go on after a failure; ends its message.
     """
 
     folder: Path
@@ -46,7 +45,6 @@ class Publication:
     create_pr: bool = False
     collection: str | None = None
     replace: bool = False
-    again: str = "the same command goes on where this one stopped"
 
     @property
     def command(self) -> str:
@@ -66,6 +64,9 @@ class Publication:
     def where(self) -> dict[str, str]:
         """The repository, as the functions of `HfApi` are told of it."""
         return {"repo_id": self.repo_id, "repo_type": self.repo_type}
+
+
+SAME_COMMAND = "the same command goes on where this one stopped"  # how to go on after a failure
 
 
 def text_of(content: Path | bytes) -> str:

@@ -29,9 +29,8 @@ from huggingface_hub.repocard import REGEX_YAML_BLOCK
 from huggingface_hub.utils import build_hf_headers, hf_raise_for_status
 
 from commandline import UsageError
-from hub.contents import take_export
 from hub.errors import TIMEOUT, explained, reason_of, with_retries
-from hub.publication import Publication, text_of
+from hub.publication import SAME_COMMAND, Publication, text_of
 
 logger = logging.getLogger("publish")
 
@@ -41,13 +40,13 @@ ATTRIBUTES = ".gitattributes"  # the Hub makes it, and stores large files by it
 MADE_BY_THE_HUB = "Check out the configuration reference at "  # all that the card of a new Space says
 
 
-def open_repository(publication: Publication) -> None:
+def open_repository(publication: Publication, how_to_go_on: str = SAME_COMMAND) -> None:
     """Create the repository, or see that the existing one is ours and as asked for, before anything is sent.
 
     Raises:
         UsageError: what is wrong, and how to go on.
     """
-    with explained(publication):
+    with explained(publication, how_to_go_on):
         api, where = HfApi(), publication.where
         if not publication.create_pr:
             sdk = None
@@ -162,12 +161,13 @@ def _changes(api: HfApi, publication: Publication, revision: str) -> tuple[list[
     return gone, [name for name in others if there[name] not in _digests(publication.files[name]).values()]
 
 
-def send(publication: Publication, message: str) -> dict[str, str]:
+def send(publication: Publication, message: str, how_to_go_on: str = SAME_COMMAND) -> dict[str, str]:
     """Send the files in one commit. Again after an interruption, it goes on, without a second commit.
 
     Args:
         publication: what and how.
         message: of the commit.
+        how_to_go_on: after a failure; ends its message.
 
     Returns:
         `address`, `commit` (SHA), and `pull_request` where one was asked for.
@@ -175,8 +175,8 @@ def send(publication: Publication, message: str) -> dict[str, str]:
     Raises:
         UsageError: what is wrong, and how to go on. Nothing on this machine is changed.
     """
-    open_repository(publication)
-    with explained(publication):
+    open_repository(publication, how_to_go_on)
+    with explained(publication, how_to_go_on):
         api, branch = HfApi(), publication.revision
         manifest = _manifest(publication.files)
 
@@ -199,8 +199,9 @@ def send(publication: Publication, message: str) -> dict[str, str]:
 
         if publication.create_pr:
             # Not tried again: where only the answer was lost, it would be opened twice.
-            publication.again = f"first see in {publication.address}/discussions whether the pull request is there"
-            done = commit()
+            discussions = f"{publication.address}/discussions"
+            with explained(publication, f"first see in {discussions} whether the pull request is there"):
+                done = commit()
             if done.pr_url is None:
                 raise UsageError(f"{publication.address} holds these very files: there is nothing to propose")
             return {"address": publication.address, "commit": done.oid, "pull_request": done.pr_url}
@@ -208,13 +209,13 @@ def send(publication: Publication, message: str) -> dict[str, str]:
         return {"address": publication.address, "commit": done.oid}
 
 
-def finish(publication: Publication, commit: str) -> str:
+def finish(publication: Publication, commit: str, how_to_go_on: str = SAME_COMMAND) -> str:
     """Tag the commit, and list the repository in the collection; returns the tag.
 
     Raises:
         UsageError: what is wrong, and how to go on.
     """
-    with explained(publication):
+    with explained(publication, how_to_go_on):
         api = HfApi()
         tag = _tag(api, publication, commit)
         if publication.collection:
@@ -259,7 +260,7 @@ def _collect(api: HfApi, publication: Publication) -> None:
     )
 
 
-def verify(publication: Publication, revision: str, local: Path) -> list[str]:
+def verify(publication: Publication, revision: str, local: Path, how_to_go_on: str = SAME_COMMAND) -> list[str]:
     """Load it from the Hub in a fresh process with an empty cache, and compare it with the folder.
 
     Args:
@@ -295,27 +296,30 @@ def verify(publication: Publication, revision: str, local: Path) -> list[str]:
         last = [line for line in done.stderr.splitlines() if line.strip()] or ["no message"]
         raise UsageError(
             f"{publication.address} is published (commit {revision}, which gets no tag), but does not load back: "
-            f"{last[-1]}. The folder {publication.folder} is untouched; {publication.again}"
+            f"{last[-1]}. The folder {publication.folder} is untouched; {how_to_go_on}"
         )
     return done.stdout.splitlines()
 
 
-def publish(publication: Publication, message: str, local: Path | None = None) -> Iterator[str]:
+def publish(
+    publication: Publication, message: str, local: Path | None = None, how_to_go_on: str = SAME_COMMAND
+) -> Iterator[str]:
     """Send, load back, and only then tag; what to tell the user, a line each. See `send`, `verify` and `finish`.
 
     Args:
         publication: what and how.
         message: of the commit.
         local: the folder of the model or data set that was sent; `None` for what is not loaded back.
+        how_to_go_on: after a failure; ends its message.
     """
-    done = send(publication, message)
+    done = send(publication, message, how_to_go_on)
     for name, value in done.items():
         yield f"{name:<12} {value}"
     if local is not None:
-        for line in verify(publication, done["commit"], local):
+        for line in verify(publication, done["commit"], local, how_to_go_on):
             yield f"verified     {line}"
     if not publication.create_pr:
-        yield f"tag          {finish(publication, done['commit'])}"
+        yield f"tag          {finish(publication, done['commit'], how_to_go_on)}"
 
 
 def shown(publication: Publication) -> Iterator[str]:
@@ -349,10 +353,3 @@ def _outlook(publication: Publication) -> Iterator[str]:
         yield f"  would delete  {name}"
     for name in overwritten:
         yield f"  overwrites    {name}, which others have written or changed"
-
-
-def publish_export(publication: Publication, message: str) -> Iterator[str]:
-    """`publish` of the export at the end of a run, which the same command would not repeat."""
-    publication.again = f"to go on: {publication.command}"
-    take_export(publication)
-    yield from publish(publication, message, publication.folder)

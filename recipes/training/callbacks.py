@@ -10,7 +10,7 @@ from tqdm.auto import tqdm
 from transformers import ProgressCallback, TrainerCallback
 
 from commandline import UsageError
-from hub.contents import take_export
+from hub.contents import with_export
 from hub.publication import Publication
 from hub.repository import send
 from judging.pictures import draw_reconstructions
@@ -126,11 +126,10 @@ class PublishEverySave(TrainerCallback):
         self.publication, self.write_export = publication, write_export
 
     def on_save(self, args, state, control, **kwargs) -> None:
-        self.publication.again = "the next checkpoint is tried again"
         try:
             self.write_export()
             if state.is_world_process_zero:
-                take_export(self.publication)
-                send(self.publication, f"Step {state.global_step}")
+                filled = with_export(self.publication)
+                send(filled, f"Step {state.global_step}", "the next checkpoint is tried again")
         except (UsageError, OSError, SafetensorError) as error:  # the last: of a full disk, too
             logger.warning("step %d is not published: %s", state.global_step, error)

@@ -21,7 +21,7 @@ from commandline import UsageError, check_repo_id, option
 from images.splits import fingerprint_of, load_prepared
 from judging.summary import compare, comparison_markdown, draw_curves, positive_indices, summarise, summary_markdown
 from output_folder import check_output
-from training.run import whole_checkpoints
+from training.resume import whole_checkpoints
 
 try:
     import fcntl

@@ -1,36 +1,29 @@
-"""The Trainer of the pretraining recipe (objective, terms, pictures); how a run begins and is resumed."""
+"""A run of pretraining: model, data, objective, the figures that judge it, and its export."""
 
 import itertools
-import json
 import logging
-import math
 import re
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
-import transformers
-import yaml
-from accelerate import PartialState
-from transformers import ProgressCallback, set_seed
-from transformers.trainer_utils import HubStrategy
+from transformers.trainer_utils import IntervalStrategy
 
 from commandline import UsageError
 from corpora.facts import facts_of
 from hub.cards import ADDRESS, origin_of
-from hub.contents import push_asked_for
-from hub.export import TRAINING_IMAGES, images_seen, list_of_images, stock_encoder, without_paths, write_export
-from hub.repository import open_repository, publish_export
+from hub.export import TRAINING_IMAGES, stock_encoder, write_export
 from images.splits import fingerprint_of, image_digests, image_sha256
 from modeling_glcm_mae import GLCMMAEForPreTraining
-from output_folder import check_output, replaced_file
-from training.arguments import DataArguments, ModelArguments, PretrainingArguments
-from training.callbacks import ImagesProgressCallback, MetricsFileCallback, PictureCallback, PublishEverySave
+from training.arguments import ModelArguments
+from training.callbacks import PictureCallback
 from training.feeding import PretrainIterableDataset, collate
 from training.frozen import encoder_features, probe_accuracy
 from training.models import build_model
 from training.pretraining_data import grey_statistics, load_data
-from training.run import MAY_CHANGE, begin_run, checkpoint_to_resume, refuse_another_training, rehearse, took
+from training.resume import MAY_CHANGE
+from training.run import Run, training_environment
 from training.trainers import EVALUATED, PREDICTORS, PretrainTrainer
 
 logger = logging.getLogger(__name__)
@@ -55,33 +48,20 @@ STREAM_KEEPS = frozenset(
     }
 )
 FIRST_IMAGES = 64  # of a stream, by which it is known again
-WRITTEN = ("config.yaml", "metrics.jsonl", "all_results.json", "reconstructions", "export", TRAINING_IMAGES)
 
 
-class Run:
-    """Everything of a run, checked before the first step.
+class Pretraining(Run):
+    """A run of pretraining, of `ModelArguments`, `DataArguments` and `PretrainingArguments`."""
 
-    Raises:
-        ValueError, OSError, StrictDataclassError: on a mistake in the arguments or the images, in one clear message.
-    """
+    written = ("config.yaml", "metrics.jsonl", "all_results.json", "reconstructions", "export", TRAINING_IMAGES)
 
-    def __init__(self, model_args: ModelArguments, data_args: DataArguments, args: PretrainingArguments):
-        if args.n_gpu > 1:
-            raise UsageError(
-                f"one process sees {args.n_gpu} GPUs and would split every batch among them (DataParallel): start it "
-                "with `accelerate launch` or `torchrun`, or let it see one GPU by CUDA_VISIBLE_DEVICES=0"
-            )
-        self.model_args, self.data_args, self.args = model_args, data_args, args
-        self.output_dir = check_output(args.output_dir)
-        set_seed(args.seed)
-        facts = facts_of(data_args.corpus, data_args.data_dir)
-        if args.export_picture and facts and facts.no_copies:
-            raise UsageError(f"export_picture must not be true: {facts.no_copies}")
-        self.publication = push_asked_for(args, self.output_dir / "export")
-        self.model = build_model(model_args, data_args)
-        sources = (model_args.model_name_or_path, data_args.corpus, data_args.data_dir, data_args.splits_file)
-        self.checkpoint = checkpoint_to_resume(args, WRITTEN, sources)
-        self.seen = self._seen_before()
+    def _prepare(self) -> None:
+        args, data_args = self.args, self.data_args
+        self.facts = facts_of(data_args.corpus, data_args.data_dir)
+        if args.export_picture and self.facts and self.facts.no_copies:
+            raise UsageError(f"export_picture must not be true: {self.facts.no_copies}")
+        self.model = build_model(self.model_args, data_args)
+        self.seen = self._known_images()
         self.data = load_data(data_args, self.model.config, args.seed)
         if args.probe_labels:
             self._check_probe()
@@ -89,8 +69,6 @@ class Run:
         # Once a run, though every export lists them: reading a whole corpus takes its time.
         parts = {} if self.is_stream else {"train": self.data.train, "held_out": self.data.held_out}
         self.digests = {name: image_digests(part.dataset) for name, part in parts.items() if part is not None}
-        self.trainer = self._make_trainer()
-        self.resolved = self._resolve()
 
     def _check_probe(self) -> None:
         labelled, count = self.data.labelled, self.args.probe_labels
@@ -104,13 +82,11 @@ class Run:
                 f"the training images ({len(labelled)}), got {count}"
             )
 
-    def _seen_before(self) -> set[str] | None:
-        """SHA-256 of the images that the first weights were trained on; `None` if not all will be known in the end."""
-        args = self.model_args
-        seen = images_seen(args.model_name_or_path, args.model_revision, args.model_subfolder)
+    def _known_images(self) -> set[str] | None:
+        """What the first weights have seen; `None`, with a warning, if not all images will be known in the end."""
         unknown = []
-        if seen is None:
-            unknown.append(f"{args.model_name_or_path} does not tell which images it was trained on")
+        if self.seen is None:
+            unknown.append(f"{self.model_args.model_name_or_path} does not tell which images it was trained on")
         if self.data_args.streaming:
             unknown.append("the images of a stream are not known beforehand")
         for reason in unknown:
@@ -119,7 +95,7 @@ class Run:
                 "among them",
                 *(reason, TRAINING_IMAGES),
             )
-        return None if unknown else seen
+        return None if unknown else self.seen
 
     @property
     def is_stream(self) -> bool:
@@ -144,6 +120,14 @@ class Run:
             )
         return statistics
 
+    @property
+    def may_change(self) -> dict[str, frozenset[str]]:
+        """As in every run, and what a pretraining or a stream adds or takes away."""
+        kept = STREAM_KEEPS if self.is_stream else frozenset()
+        return {
+            section: (names | ALSO_MAY_CHANGE.get(section, frozenset())) - kept for section, names in MAY_CHANGE.items()
+        }
+
     def _make_trainer(self) -> PretrainTrainer:
         args, data = self.args, self.data
         if self.is_stream:
@@ -151,24 +135,11 @@ class Run:
             args.accelerator_config.dispatch_batches = False
             if args.max_steps <= 0 or args.mse_epochs >= 1:
                 raise UsageError("a stream has no length: give max_steps, and mse_epochs as a fraction below 1")
-        if args.device.type == "cpu":
-            args.dataloader_pin_memory = False  # asked for without an accelerator, it only warns
         config = self.model.config
         if args.sharpness_start is not None and config.glcm_kernel != "sigmoid":
             raise UsageError(f"sharpness_start needs glcm_kernel sigmoid, got {config.glcm_kernel}")
         if data.held_out is None:
-            args.eval_strategy, args.eval_on_start = transformers.trainer_utils.IntervalStrategy.NO, False
-        effective = args.train_batch_size * args.gradient_accumulation_steps * args.world_size
-        rate = args.learning_rate
-        if rate is None:
-            rate = args.base_learning_rate * effective / 256
-        args.learning_rate = rate
-        logger.info(
-            "%d process(es) on %s; %d x %d x %d = %d images per update (process x accumulation x processes); "
-            "learning rate %.3g",
-            *(args.world_size, args.device.type, args.train_batch_size, args.gradient_accumulation_steps),
-            *(args.world_size, effective, rate),
-        )
+            args.eval_strategy, args.eval_on_start = IntervalStrategy.NO, False
         trainer = PretrainTrainer(
             dataset_mean=torch.tensor(self.statistics["mean_pixel"]),
             model=self.model,
@@ -177,38 +148,37 @@ class Run:
             eval_dataset=data.held_out,
             data_collator=collate,
         )
-        if not args.disable_tqdm:
-            trainer.remove_callback(ProgressCallback)
-            trainer.add_callback(ImagesProgressCallback(trainer.effective_batch_size))
-        trainer.add_callback(MetricsFileCallback(self.output_dir / "metrics.jsonl"))
+        logger.info(
+            "%d process(es) on %s; %d x %d x %d = %d images per update (process x accumulation x processes); "
+            "learning rate %.3g",
+            *(args.world_size, args.device.type, args.train_batch_size, args.gradient_accumulation_steps),
+            *(args.world_size, trainer.effective_batch_size, args.learning_rate),
+        )
         if data.held_out is not None and args.num_pictures:
             transform = data.transform
             batch = collate([data.held_out[i] for i in range(min(args.num_pictures, len(data.held_out)))])
             trainer.add_callback(
                 PictureCallback(
                     *(trainer, batch, transform.image_mean, transform.image_std),
-                    *(self.output_dir / "reconstructions", args.picture_every_epochs),
+                    *(self.picture.parent, args.picture_every_epochs),
                 )
             )
-        if self.publication is not None and args.hub_strategy == HubStrategy.EVERY_SAVE:
-            trainer.add_callback(PublishEverySave(self.publication, self._export_as_it_is))
         return trainer
 
-    def _resolve(self) -> dict:
-        """Every setting of the run with its value, for config.yaml; refuses a resume that changes the training."""
+    @property
+    def _skipped(self) -> list[str]:
+        return self.data.skipped
+
+    def _derived(self) -> dict[str, Any]:
         args = self.args
         derived = {
-            "effective_batch_size": self.trainer.effective_batch_size,
             "world_size": args.world_size,
             "num_train_images": None if self.is_stream else len(self.data.train),
             "train_images_sha256": None if self.is_stream else fingerprint_of(self.data.train.dataset["file_name"]),
             "num_held_out_images": None if self.data.held_out is None else len(self.data.held_out),
-            "skipped_images": self.data.skipped,
             "seed": args.seed,
-            "max_steps": args.max_steps,
-            "mixed_precision": self.trainer.accelerator.mixed_precision,
+            "max_steps": self._num_steps(),
             "white_level": self.data.white_level,
-            "pretraining_images_sha256": None if self.seen is None else fingerprint_of(sorted(self.seen)),
         }
         if self.is_stream:
             first = itertools.islice(self.data.train.dataset, FIRST_IMAGES)
@@ -219,46 +189,18 @@ class Run:
             derived["first_images_sha256"] = fingerprint_of(known)
         else:
             derived["train_contents_sha256"] = fingerprint_of(self.digests["train"])
-        if args.max_steps <= 0:
-            batches = len(self.trainer._get_train_sampler()) // self.trainer.effective_batch_size
-            derived["max_steps"] = math.ceil(args.num_train_epochs * batches)
-        if self.trainer.mse_steps(derived["max_steps"]) >= derived["max_steps"] and self.args.mse_epochs:
+        if self.trainer.mse_steps(derived["max_steps"]) >= derived["max_steps"] and args.mse_epochs:
             raise UsageError(
                 f"mse_epochs {args.mse_epochs:g} leaves no step of {derived['max_steps']} for the objective: for plain "
                 "squared error throughout, choose the preset mse"
             )
-        resolved = {
-            "model": {**vars(self.model_args)},
-            "data": {**vars(self.data_args)},
-            "training": args.to_sanitized_dict(),
-            "model_config": self.model.config.to_dict(),
-            "derived": derived,
-        }
-        resolved["training"]["push_to_hub"] = self.publication is not None
-        resolved = json.loads(json.dumps(resolved, default=str))
-        if self.checkpoint is not None:
-            kept = STREAM_KEEPS if self.is_stream else frozenset()
-            may_change = {
-                section: (names | ALSO_MAY_CHANGE.get(section, frozenset())) - kept
-                for section, names in MAY_CHANGE.items()
-            }
-            refuse_another_training(self.checkpoint, resolved, may_change)
-        rehearse(self.trainer, derived["max_steps"])
-        return resolved
+        return derived
 
-    def train(self) -> None:
-        """Train, judge, export; prints where the results are."""
+    def _digests(self) -> set[str]:
+        return set().union(*self.digests.values())
+
+    def _train(self) -> tuple[GLCMMAEForPreTraining, dict[str, float]]:
         args, trainer = self.args, self.trainer
-        main = trainer.is_world_process_zero()
-        PartialState().wait_for_everyone()  # until all have read the config.yaml of a run that is resumed
-        if main:
-            if self.publication is not None:
-                open_repository(self.publication)
-            begin_run(self.output_dir, WRITTEN, self.checkpoint, self.resolved)
-            self.published = self._published()
-            for name, text in self._training_images().items():
-                (self.output_dir / name).write_text(text)
-        PartialState().wait_for_everyone()
         results = {}
         if args.probe_labels:
             # The checkpoint is loaded by train(): until then the model is as it began.
@@ -276,28 +218,28 @@ class Run:
             results["skipped_images"] = self.data.train.skipped
         if args.probe_labels:
             results |= self._probe("after")
-        model = self._whole_model()
-        if not main:
-            return
+        return self._whole_model(), results
+
+    def _finish(self, model: GLCMMAEForPreTraining, results: dict[str, float]) -> list[str]:
         self._write_export(model, results)
-        # Last: a run with this file is finished.
-        with replaced_file(self.output_dir / "all_results.json") as new:
-            new.write_text(json.dumps(results, indent=2) + "\n")
-        if args.probe_labels:
-            print(
-                f"linear probe, {args.probe_labels} labels: accuracy {results['probe_before']:.3f} before pretraining, "
-                f"{results['probe_after']:.3f} after"
+        lines = []
+        if self.args.probe_labels:
+            before, after = results["probe_before"], results["probe_after"]
+            lines.append(
+                f"linear probe, {self.args.probe_labels} labels: accuracy {before:.3f} before pretraining, "
+                f"{after:.3f} after"
             )
         if self.picture.exists():
-            print(f"picture  {self.picture}")
-        print(f"metrics  {self.output_dir / 'metrics.jsonl'}")
-        print(f"export   {self.output_dir / 'export'}")
-        if self.publication is not None:
-            for line in publish_export(self.publication, f"Pretrained for {trainer.state.global_step} steps"):
-                print(line, flush=True)
+            lines.append(f"picture  {self.picture}")
+        return [*lines, f"metrics  {self.output_dir / 'metrics.jsonl'}", f"export   {self.export}"]
+
+    @property
+    def _commit_message(self) -> str:
+        return f"Pretrained for {self.trainer.state.global_step} steps"
 
     @property
     def picture(self) -> Path:
+        """The last picture of reconstructions."""
         return self.output_dir / "reconstructions" / "last.png"
 
     def _write_export(self, model: GLCMMAEForPreTraining, results: dict) -> None:
@@ -306,10 +248,10 @@ class Run:
             logger.info("no picture in the export, which may be published: %s shows images of the corpus", picture)
             picture = None
         write_export(
-            self.output_dir / "export",
+            self.export,
             model,
             self.data.transform.processor(self.data.white_level, deep=self.data.deep),
-            {"config.yaml": yaml.safe_dump(self.published, sort_keys=False)} | self._training_images(),
+            self._texts(),
             [picture] if picture else [],
             self._card_facts(results, picture),
         )
@@ -318,34 +260,13 @@ class Run:
         """As asked for; else of corpora that are known to be open: images of one's own may show patients."""
         if self.args.export_picture is not None:
             return self.args.export_picture
-        facts = facts_of(self.data_args.corpus, self.data_args.data_dir)
-        return facts is not None and not facts.no_copies
+        return self.facts is not None and not self.facts.no_copies
 
     def _export_as_it_is(self) -> None:
         model = self._whole_model()
         if self.trainer.is_world_process_zero():
             judged = (row for row in reversed(self.trainer.state.log_history) if "eval_loss" in row)
             self._write_export(model, next(judged, {}))
-
-    def _published(self) -> dict:
-        """The resolved recipe without the paths of this machine and the names of files, which may name patients.
-
-        Made once, at the beginning: a relative path is known by what exists, which may be gone when it is published.
-        """
-        published = without_paths(self.resolved)
-        published["model_config"].pop("_name_or_path", None)
-        published["derived"]["skipped_images"] = len(self.data.skipped)
-        return published
-
-    def _training_images(self) -> dict[str, str]:
-        """A line an image that the weights were ever trained on or held out from; none where that is unknown.
-
-        By their SHA-256 finetune.py knows a test image again.
-        """
-        if self.seen is None:
-            return {}
-        digests = set().union(*self.digests.values())
-        return list_of_images(self.seen | digests)
 
     def _probe(self, when: str) -> dict[str, float]:
         labelled, held_out = self.data.labelled, self.data.held_out
@@ -375,8 +296,8 @@ class Run:
             "title": f"GLCM-MAE, pretrained on {Path(corpus).name} (preset {self.model_args.preset})",
             "repo_id": ADDRESS,
             "corpus": corpus if on_hub else Path(corpus).name,
-            "environment": took(results, self.args, self.checkpoint is not None),
-            "data_facts": facts_of(corpus, self.data_args.data_dir),
+            "environment": training_environment(results, self.args, self.checkpoint is not None),
+            "data_facts": self.facts,
             "datasets": [corpus] if on_hub else None,
             "base_model": origin.base_model,
             "origin": origin,

@@ -1,162 +1,203 @@
-"""What every training run shares: what is checked before anything is deleted, resuming, and what it leaves."""
+"""A training, from its arguments to its export: the steps that pretraining and fine-tuning share."""
 
 import json
 import logging
+import math
+from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 import yaml
-from transformers import Trainer, TrainingArguments
+from accelerate import PartialState
+from transformers import PreTrainedModel, ProgressCallback, Trainer, TrainingArguments, set_seed
+from transformers.trainer_utils import HubStrategy
 
-from commandline import UsageError
-from output_folder import delete, replaced_file
+from commandline import UsageError, run_main
+from corpora.record import BadImageError
+from hub.contents import publication_of_run, with_export
+from hub.export import images_seen, list_of_images, without_paths
+from hub.repository import open_repository, publish
+from images.splits import fingerprint_of
+from output_folder import check_output, replaced_file
+from training.callbacks import ImagesProgressCallback, MetricsFileCallback, PublishEverySave
+from training.resume import MAY_CHANGE, begin_run, checkpoint_to_resume, refuse_another_training
 
 logger = logging.getLogger(__name__)
 
-# What may change in a resume, by section of config.yaml. Whatever is not named here must stay: with another setting it
-# would not be the same training.
-MAY_CHANGE: dict[str, frozenset[str]] = {
-    # The weights are those of the checkpoint, and the images are known by their contents.
-    "model": frozenset({"model_name_or_path", "model_revision", "model_subfolder"}),
-    "data": frozenset({"corpus", "data_dir", "splits_file", "bad_images"}),
-    "model_config": frozenset({"_name_or_path", "architectures", "dtype", "transformers_version"}),
-    "derived": frozenset({"world_size", "skipped_images"}),
-    "training": frozenset(
-        {
-            *("output_dir", "overwrite_output_dir", "resume_from_checkpoint"),
-            # judged by what follows from them: learning_rate, effective_batch_size, mixed_precision
-            *("base_learning_rate", "per_device_train_batch_size", "gradient_accumulation_steps", "train_batch_size"),
-            *("bf16", "fp16"),
-            # devices, memory and speed
-            *("use_cpu", "local_rank", "ddp_find_unused_parameters", "ddp_bucket_cap_mb", "ddp_broadcast_buffers"),
-            *("ddp_static_graph", "ddp_backend", "ddp_timeout", "fsdp", "fsdp_config", "parallelism_config"),
-            *("gradient_checkpointing", "gradient_checkpointing_kwargs", "activation_checkpointing"),
-            *("activation_checkpointing_kwargs", "torch_compile", "torch_compile_backend", "torch_compile_mode"),
-            *("torch_empty_cache_steps", "per_device_eval_batch_size", "eval_batch_size", "eval_accumulation_steps"),
-            *("dataloader_num_workers", "dataloader_pin_memory", "dataloader_persistent_workers"),
-            *("dataloader_prefetch_factor", "dataloader_multiprocessing_context", "skip_memory_metrics"),
-            # what is shown, kept and published
-            *("logging_strategy", "logging_steps", "logging_first_step", "log_on_each_node", "log_level"),
-            *("log_level_replica", "disable_tqdm", "report_to", "run_name", "project", "trackio_space_id"),
-            *("trackio_bucket_id", "trackio_static_space_id", "include_num_input_tokens_seen", "debug"),
-            *("save_total_limit", "save_on_each_node", "enable_jit_checkpoint", "push_to_hub", "hub_token"),
-            *("hub_private_repo", "hub_model_id", "hub_strategy", "hub_always_push", "hub_revision"),
+
+class Run(ABC):
+    """A training: the constructor finds all that can be wrong, `train` then deletes an earlier run, trains and exports.
+
+    Args:
+        model_args: with `model_name_or_path`, `model_revision` and `model_subfolder` of the first weights.
+        data_args: with `corpus` and `splits_file`.
+        args: with `base_learning_rate` and `overwrite_output_dir` beside the fields of `TrainingArguments`; the rate is
+            filled in.
+
+    Raises:
+        ValueError, OSError, StrictDataclassError: on a mistake in the arguments or the images, in one clear message.
+    """
+
+    written: ClassVar[tuple[str, ...]]  # what a run leaves in its output_dir, besides checkpoints
+    may_change: dict[str, frozenset[str]] = MAY_CHANGE  # in a resume
+
+    def __init__(self, model_args: Any, data_args: Any, args: TrainingArguments):
+        if not PartialState().is_main_process:
+            logging.getLogger().setLevel(logging.ERROR)  # one process tells what all would
+        if args.n_gpu > 1:
+            raise UsageError(
+                f"one process sees {args.n_gpu} GPUs and would split every batch among them (DataParallel): start it "
+                "with `accelerate launch` or `torchrun`, or let it see one GPU by CUDA_VISIBLE_DEVICES=0"
+            )
+        self.model_args, self.data_args, self.args = model_args, data_args, args
+        self.output_dir = check_output(args.output_dir)
+        self.publication = publication_of_run(args, self.export)
+        args.push_to_hub = False  # Trainer's own way sends pickles, checkpoints, and a card over ours
+        set_seed(args.seed)
+        self.checkpoint = checkpoint_to_resume(args, self.written, self._sources())
+        # SHA-256 of the images that the first weights have seen; None if that will not be known of all in the end
+        self.seen = images_seen(model_args.model_name_or_path, model_args.model_revision, model_args.model_subfolder)
+        self._prepare()
+        if args.device.type == "cpu":
+            args.dataloader_pin_memory = False  # asked for without an accelerator, it only warns
+        effective = args.train_batch_size * args.gradient_accumulation_steps * args.world_size
+        if args.learning_rate is None:
+            args.learning_rate = args.base_learning_rate * effective / 256
+        self.trainer = self._make_trainer()
+        if not args.disable_tqdm:
+            self.trainer.remove_callback(ProgressCallback)
+            self.trainer.add_callback(ImagesProgressCallback(effective))
+        self.trainer.add_callback(MetricsFileCallback(self.output_dir / "metrics.jsonl"))
+        if self.publication is not None and args.hub_strategy == HubStrategy.EVERY_SAVE:
+            self.trainer.add_callback(PublishEverySave(self.publication, self._export_as_it_is))
+        self.resolved = self._resolve()
+        # Made here: a relative path is known by what exists, which may be gone when the export is written.
+        self.published = without_paths(self.resolved)
+        self.published["model_config"].pop("_name_or_path", None)
+        self.published["derived"]["skipped_images"] = len(self._skipped)  # their names may name patients
+
+    @property
+    def export(self) -> Path:
+        """The folder that is shaped as a repository on the Hub."""
+        return self.output_dir / "export"
+
+    # What is trained
+
+    @abstractmethod
+    def _prepare(self) -> None:
+        """Make `self.model`, and the data as checked."""
+
+    @abstractmethod
+    def _make_trainer(self) -> Trainer:
+        """Trainer with the data and what is logged."""
+
+    @property
+    @abstractmethod
+    def _skipped(self) -> list[str]:
+        """Names of the images that were passed over."""
+
+    @abstractmethod
+    def _derived(self) -> dict[str, Any]:
+        """What follows from the settings and the images, for config.yaml; it must be the same in a resume."""
+
+    @abstractmethod
+    def _digests(self) -> set[str]:
+        """SHA-256 of the images of this training that fine-tuning must not test."""
+
+    @abstractmethod
+    def _train(self) -> tuple[PreTrainedModel, dict[str, float]]:
+        """Train and judge, in every process; returns the model with all its weights, and the figures."""
+
+    @abstractmethod
+    def _finish(self, model: PreTrainedModel, results: dict[str, float]) -> list[str]:
+        """Write what else a run leaves, the export too, in the main process; returns what to print.
+
+        What is judged here is added to `results`.
+        """
+
+    @abstractmethod
+    def _export_as_it_is(self) -> None:
+        """Write the export in the middle of the training; called in every process."""
+
+    @property
+    @abstractmethod
+    def _commit_message(self) -> str:
+        """Of what is published in the end."""
+
+    # The steps that all have
+
+    def _sources(self) -> list[str | None]:
+        """What is read, where these are paths: it must not be deleted with an earlier run."""
+        data = (getattr(self.data_args, name, None) for name in ("corpus", "data_dir", "splits_file"))
+        return [self.model_args.model_name_or_path, *data]
+
+    def _num_steps(self) -> int:
+        if self.args.max_steps > 0:
+            return self.args.max_steps
+        batches = len(self.trainer._get_train_sampler()) // self.trainer.effective_batch_size
+        return math.ceil(self.args.num_train_epochs * batches)
+
+    def _resolve(self) -> dict[str, dict[str, Any]]:
+        """Every setting of the run with its value, for config.yaml; refuses a resume that changes the training."""
+        derived = {
+            "effective_batch_size": self.trainer.effective_batch_size,
+            "skipped_images": self._skipped,
+            "mixed_precision": self.trainer.accelerator.mixed_precision,
+            "pretraining_images_sha256": None if self.seen is None else fingerprint_of(sorted(self.seen)),
+            **self._derived(),
         }
-    ),
-}
+        resolved = {
+            "model": vars(self.model_args),
+            "data": vars(self.data_args),
+            "training": self.args.to_sanitized_dict() | {"push_to_hub": self.publication is not None},
+            "model_config": self.model.config.to_dict(),
+            "derived": derived,
+        }
+        resolved = json.loads(json.dumps(resolved, default=str))
+        if self.checkpoint is not None:
+            refuse_another_training(self.checkpoint, resolved, self.may_change)
+        if self.trainer.train_dataset is not None:
+            rehearse(self.trainer, self._num_steps())
+        return resolved
 
+    def train(self) -> None:
+        """Train, judge, export; prints where the results are."""
+        main = self.trainer.is_world_process_zero()
+        PartialState().wait_for_everyone()  # until all have read the config.yaml of a run that is resumed
+        if main:
+            if self.publication is not None:
+                open_repository(self.publication)
+            begin_run(self.output_dir, self.written, self.checkpoint, self.resolved)
+            for name, text in self._list_of_images().items():
+                (self.output_dir / name).write_text(text)
+        PartialState().wait_for_everyone()
+        model, results = self._train()
+        if main:
+            lines = self._finish(model, results)
+            # Last: a run with this file is finished.
+            with replaced_file(self.output_dir / "all_results.json") as new:
+                new.write_text(json.dumps(results, indent=2) + "\n")
+            for line in lines:
+                print(line)
+            if self.publication is not None:
+                filled = with_export(self.publication)
+                again = f"to go on: {filled.command}"  # the same command would train anew
+                for line in publish(filled, self._commit_message, self.export, how_to_go_on=again):
+                    print(line, flush=True)
+        self.trainer.end()
 
-def checkpoint_to_resume(
-    args: TrainingArguments, written: Sequence[str], sources: Sequence[str | None] = ()
-) -> Path | None:
-    """The checkpoint to resume from; `None` for a new run, after making sure that it overwrites no other.
+    def _list_of_images(self) -> dict[str, str]:
+        """A line an image that had a part in the weights, now or before; none where that is unknown.
 
-    Args:
-        args: with `overwrite_output_dir` beside the fields of `TrainingArguments`.
-        written: what a run leaves in its output_dir, besides checkpoints.
-        sources: what the run reads, where these are paths.
+        By their SHA-256 a later run knows a test image again.
+        """
+        return {} if self.seen is None else list_of_images(self.seen | self._digests())
 
-    Raises:
-        UsageError: there is no whole checkpoint to resume from, or an earlier run that would be overwritten, or a
-            source that would be deleted with it.
-    """
-    folder = Path(args.output_dir)
-    whole = whole_checkpoints(folder)
-    if args.resume_from_checkpoint is not None:
-        if args.resume_from_checkpoint != "last":
-            checkpoint = Path(args.resume_from_checkpoint)
-            if _step_of(checkpoint) is None:
-                raise UsageError(f"resume_from_checkpoint: {checkpoint} is not a whole checkpoint of this recipe")
-            if checkpoint.resolve().parent != folder.resolve():
-                # A resume of that checkpoint that was killed before its first own one may be repeated.
-                kept = whole or any((folder / name).exists() for name in ("all_results.json", "export"))
-                if kept and not args.overwrite_output_dir:
-                    raise UsageError(
-                        f"output_dir {folder} holds an earlier run, and not that of {checkpoint}: give another "
-                        "--output_dir, or pass --overwrite_output_dir to delete it"
-                    )
-                _refuse_to_delete(folder, written, (*sources, str(checkpoint)))
-            return checkpoint
-        if not whole:
-            raise UsageError(f"resume_from_checkpoint: {folder} holds no whole checkpoint to resume from")
-        return max(whole, key=_step_of)
-    if earlier_run(folder, written) and not args.overwrite_output_dir:
-        raise UsageError(
-            f"output_dir {folder} holds an earlier run: pass --resume_from_checkpoint last to go on with it, "
-            "--overwrite_output_dir to delete it, or another --output_dir"
-        )
-    _refuse_to_delete(folder, written, sources)
-    return None
-
-
-def _refuse_to_delete(folder: Path, written: Sequence[str], sources: Sequence[str | None]) -> None:
-    deleted = [path.resolve() for path in earlier_run(folder, written)]
-    for source in filter(None, sources):
-        path = Path(source).expanduser().resolve()
-        if deleted and (path == folder.resolve() or any(path.is_relative_to(other) for other in deleted)):
-            raise UsageError(f"output_dir {folder} holds {source}, which would be deleted: give another --output_dir")
-
-
-def refuse_another_training(
-    checkpoint: Path, resolved: dict[str, dict[str, Any]], may_change: dict[str, frozenset[str]]
-) -> None:
-    """Refuse a resume that would not go on with the training that wrote the checkpoint.
-
-    Settings that its config.yaml does not tell, because another version wrote it, are named in a warning.
-
-    Args:
-        checkpoint: config.yaml of its run lies beside it.
-        resolved: what config.yaml would hold now, by section.
-        may_change: names that are not compared, by section.
-
-    Raises:
-        UsageError: config.yaml is missing, or a setting differs; names it, what it must be, and what it is.
-    """
-    file = checkpoint.parent / "config.yaml"
-    try:
-        stored = yaml.safe_load(file.read_text())
-    except OSError as error:
-        raise UsageError(f"resume_from_checkpoint: {file}, which tells how the run began: {error.strerror}") from error
-    if not isinstance(stored, dict) or not isinstance(stored.get("training"), dict) or not stored.get("derived"):
-        raise UsageError(f"resume_from_checkpoint: {file} does not tell how the run began")
-    if stored["training"].get("save_only_model"):
-        raise UsageError(f"resume_from_checkpoint: {checkpoint} was saved with save_only_model, without the optimiser")
-    # Until the launcher's precision was written down, all that is known is what was asked for by option.
-    asked = next((name for name in ("bf16", "fp16") if stored["training"].get(name)), "no")
-    stored["derived"].setdefault("mixed_precision", asked)
-    # The macro mean of a figure was once named as that of two classes.
-    chosen = resolved["training"].get("metric_for_best_model")
-    if chosen == f"eval_macro_{str(stored['training'].get('metric_for_best_model')).removeprefix('eval_')}":
-        stored["training"]["metric_for_best_model"] = chosen
-    untold = []
-    first = {"model": 0, "derived": 1}  # what others follow from
-    for section in sorted(resolved, key=lambda section: first.get(section, len(first))):
-        if section not in stored:
-            untold.append(f"the section {section}")
-            continue
-        allowed = may_change.get(section, frozenset())
-        if section == "derived" and stored["derived"].get("train_contents_sha256"):
-            allowed |= {"train_images_sha256"}  # of their names
-        before, now = stored[section], resolved[section]
-        untold += sorted((before.keys() ^ now.keys()) - allowed)
-        for name in (name for name in now if name in before):
-            old, new = before[name], now[name]
-            if name == "model_name_or_path":  # the list of images that were seen goes on from there
-                changed = (old is None) != (new is None)
-            else:
-                changed = name not in allowed and old != new
-            if changed:
-                raise UsageError(
-                    f"resume_from_checkpoint: {name} must stay {old} as in the first part of the run, got {new}. To "
-                    f"train on with other settings or images, start a new run from --model_name_or_path {checkpoint}"
-                )
-    if untold:
-        logger.warning(
-            "%s was written by another version, which does not tell or know %s: these are not compared",
-            *(file, ", ".join(untold)),
-        )
+    def _texts(self) -> dict[str, str]:
+        """What an export holds beside the model: the recipe, without the paths of this machine, and the images."""
+        return {"config.yaml": yaml.safe_dump(self.published, sort_keys=False), **self._list_of_images()}
 
 
 def rehearse(trainer: Trainer, num_steps: int) -> None:
@@ -182,45 +223,20 @@ def rehearse(trainer: Trainer, num_steps: int) -> None:
         trainer.optimizer = trainer.lr_scheduler = None
 
 
-def begin_run(output_dir: Path, written: Sequence[str], checkpoint: Path | None, resolved: dict[str, Any]) -> None:
-    """Delete what an earlier run left, unless its own checkpoint is resumed, and write config.yaml.
-
-    Called when nothing can be wrong any more with what was asked for.
-    """
-    if checkpoint is None or checkpoint.resolve().parent != output_dir.resolve():
-        for path in earlier_run(output_dir, written):
-            delete(path)
-    output_dir.mkdir(parents=True, exist_ok=True)
-    with replaced_file(output_dir / "config.yaml") as new:  # a resume reads it, also after a kill at this place
-        new.write_text(yaml.safe_dump(resolved, sort_keys=False))
-
-
-def earlier_run(folder: Path, written: Sequence[str]) -> list[Path]:
-    """What an earlier run left in its output_dir."""
-    return [folder / name for name in written if (folder / name).exists()] + _checkpoints(folder)
-
-
-def _checkpoints(folder: Path) -> list[Path]:
-    # Not all of checkpoint-*: somebody may have put checkpoint-notes.txt there.
-    return [path for path in folder.glob("checkpoint-*") if path.is_dir() and path.name[11:].isdecimal()]
-
-
-def whole_checkpoints(folder: Path) -> list[Path]:
-    """Checkpoints that can be resumed from."""
-    # Its trainer_state.json is written last: without a whole one, the run was killed while saving.
-    return [checkpoint for checkpoint in _checkpoints(folder) if _step_of(checkpoint) is not None]
-
-
-def _step_of(checkpoint: Path) -> int | None:
-    try:
-        return json.loads((checkpoint / "trainer_state.json").read_text())["global_step"]
-    except (OSError, ValueError, KeyError):
-        return None
-
-
-def took(results: dict[str, float], args: TrainingArguments, resumed: bool) -> str | None:
+def training_environment(results: dict[str, float], args: TrainingArguments, resumed: bool) -> str | None:
     """How long the training took on what, for the card; `None` where only a part of it was measured."""
     if resumed or "train_runtime" not in results:
         return None
     device = torch.cuda.get_device_name(args.device) if args.device.type == "cuda" else args.device.type.upper()
     return f"{results['train_runtime'] / 3600:.2f} h on {args.world_size} x {device}; energy was not measured"
+
+
+def run_training(
+    run: type[Run], argument_classes: Sequence[type], argv: Sequence[str] | None, description: str | None
+) -> None:
+    """Parse the command line, check everything, and train; see `run_main` for what becomes of a mistake."""
+    run_main(
+        lambda *arguments: run(*arguments).train,
+        *(argument_classes, argv, description),
+        mistakes=(FloatingPointError, BadImageError, UsageError),
+    )
