@@ -101,12 +101,14 @@ def client(hub, monkeypatch) -> Callable[..., None]:
     """Makes the recipes' helpers of this process clients of the tests' Hub: `client(token)`."""
 
     def use(token: str | None = "hf_writer", endpoint: str = hub.endpoint) -> None:
-        monkeypatch.setattr("hub.publication.HfApi", functools.partial(HfApi, endpoint=endpoint, token=token))
+        for module in ("errors", "publication", "repository"):
+            monkeypatch.setattr(f"hub.{module}.HfApi", functools.partial(HfApi, endpoint=endpoint, token=token))
         monkeypatch.setattr("huggingface_hub.constants.ENDPOINT", endpoint)
         template = endpoint + "/{repo_id}/resolve/{revision}/{filename}"
         monkeypatch.setattr("huggingface_hub.constants.HUGGINGFACE_CO_URL_TEMPLATE", template)
         monkeypatch.setattr("datasets.config.HF_ENDPOINT", endpoint)
-        monkeypatch.setattr("hub.publication.get_token", lambda: token)
+        for module in ("errors", "repository"):
+            monkeypatch.setattr(f"hub.{module}.get_token", lambda: token)
         monkeypatch.setattr("hub.errors.WAITS", (0,) * 5)
 
     return use
@@ -127,7 +129,7 @@ def verified_here(monkeypatch, tmp_path_factory) -> None:
             return subprocess.CompletedProcess(command, 1, said.getvalue(), f"{type(error).__name__}: {error}\n")
         return subprocess.CompletedProcess(command, 0, said.getvalue(), "")
 
-    monkeypatch.setattr("hub.publication.subprocess", SimpleNamespace(run=run))
+    monkeypatch.setattr("hub.repository.subprocess", SimpleNamespace(run=run))
 
 
 @pytest.fixture(scope="session")

@@ -27,7 +27,7 @@ import publish as publish_recipe
 from commandline import UsageError, parse_args
 from corpora.facts import FACTS
 from hub.cards import ADDRESS, DATA_ADDRESS, Origin, origin_of
-from hub.contents import publication_of_run, with_export
+from hub.contents import ROOT, publication_of_run, with_export
 from hub.export import write_classifier, write_export
 from hub.publication import Publication
 from hub.repository import finish, open_repository, send
@@ -229,7 +229,7 @@ def test_what_trainer_writes_and_our_own_files_are_no_secrets(tmp_path):
     assert set(files) == {"config.yaml", "IMAGE.PNG"}
     assert set(left_out) == {".vscode/settings.json", ".ipynb_checkpoints/a.json"}
     for folder in ("modeling_glcm_mae", "hub_cards", "recipes"):
-        files_of(publish_recipe.ROOT / folder)
+        files_of(ROOT / folder)
 
 
 # A Hub that is not as one wishes
@@ -393,7 +393,7 @@ def test_a_cross_validation_is_published_at_its_end(hub, tmp_path):
         "use_cpu": True,
     }
     given = [f"{name}={value}" for name, value in (sizes | fast).items()]
-    command = [sys.executable, str(publish_recipe.ROOT / "recipes" / "cross_validate.py"), "--corpus"]
+    command = [sys.executable, str(ROOT / "recipes" / "cross_validate.py"), "--corpus"]
     command += [str(tmp_path / "data"), "--output_dir", str(tmp_path / "run"), "--finetune_options", *given]
     command += ["--push_to_hub", "true", "--hub_model_id", REPO]
 

@@ -38,7 +38,7 @@ from judging import summary
 from judging.summary import compare, predictions_table
 from modeling_glcm_mae import GLCMMAEForPreTraining
 from prepare_corpus import prepare
-from training import finetuning
+from training import cross_validation, finetuning
 from training.arguments import ClassifierArguments, FinetuningArguments, LabelledDataArguments
 from training.feeding import ClassificationDataset
 from training.frozen import fit_frozen
@@ -966,7 +966,7 @@ def pretended(monkeypatch) -> list[dict]:
         (out / "all_results.json").write_text("{}")
         return subprocess.CompletedProcess(command, 0)
 
-    monkeypatch.setattr(cross_validate.subprocess, "run", answer)
+    monkeypatch.setattr(cross_validation.subprocess, "run", answer)
     return started
 
 

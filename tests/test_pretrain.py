@@ -356,7 +356,7 @@ def test_the_export_shows_images_of_open_corpora_or_if_asked_to(
     import pretrain
 
     caplog.set_level("INFO")
-    monkeypatch.setattr(pretrain, "facts_of", lambda name, data_dir: FACTS.get(corpus))
+    monkeypatch.setattr("training.pretraining.facts_of", lambda name, data_dir: FACTS.get(corpus))
     given = TINY | {"corpus": images, "output_dir": tmp_path / "run", "num_train_epochs": 1}
     pretrain.main(options(**given | ({} if asked is None else {"export_picture": asked})))
     assert (tmp_path / "run" / "reconstructions" / "last.png").exists()
@@ -585,7 +585,7 @@ def test_a_run_without_its_export_is_not_finished(images, tmp_path, monkeypatch)
     def full(*args, **kwargs):
         raise UsageError("the disk is full")
 
-    monkeypatch.setattr(pretrain, "write_export", full)
+    monkeypatch.setattr("training.pretraining.write_export", full)
     given = TINY | {"held_out": 0, "max_steps": 1, "corpus": images, "output_dir": tmp_path / "run"}
     with pytest.raises(SystemExit, match="the disk is full"):
         pretrain.main(options(**given))
@@ -703,7 +703,7 @@ def test_gradient_that_is_not_finite_stops_with_the_files(images, tmp_path, monk
         model.decoder.mask_token.register_hook(lambda gradient: gradient * math.nan)
         return model
 
-    monkeypatch.setattr(pretrain, "build_model", model_of_broken_gradient)
+    monkeypatch.setattr("training.pretraining.build_model", model_of_broken_gradient)
     with pytest.raises(SystemExit) as stopped:
         pretrain.main(options(**TINY, preset="mse", corpus=images, output_dir=tmp_path / "run"))
     said = r"error: stopped at step 1: the gradient is not finite, though the loss is. Files of the batch: [ab]/\d\d"

@@ -841,7 +841,7 @@ def test_images_are_hashed_once_however_often_a_checkpoint_is_published(hub, cli
         write(tmp_path / "raw" / f"{index:02d}.png", encode(grey(32, 32, seed=index)))
     hashed = Mock(side_effect=splits.image_sha256)
     monkeypatch.setattr("images.splits.image_sha256", hashed)
-    monkeypatch.setattr(pretrain, "publish_export", Mock(return_value=[]))  # it would start a process
+    monkeypatch.setattr("training.run.publish", Mock(return_value=[]))  # it would start a process
     given = {"corpus": tmp_path / "raw", "output_dir": tmp_path / "run", "image_size": 32, "patch_size": 8}
     for part in ("", "decoder_"):
         given |= {f"{part}hidden_size": 32, f"{part}num_hidden_layers": 1, f"{part}num_attention_heads": 2}
