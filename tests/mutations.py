@@ -1021,8 +1021,8 @@ PRETRAINING = [
     ),
     Mutation(
         "recipes/training/feeding.py",
-        "generator=_generator(_IMAGE_ORDER, self.seed, self.epoch)",
-        "generator=_generator(_IMAGE_ORDER, self.epoch)",
+        "generator=keyed_generator(IMAGE_ORDER, self.seed, self.epoch)",
+        "generator=keyed_generator(IMAGE_ORDER, self.epoch)",
         "tests/test_data.py::test_epoch_sampler",
     ),
     Mutation(
@@ -1033,14 +1033,14 @@ PRETRAINING = [
     ),
     Mutation(
         "recipes/training/feeding.py",
-        "random_key = (_TRAINING_SAMPLE, self.seed, epoch, index) if",
-        "random_key = (_TRAINING_SAMPLE, self.seed, index) if",
+        "random_key = (TRAINING_SAMPLE, self.seed, epoch, index) if",
+        "random_key = (TRAINING_SAMPLE, self.seed, index) if",
         "tests/test_data.py::test_randomness_is_a_function_of_seed_epoch_and_index",
     ),
     Mutation(
         "recipes/training/feeding.py",
-        "else (_EVALUATION_SAMPLE, index)\n        generator",
-        "else (_EVALUATION_SAMPLE, self.seed, index)\n        generator",
+        "else (EVALUATION_SAMPLE, index)\n        generator",
+        "else (EVALUATION_SAMPLE, self.seed, index)\n        generator",
         "tests/test_data.py::test_evaluation_is_fixed",
     ),
 ]
@@ -1179,6 +1179,36 @@ FINETUNING = [
         'pixel_values, targets = self._mixing(pixel_values, targets, inputs["index"])',
         "pass",
         "tests/test_finetune.py::test_the_loss_is_weighted_smoothed_and_mixed_as_asked_for",
+    ),
+    Mutation(
+        "recipes/images/augment.py",
+        "share if cut else 1 - share",
+        "share",
+        "tests/test_finetune.py::test_mixed_targets_tell_what_is_in_the_image",
+    ),
+    Mutation(
+        "recipes/images/augment.py",
+        "keyed_generator(MIXING, self.seed, *index.tolist())",
+        "keyed_generator(MIXING, *index.tolist())",
+        "tests/test_finetune.py::test_mixed_targets_tell_what_is_in_the_image",
+    ),
+    Mutation(
+        "recipes/images/augment.py",
+        "torch.default_generator.manual_seed(self.seed)",
+        "torch.manual_seed(self.seed)",
+        "tests/test_finetune.py::test_augmentation_depends_on_seed_epoch_and_index_only",
+    ),
+    Mutation(
+        "recipes/images/augment.py",
+        "RandomCutMixV2(beta=self.cutmix, ",
+        "RandomCutMixV2(",
+        "tests/test_finetune.py::test_the_proportion_of_a_mix_follows_its_beta_distribution",
+    ),
+    Mutation(
+        "recipes/images/augment.py",
+        "Beta(self.mixup, self.mixup)",
+        "Beta(1.0, 1.0)",
+        "tests/test_finetune.py::test_the_proportion_of_a_mix_follows_its_beta_distribution",
     ),
     Mutation(
         "recipes/training/run.py",

@@ -219,11 +219,11 @@ def test_seed_decides_the_order_of_the_images(corpus, exported, tmp_path):
     assert orders[0] == orders[1] != orders[2]
 
 
-def test_augmentation_depends_on_seed_epoch_and_index_only(corpus):
+def test_augmentation_depends_on_seed_epoch_and_index_only(corpus, monkeypatch):
+    monkeypatch.setattr(torch.cuda, "manual_seed_all", lambda seed: pytest.fail("seeds the generators of the GPUs"))
     data = datasets.load_dataset(str(corpus))["train"].cast_column("image", datasets.Image(decode=False))
     transform = ImageTransform(32, random_resized_crop=True, image_mean=(0.5,) * 3, image_std=(0.5,) * 3)
     made = ClassificationDataset(data, transform, seed=1, augment=Augmentation(9, 1.0))
-    torch.manual_seed(0)
     first, state = made[5]["pixel_values"], torch.get_rng_state()
     made[7], made[5 + 96]
     assert torch.equal(torch.get_rng_state(), state)  # the training's own randomness is left alone
@@ -232,17 +232,37 @@ def test_augmentation_depends_on_seed_epoch_and_index_only(corpus):
     assert first.shape == (3, 32, 32) and torch.isfinite(first).all()
 
 
-@pytest.mark.parametrize("options", [{"mixup": 0.8}, {"cutmix": 1.0}])
-def test_mixed_targets_tell_what_is_in_the_image(options):
-    # images of one value a class, so that the mean shows the share of each
+def mixed_by_class(**options: float) -> tuple[torch.Tensor, torch.Tensor]:
+    """Images of one value a class, mixed, so that their mean shows the share of each; and their targets."""
     labels = torch.arange(8) % 2
     images = labels.float()[:, None, None, None].expand(8, 3, 16, 16).clone()
-    targets = torch.nn.functional.one_hot(labels, 2).float()
-    for index in range(5):
-        mixed, soft = Mixing(**options, seed=index)(images, targets, torch.arange(8))
+    return Mixing(**options)(images, torch.nn.functional.one_hot(labels, 2).float(), torch.arange(8))
+
+
+@pytest.mark.parametrize("options", [{"mixup": 0.8}, {"cutmix": 1.0}, {"mixup": 0.8, "cutmix": 1.0}])
+def test_mixed_targets_tell_what_is_in_the_image(options, monkeypatch):
+    monkeypatch.setattr(torch.cuda, "manual_seed_all", lambda seed: pytest.fail("seeds the generators of the GPUs"))
+    state, means, unblended = torch.get_rng_state(), [], set()
+    for seed in range(10):
+        mixed, soft = mixed_by_class(**options, seed=seed)
         torch.testing.assert_close(mixed.mean(dim=(1, 2, 3)), soft[:, 1])
-    again = Mixing(**options, seed=4)(images, targets, torch.arange(8))[0]
-    assert torch.equal(again, mixed) and not torch.equal(mixed, images)
+        torch.testing.assert_close(soft.sum(dim=1), torch.ones(8))
+        means.append(mixed.mean(dim=(1, 2, 3)))
+        unblended.add(bool(((mixed == 0) | (mixed == 1)).all()))  # each pixel is of one image alone
+    assert torch.equal(torch.get_rng_state(), state)  # the training's own randomness is left alone
+    assert torch.equal(mixed_by_class(**options, seed=9)[0], mixed)
+    assert len(torch.stack(means).unique()) > 10
+    assert unblended == {name == "cutmix" for name in options}
+
+
+@pytest.mark.parametrize("name", ["mixup", "cutmix"])
+def test_the_proportion_of_a_mix_follows_its_beta_distribution(name):
+    def proportions(alpha: float) -> torch.Tensor:
+        """Of the smaller part of each batch; batches in which each image met its own class show none."""
+        least = torch.stack([mixed_by_class(**{name: alpha}, seed=seed)[1].min(dim=1)[0].max() for seed in range(40)])
+        return least[least > 0]
+
+    assert proportions(1000).min() > 0.4 and proportions(0.1).median() < 0.2
 
 
 @pytest.mark.parametrize(

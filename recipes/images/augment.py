@@ -6,8 +6,9 @@ import kornia.augmentation as augmentation
 import numpy as np
 import torch
 from kornia.augmentation.auto import RandAugment
+from torch.distributions import Beta
 
-from images.randomness import _MIXING
+from images.randomness import MIXING, keyed_generator
 
 
 @dataclass(frozen=True)
@@ -38,7 +39,7 @@ class Augmentation:
 
 
 class _seeded:
-    """kornia draws from torch's global generator: seed it from `generator`, and put it back afterwards."""
+    """kornia draws from torch's global CPU generator: seed it from `generator`, and put it back afterwards."""
 
     def __init__(self, generator: torch.Generator):
         self.seed = int(torch.randint(2**62, (), generator=generator))
@@ -46,7 +47,7 @@ class _seeded:
     def __enter__(self):
         self.fork = torch.random.fork_rng(devices=[])
         self.fork.__enter__()
-        torch.manual_seed(self.seed)
+        torch.default_generator.manual_seed(self.seed)  # torch.manual_seed would seed those of the GPUs too
         self.numpy_state = np.random.get_state()
         np.random.seed(self.seed % 2**32)
 
@@ -61,7 +62,7 @@ class Mixing:
 
     Attributes:
         mixup, cutmix: parameters of the Beta distributions (Zhang et al. 2018; Yun et al. 2019); 0 for none. With both,
-            each batch takes one of them at random.
+            each batch takes one of them at random. All pairs of a batch are mixed in one proportion, at one place.
         seed: the mixing of a batch depends on it and on the items only.
     """
 
@@ -81,20 +82,21 @@ class Mixing:
         """
         if not (self.mixup or self.cutmix):
             return pixel_values, targets
-        random = np.random.default_rng([_MIXING, self.seed, *index.tolist()])
-        use_cutmix = self.cutmix > 0 and (not self.mixup or random.random() < 0.5)
-        alpha = self.cutmix if use_cutmix else self.mixup
-        share = float(random.beta(alpha, alpha))  # of the image's own label
-        partner = torch.from_numpy(random.permutation(len(index))).to(pixel_values.device)
-        if use_cutmix:
-            height, width = pixel_values.shape[2:]
-            half = (1 - share) ** 0.5 / 2
-            y, x = random.random(2) * (height, width)
-            top, bottom = int(max(0, y - half * height)), int(min(height, y + half * height))
-            left, right = int(max(0, x - half * width)), int(min(width, x + half * width))
-            pixel_values = pixel_values.clone()
-            pixel_values[:, :, top:bottom, left:right] = pixel_values[partner, :, top:bottom, left:right]
-            share = 1 - (bottom - top) * (right - left) / (height * width)
-        else:
-            pixel_values = share * pixel_values + (1 - share) * pixel_values[partner]
-        return pixel_values, share * targets + (1 - share) * targets[partner]
+        options = {"same_on_batch": True, "data_keys": ["input", "class"]}
+        with _seeded(keyed_generator(MIXING, self.seed, *index.tolist())):
+            cut = self.cutmix > 0 and (not self.mixup or torch.rand(()).item() < 0.5)
+            if cut:
+                mix = augmentation.RandomCutMixV2(beta=self.cutmix, use_correct_lambda=True, **options)
+            else:
+                # kornia's own draw is uniform, between these two.
+                strength = Beta(self.mixup, self.mixup).sample().item()
+                mix = augmentation.RandomMixUpV2((strength, strength), **options)
+            drawn = mix.forward_parameters(pixel_values.shape)
+        # Drawn on the CPU, so that all devices mix alike; moved here, or kornia would list every pixel of a cut there.
+        drawn = {name: value.to(pixel_values.device) for name, value in drawn.items()}
+        # kornia mixes one label an image, and targets are soft: it gets positions, and tells who is with whom.
+        positions = torch.arange(len(index), device=pixel_values.device)
+        pixel_values, pairs = mix(pixel_values, positions, params=drawn)
+        _, partner, share = pairs.reshape(-1, 3).T
+        own_share = (share if cut else 1 - share)[:, None]
+        return pixel_values, own_share * targets + (1 - own_share) * targets[partner.long()]

@@ -22,7 +22,7 @@ from corpora.load import parquet_files
 from images.check import white_of
 from images.decode import decode_image
 from images.fingerprint import Fingerprint, fingerprint, similar_pairs
-from images.randomness import _HELD_OUT, _generator
+from images.randomness import HELD_OUT, keyed_generator
 
 logger = logging.getLogger(__name__)
 VERSION = 1
@@ -419,7 +419,8 @@ def split_held_out(
     for index, name in enumerate(names):
         groups.setdefault(index if name is None else f"group {name}", []).append(index)
     order = list(groups.values())
-    order = [order[position] for position in torch.randperm(len(order), generator=_generator(_HELD_OUT, seed)).tolist()]
+    generator = keyed_generator(HELD_OUT, seed)
+    order = [order[position] for position in torch.randperm(len(order), generator=generator).tolist()]
     chosen: list[int] = []
     for members in order:
         if len(chosen) + len(members) <= count:

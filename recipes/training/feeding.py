@@ -22,11 +22,11 @@ from images.augment import Augmentation
 from images.check import white_of
 from images.decode import decode_image, to_8_bits
 from images.randomness import (
-    _CLASSIFIER_SAMPLE,
-    _EVALUATION_SAMPLE,
-    _IMAGE_ORDER,
-    _TRAINING_SAMPLE,
-    _generator,
+    CLASSIFIER_SAMPLE,
+    EVALUATION_SAMPLE,
+    IMAGE_ORDER,
+    TRAINING_SAMPLE,
+    keyed_generator,
 )
 from images.transform import ImageTransform
 
@@ -151,8 +151,8 @@ class PretrainDataset(torch.utils.data.Dataset):
         epoch, index = divmod(int(key), len(self.dataset))
         if key < 0 or (epoch and not self.train):
             raise IndexError(f"No item {key}: there are {len(self.dataset)} images.")
-        random_key = (_TRAINING_SAMPLE, self.seed, epoch, index) if self.train else (_EVALUATION_SAMPLE, index)
-        generator = _generator(*random_key)
+        random_key = (TRAINING_SAMPLE, self.seed, epoch, index) if self.train else (EVALUATION_SAMPLE, index)
+        generator = keyed_generator(*random_key)
         cache = self._cache
         if cache is None:
             return self._make_item(self.dataset[index], generator)
@@ -193,7 +193,7 @@ class EpochSampler(torch.utils.data.Sampler[int]):
         return self._length
 
     def __iter__(self) -> Iterator[int]:
-        order = torch.randperm(self.num_images, generator=_generator(_IMAGE_ORDER, self.seed, self.epoch))
+        order = torch.randperm(self.num_images, generator=keyed_generator(IMAGE_ORDER, self.seed, self.epoch))
         return iter((order[: self._length] + self.epoch * self.num_images).tolist())
 
 
@@ -246,9 +246,9 @@ class PretrainIterableDataset(torch.utils.data.IterableDataset):
         first, step = (worker.id, worker.num_workers) if worker else (0, 1)
         epoch = int(self._epoch)
         for row, position in zip(self.dataset, itertools.count(first, step), strict=False):
-            key = (_TRAINING_SAMPLE, self.seed, epoch, position) if self.train else (_EVALUATION_SAMPLE, position)
+            key = (TRAINING_SAMPLE, self.seed, epoch, position) if self.train else (EVALUATION_SAMPLE, position)
             try:
-                item = self._make_item(row, _generator(*key))
+                item = self._make_item(row, keyed_generator(*key))
             except BadImageError as error:
                 if self.bad_images != "skip":
                     raise BadImageError(f"{error} Pass --bad_images skip to pass over such images.") from error
@@ -344,7 +344,7 @@ class ClassificationDataset(ImagesAsEvaluated):
         if self.augment is None:
             pixels = self.evaluated(row)
         else:
-            generator = _generator(_CLASSIFIER_SAMPLE, self.seed, epoch, index)
+            generator = keyed_generator(CLASSIFIER_SAMPLE, self.seed, epoch, index)
             fitted = torch.from_numpy(self.transform.crop(self.decode(row), generator, name=name).astype(np.float32))
             fitted = self.augment.before_normalisation(fitted, generator)
             pixels = self.augment.after_normalisation(self.transform.finish(fitted.numpy(), generator), generator)
