@@ -18,6 +18,7 @@ from commandline import UsageError
 from corpora.load import load_corpus
 from corpora.record import BadImageError, CorpusError
 from images.dicom import read_dicom
+from images.fingerprint import SimilarPair, merged_groups
 from images.items import PrepareArguments, read_items
 from images.splits import SplitError, check_overlap, load_split, make_splits
 from prepare_corpus import prepare
@@ -107,6 +108,16 @@ def test_copies_share_a_group_and_are_reported(raw):
     rows = {row["file_name"]: row["group"] for row in datasets.load_dataset(str(folder))["train"]}
     assert rows["a/00.png"] == rows["a/same.png"] and rows["a/02.png"] == rows["a/like.jpg"] != rows["a/00.png"]
     assert (folder / "report" / "near_identical_pairs.png").stat().st_size > 0
+
+
+def test_groups_join_patients_and_copies():
+    known = ["p", None, None, "q", None, "p", "r", None, None]
+    # 1 and 2 lead from patient q to the later images of p, whose first image comes before all of these.
+    alike = [(3, 2), (2, 1), (1, 5), (8, 4)]
+    found = merged_groups(known, [SimilarPair(*both, bits=0, correlation=1.0, identical=True) for both in alike])
+    assert found == ["p", "p", "p", "p", "content-4", "p", "r", "content-7", "content-4"]
+    assert merged_groups(["a", None], []) == ["a", "content-1"]
+    assert merged_groups([], []) == []
 
 
 def test_copies_with_different_labels_are_left_out(raw):
