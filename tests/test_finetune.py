@@ -1041,7 +1041,7 @@ def test_a_classifier_with_one_answer_for_all_is_named(corpus, exported, tmp_pat
     assert published | {"sensitivity": 0, "specificity": 1, "balanced_accuracy": 0.5, "auroc": 0.5} == published
     table = pd.read_parquet(folder / "predictions.parquet")
     both = pd.concat([table, table.assign(fold="1", prediction=np.arange(len(table)) % 2)])
-    assert summary.only_answers(both) == {"0": name}
+    assert summary.collapsed_folds(both) == {"0": name}
     text = summary.summary_markdown(summary.summarise(both))
     assert f"Fold 0 answers {name} for every test image" in text and "Fold 1 answers" not in text
 

@@ -1,6 +1,7 @@
 """The metric module against scikit-learn; statistics and summaries against independent calculations."""
 
 import os
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -23,7 +24,8 @@ from judging import summary
 from judging.statistics import bootstrap, delong_test, mcnemar_test
 from judging.summary import compare, comparison_markdown, draw_curves, summarise, summary_markdown
 
-METRIC = Path(__file__).resolve().parent.parent / "recipes" / "metrics" / "medical_classification"
+RECIPES = Path(__file__).resolve().parent.parent / "recipes"
+METRIC = RECIPES / "metrics" / "medical_classification"
 
 
 @pytest.fixture(scope="module")
@@ -126,14 +128,27 @@ def test_what_is_not_allowed(metric, options, message):
         metric.compute(**given)
 
 
-def test_it_loads_offline():
+def test_it_loads_offline_from_its_folder_alone(tmp_path):
+    folder = shutil.copytree(METRIC, tmp_path / METRIC.name)
     code = (
-        f"import evaluate; m = evaluate.load({str(METRIC)!r}); "
-        "print(m.compute(predictions=[[.9, .1], [.2, .8]], references=[0, 1])['accuracy'])"
+        f"import evaluate; m = evaluate.load({str(folder)!r}); "
+        "print(m.compute(predictions=[[.9, .1], [.2, .8]], references=[0, 1])['accuracy']); print(m.inputs_description)"
     )
-    offline = os.environ | {"HF_HUB_OFFLINE": "1", "HF_EVALUATE_OFFLINE": "1"}
-    done = subprocess.run([sys.executable, "-c", code], env=offline, capture_output=True, text=True, timeout=120)
-    assert done.stdout.strip() == "1.0", done.stderr
+    offline = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"}
+    offline |= {"HF_HUB_OFFLINE": "1", "HF_EVALUATE_OFFLINE": "1", "HF_HOME": str(tmp_path / "home")}
+    done = subprocess.run(
+        [sys.executable, "-c", code], env=offline, cwd=tmp_path, capture_output=True, text=True, timeout=120
+    )
+    accuracy, _, description = done.stdout.partition("\n")
+    assert accuracy == "1.0", done.stderr
+    assert "folds: `(n,)`" in description
+
+
+def test_figures_need_no_evaluate():
+    code = "import sys, judging.summary, training.finetuning; print('evaluate' in sys.modules)"
+    environment = os.environ | {"PYTHONPATH": os.pathsep.join(map(str, (RECIPES.parent, RECIPES)))}
+    done = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True, timeout=120)
+    assert done.stdout.strip() == "False", done.stderr
 
 
 def brute_force_delong(scores: np.ndarray, truth: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
@@ -427,7 +442,6 @@ def test_curves_are_drawn_fold_by_fold(tmp_path, monkeypatch):
 def test_intervals_of_a_cross_validated_auroc_cover_the_truth():
     """Five folds of 24 patients with one to three similar images each, scores of each fold on another scale."""
     random = np.random.default_rng(0)
-    metric = summary.load_metric()
     truth = norm.cdf(1 / np.sqrt(2))  # scores of patients of the two sides are 1 apart, each with variance 1
     covered, differing = [], []
     for _ in range(150):
@@ -439,7 +453,7 @@ def test_intervals_of_a_cross_validated_auroc_cover_the_truth():
             own, common = random.normal(size=len(patient)), random.normal(size=120)[patient]
             score = labels + np.sqrt(0.5) * (own + common) + scale[run][folds]
             runs.append(answers_of(1 / (1 + np.exp(-score)), labels, folds.astype(str)).assign(group=patient))
-        at = [summary._figures_at(table, metric, None) for table in runs]
+        at = [summary._figures_at(table, None) for table in runs]
         first = bootstrap(lambda chosen, f=at[0]: f(chosen), patient, strata=folds, num_resamples=200)["auroc"]
         covered.append(first["low"] <= truth <= first["high"])
         both = bootstrap(

@@ -4,7 +4,6 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-import evaluate
 import matplotlib
 import numpy as np
 import pandas as pd
@@ -19,17 +18,12 @@ from sklearn.metrics import (
 )
 
 from judging.statistics import bootstrap, delong_test, mcnemar_test
+from metrics.medical_classification.figures import classification_figures
 
-METRIC = Path(__file__).resolve().parents[1] / "metrics" / "medical_classification"
 _OF_CLASSES = ("sensitivity", "specificity", "auroc", "f1")
 # Without those of single or collapsed classes. A table has either the plain ones (two classes) or the macro means.
 FIGURES = ("accuracy", "balanced_accuracy", *_OF_CLASSES, *(f"macro_{name}" for name in _OF_CLASSES))
 COLOURS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9")  # Okabe and Ito: told apart by everybody
-
-
-def load_metric() -> evaluate.Metric:
-    """The metric module of this repository."""
-    return evaluate.load(str(METRIC))
 
 
 def predictions_table(probabilities: np.ndarray, dataset: Any, class_names: Sequence[str], fold: str) -> pd.DataFrame:
@@ -82,14 +76,12 @@ def positive_class(class_names: Sequence[str], positive: Sequence[str] | None) -
     return (positive or class_names[1:])[0] if len(class_names) == 2 else None
 
 
-def figures_of(table: pd.DataFrame, metric: evaluate.Metric, positive: list[int] | None) -> dict[str, float]:
+def figures_of(table: pd.DataFrame, positive: list[int] | None) -> dict[str, float]:
     """The figures of a table without the confusion matrix; AUROCs of several folds are means over these."""
-    return _figures_at(table, metric, positive)(np.arange(len(table)))
+    return _figures_at(table, positive)(np.arange(len(table)))
 
 
-def _figures_at(
-    table: pd.DataFrame, metric: evaluate.Metric, positive: list[int] | None
-) -> Callable[[np.ndarray], dict[str, float]]:
+def _figures_at(table: pd.DataFrame, positive: list[int] | None) -> Callable[[np.ndarray], dict[str, float]]:
     """`figures_of` as a function of positions into the table, for a bootstrap."""
     names = class_names_of(table)
     probabilities, labels = table[[f"probability_{name}" for name in names]].to_numpy(), table["label"].to_numpy()
@@ -109,8 +101,7 @@ def _figures_at(
     everywhere = {name: folds_with_both(side, np.arange(len(table))) for name, side in sides.items()}
 
     def figures(at: np.ndarray) -> dict[str, float]:
-        # Not through `compute`, which writes its inputs to disk: a bootstrap calls this a thousand times.
-        found = metric._compute(probabilities[at], labels[at], positive=positive, class_names=names, folds=folds[at])
+        found = classification_figures(probabilities[at], labels[at], positive, names, folds[at])
         del found["confusion_matrix"]
         for name, side in sides.items():
             # A fold that lost a side has no AUROC, and the mean of the others is another figure.
@@ -121,7 +112,7 @@ def _figures_at(
     return figures
 
 
-def only_answers(table: pd.DataFrame) -> dict[str, str]:
+def collapsed_folds(table: pd.DataFrame) -> dict[str, str]:
     """Folds in which every image gets the same answer, and that answer: nothing was learned there."""
     classes = class_names_of(table)
     return {
@@ -162,11 +153,11 @@ def summarise(table: pd.DataFrame, positive: Sequence[str] | None = None, seed: 
         `only_answers`, and `figures`: for each `folds`, `mean`, `std` and `pooled`. The last counts the answers of all
         folds together; an AUROC, which needs scores of one scale, is there the mean over the folds.
     """
-    metric, classes = load_metric(), class_names_of(table)
+    classes = class_names_of(table)
     indices = positive_indices(classes, positive)
-    folds = {str(fold): figures_of(part, metric, indices) for fold, part in table.groupby("fold", sort=True)}
+    folds = {str(fold): figures_of(part, indices) for fold, part in table.groupby("fold", sort=True)}
     pooled = bootstrap(
-        _figures_at(table, metric, indices), table["group"].to_numpy(), strata=table["fold"].to_numpy(), seed=seed
+        _figures_at(table, indices), table["group"].to_numpy(), strata=table["fold"].to_numpy(), seed=seed
     )
     figures = {}
     for name, interval in pooled.items():
@@ -184,7 +175,7 @@ def summarise(table: pd.DataFrame, positive: Sequence[str] | None = None, seed: 
         "classes": classes,
         "positive_classes": list(positive) if positive else None,
         "positive_class": positive_class(classes, positive),
-        "only_answers": only_answers(table),
+        "only_answers": collapsed_folds(table),
         "figures": figures,
     }
 
@@ -318,8 +309,8 @@ def compare(
     if left != right or len(first) != len(second):
         differing = sorted(name for _, name, _, _ in left ^ right)[:5]
         raise ValueError(f"the runs are not of the same images, labels and folds: {', '.join(differing)}, ...")
-    metric, indices = load_metric(), positive_indices(classes, positive)
-    figures = [_figures_at(table, metric, indices) for table in (first, second)]
+    indices = positive_indices(classes, positive)
+    figures = [_figures_at(table, indices) for table in (first, second)]
 
     def differences(at: np.ndarray) -> dict[str, float]:
         found = [of_run(at) for of_run in figures]

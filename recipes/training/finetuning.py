@@ -28,10 +28,9 @@ from images.splits import PARTS, fingerprint_of, load_prepared
 from images.transform import ImageTransform, transform_of_processor
 from judging.summary import (
     FIGURES,
+    collapsed_folds,
     figures_explained,
     figures_of,
-    load_metric,
-    only_answers,
     positive_indices,
     predictions_table,
     summarise,
@@ -64,7 +63,6 @@ class FineTuning(Run):
         if self.class_names is None:
             raise UsageError(f"corpus {data_args.corpus!r} has no labels to learn")
         self.positive = positive_indices(self.class_names, data_args.positive_classes)
-        self.metric = load_metric()
         self._refuse_leaks()
         self.model = load_classifier(
             model_args.model_name_or_path,
@@ -208,7 +206,7 @@ class FineTuning(Run):
 
     def _figures_of(self, probabilities: np.ndarray, dataset: ClassificationDataset) -> dict[str, float]:
         table = self._table(probabilities, dataset)
-        return figures_of(table, self.metric, self.positive)
+        return figures_of(table, self.positive)
 
     def _table(self, probabilities: np.ndarray, dataset: ClassificationDataset):
         return predictions_table(probabilities, dataset.dataset, self.class_names, self.data_args.fold)
@@ -266,7 +264,7 @@ class FineTuning(Run):
                 table.to_parquet(new)
             figures = self._figures_of(probabilities, dataset)
             results.update({f"{part}_{name}": value for name, value in figures.items()})
-        for answer in only_answers(table).values():
+        for answer in collapsed_folds(table).values():
             logger.warning(
                 "the classifier answers %s for every test image: it has learned nothing. Train longer, or with another "
                 "learning_rate than %.3g; see metrics.jsonl",
@@ -329,7 +327,7 @@ class FineTuning(Run):
                 "deep": self.deep,
                 "figures": self._intervals(table) if values else [],
                 "means": figures_explained(self.class_names, self.data_args.positive_classes),
-                "only_answer": next(iter(only_answers(table).values()), None) if values else None,
+                "only_answer": next(iter(collapsed_folds(table).values()), None) if values else None,
                 "values": values,
             },
         )
