@@ -156,7 +156,7 @@ def _compare_patches(
     index = np.empty((2, len(members), height * width), np.uintp)
     weight = np.empty((2, len(members), height * width), pred.dtype)
     slope = np.empty((2, len(members), height * width), pred.dtype)
-    pull = np.empty(height * width, pred.dtype)
+    pixel_gradient = np.empty(height * width, pred.dtype)
     for m in range(patches):
         patch_loss = 0.0
         for t in range(2):
@@ -173,7 +173,7 @@ def _compare_patches(
                 weight[t],
                 slope[t],
             )
-        pull[:] = 0
+        pixel_gradient[:] = 0
         for dy, dx in offsets:
             rows = range(max(0, -dy), height - max(0, dy))
             columns = range(max(0, -dx), width - max(0, dx))
@@ -213,8 +213,8 @@ def _compare_patches(
                                 by_value = difference * rate
                                 by_weight += by_value * weight[0, b, second]
                                 by_slope += by_value * slope[0, b, second]
-                            pull[first] += by_weight * slope[0, a, first] * by_entry
-                            pull[second] += by_slope * weight[0, a, first] * by_entry
+                            pixel_gradient[first] += by_weight * slope[0, a, first] * by_entry
+                            pixel_gradient[second] += by_slope * weight[0, a, first] * by_entry
 
             if cumulative:
                 table[:] = 0
@@ -233,7 +233,7 @@ def _compare_patches(
             patch_loss += loss * scale
         losses[m] = patch_loss * mean
         if len(gradient) > 0:
-            gradient[m] = pull.reshape(height, width) * number(2 * mean)
+            gradient[m] = pixel_gradient.reshape(height, width) * number(2 * mean)
 
 
 _not_kept = _compiled(_compare_patches)

@@ -190,7 +190,7 @@ def _loss_kernel(
         own_pred = tl.load(pred + start + n, mask=exists, other=0).to(dtype)
         own_target = tl.load(target + start + n, mask=exists, other=0).to(dtype)
         loss = tl.zeros([BLOCK], dtype)
-        pull = tl.zeros([BLOCK], dtype)
+        pixel_gradient = tl.zeros([BLOCK], dtype)
         for o in range(OFFSETS):
             dy, dx = tl.load(offsets + 2 * o), tl.load(offsets + 2 * o + 1)
             step = dy * WIDTH + dx
@@ -256,7 +256,7 @@ def _loss_kernel(
                     if not CUMULATIVE:
                         loss += tl.where(first, scale * v_pred * v * share, 0.0)
                     if WITH_GRADIENT:
-                        pull += tl.where(first, 2 * scale * difference * rate * v * slope_pred, 0.0)
+                        pixel_gradient += tl.where(first, 2 * scale * difference * rate * v * slope_pred, 0.0)
 
                     if not CUMULATIVE:
                         j, v, _ = _level_and_weight(after_target, lo, width, sharpness, b, LEVELS, KERNEL, HALF_WIDTH)
@@ -286,7 +286,7 @@ def _loss_kernel(
                             FIXED_POINT,
                             FRACTION,
                         )
-                        pull += tl.where(second, 2 * scale * difference * rate * v * slope_pred, 0.0)
+                        pixel_gradient += tl.where(second, 2 * scale * difference * rate * v * slope_pred, 0.0)
             tl.debug_barrier()  # all have read
 
             if CUMULATIVE:
@@ -312,7 +312,7 @@ def _loss_kernel(
         mean: tl.constexpr = 1.0 / (OFFSETS * CELLS)
         tl.store(losses + patch, tl.sum(loss, axis=0) * mean)
         if WITH_GRADIENT:
-            tl.store(gradient + start + n, pull * mean, mask=exists)
+            tl.store(gradient + start + n, pixel_gradient * mean, mask=exists)
 
 
 @functools.lru_cache(maxsize=64)

@@ -34,7 +34,7 @@ from transformers import AutoImageProcessor
 
 from commandline import UsageError, run_main
 from corpora.load import load_corpus
-from images.check import verify_images, white_of
+from images.check import verify_images, white_level_of
 from images.decode import decode_image
 from images.transform import transform_of_processor
 from judging.summary import COLOURS
@@ -125,7 +125,7 @@ def image_features(image: torch.Tensor, levels: int, distances: Sequence[int]) -
 def _texture(args: EmbedArguments, images: datasets.Dataset) -> dict[str, list[float]]:
     columns: dict[str, list[float]] = {}
     for row in tqdm(images, unit=" images"):
-        white = white_of(row, args.white_level)
+        white = white_level_of(row, args.white_level)
         pixels = decode_image(row["image"], name=row["file_name"], num_channels=1, white_level=white)
         try:
             features = image_features(torch.from_numpy(pixels[..., 0]), args.levels, args.distances)

@@ -219,8 +219,8 @@ PACKAGE = [
     ),
     Mutation(
         "modeling_glcm_mae/glcm_numba.py",
-        "pull[second] += by_slope",
-        "pull[second] -= by_slope",
+        "pixel_gradient[second] += by_slope",
+        "pixel_gradient[second] -= by_slope",
         "tests/test_glcm.py::test_gradcheck_of_the_loss[sigmoid-5.0-False-False-False-False-numba]",
     ),
     Mutation(
@@ -463,6 +463,12 @@ FILES = [
     ),
     Mutation(
         "recipes/training/resume.py",
+        'if "train_file_names_sha256" in resolved["derived"] and',
+        "if False and",
+        "tests/test_pretrain.py::test_a_run_of_an_earlier_version_is_resumed_where_its_settings_tell_enough",
+    ),
+    Mutation(
+        "recipes/training/resume.py",
         '    stored["derived"].setdefault("mixed_precision", asked)',
         "    pass",
         "tests/test_finetune.py::test_a_run_of_an_earlier_version_is_resumed_where_its_settings_tell_enough",
@@ -481,14 +487,14 @@ FILES = [
     ),
     Mutation(
         "recipes/training/finetuning.py",
-        'return fingerprint_of([f"{digest} {label}" for digest, label in pairs])',
-        "return fingerprint_of([digest for digest, _ in pairs])",
+        'return sha256_of_lines([f"{digest} {label}" for digest, label in pairs])',
+        "return sha256_of_lines([digest for digest, _ in pairs])",
         "tests/test_finetune.py::test_a_resume_takes_a_moved_corpus_and_refuses_other_labels_and_another_encoder",
     ),
     Mutation(
         "recipes/training/pretraining.py",
-        'derived["train_contents_sha256"] = fingerprint_of(self.digests["train"])',
-        'derived["train_contents_sha256"] = fingerprint_of(self.data.train.dataset["file_name"])',
+        'derived["train_contents_sha256"] = sha256_of_lines(self.digests["train"])',
+        'derived["train_contents_sha256"] = sha256_of_lines(self.data.train.dataset["file_name"])',
         "tests/test_pretrain.py::test_resume_refuses_another_training",
     ),
 ]
@@ -837,8 +843,8 @@ IMAGES = [
     ),
     Mutation(
         "recipes/images/splits.py",
-        "white_level=white_of(row, None)",
-        "white_level=None",
+        "white = white_level_of(row, None)",
+        "white = None",
         "tests/test_decoding.py::test_a_corpus_of_float_files_keeps_its_white_level_through_folds_and_exports",
     ),
     Mutation(
@@ -919,7 +925,7 @@ IMAGES = [
 PRETRAINING = [
     Mutation(
         "recipes/training/pretraining_data.py",
-        "            white = white_of(row, white_level)",
+        "            white = white_level_of(row, white_level)",
         "            white = white_level",
         "tests/test_pretrain.py::test_a_stream_of_float_images_takes_the_white_level_of_its_rows_and_passes_over_what_is_bad",
     ),

@@ -468,12 +468,13 @@ def test_a_run_of_an_earlier_version_is_resumed_where_its_settings_tell_enough(r
     old = Path(shutil.copytree(run, tmp_path / "old"))
     config = yaml.safe_load((old / "config.yaml").read_text())
     del config["derived"]["train_contents_sha256"], config["training"]["optim_args"]
+    config["derived"]["train_images_sha256"] = config["derived"].pop("train_file_names_sha256")
     (old / "config.yaml").write_text(yaml.safe_dump(config))
     resumed(corpus=images, output_dir=old)
     assert "does not tell or know train_contents_sha256, optim_args: these are not compared" in caplog.text
     renamed = shutil.copytree(images, tmp_path / "renamed")
     (renamed / "a" / "55.png").rename(renamed / "a" / "56.png")
-    with pytest.raises(UsageError, match="train_images_sha256 must stay"):
+    with pytest.raises(UsageError, match="train_file_names_sha256 must stay"):
         resumed(corpus=renamed, output_dir=old)
     config["training"]["save_only_model"] = True
     (old / "config.yaml").write_text(yaml.safe_dump(config))

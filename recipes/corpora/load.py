@@ -59,7 +59,7 @@ def load_corpus(
     Returns:
         A data set with the columns `image` (`datasets.Image(decode=False)`, so that `decode_image` can name the file),
         `file_name`, and where known `label` (`ClassLabel`) `group` (a string) and
-        `white_level` (see `white_of`). Labels that are strings or whole
+        `white_level` (see `white_level_of`). Labels that are strings or whole
         numbers become classes, in the order of the alphabet or the numbers, over all splits.
 
     Raises:

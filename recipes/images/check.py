@@ -47,7 +47,7 @@ def verify_images(
         row = dataset[index]
         name = row["file_name"]
         try:
-            white = white_of(row, white_level)
+            white = white_level_of(row, white_level)
             image = decode_image(row["image"], name=name, num_channels=num_channels, white_level=white)
             if transform is not None:
                 transform.check(image, name)
@@ -55,10 +55,10 @@ def verify_images(
             return index, name, str(error), isinstance(error, BadImageError)
         return None
 
-    share = range(state.process_index, len(dataset), state.num_processes)
+    own = range(state.process_index, len(dataset), state.num_processes)
     with ThreadPoolExecutor(min(8, os.cpu_count() or 1)) as pool:
-        results = pool.map(problem, share)
-        bar = tqdm(results, total=len(share), desc="checking images", disable=not state.is_main_process, leave=False)
+        results = pool.map(problem, own)
+        bar = tqdm(results, total=len(own), desc="checking images", disable=not state.is_main_process, leave=False)
         found = [result for result in bar if result is not None]
     # all processes raise together: one that raised alone would leave the others waiting
     found = sorted(gather_object(found))
@@ -81,7 +81,7 @@ def verify_images(
     return kept, [(name, reason) for _, name, reason, _ in found]
 
 
-def white_of(row: dict[str, Any], given: float | None) -> float | None:
+def white_level_of(row: dict[str, Any], given: float | None) -> float | None:
     """The white level of a row: what prepare_corpus.py was told, where its column `white_level` says so, else `given`.
 
     Raises:
@@ -110,7 +110,7 @@ def white_and_depth(rows: Iterable[dict[str, Any]], given: float | None) -> tupl
     found = set()
     for row in rows:
         deep = is_deep(row["image"], name=row["file_name"])
-        white = white_of(row, given)
+        white = white_level_of(row, given)
         found.add(((65535 if deep else 255) if white is None else white, deep))
     if len({white for white, _ in found}) > 1:
         logger.warning(

@@ -19,7 +19,7 @@ from corpora.load import SPLIT_NAMES, is_hub_id, open_tables, recognised_folder,
 from corpora.record import BadImageError, CorpusError, ImageRecord, existing_folder, is_dicom, list_pictures, printable
 from corpora.speckle import load_speckle
 from corpora.table import NONE, read_table
-from images.check import white_of
+from images.check import white_level_of
 from images.decode import decode_image, luma
 from images.dicom import NotAPictureError, read_dicom
 from images.fingerprint import (
@@ -260,7 +260,7 @@ def _rows(tables: dict[str, datasets.Dataset], args: PrepareArguments) -> tuple[
                 group,
                 split if len(parts) > 1 else None,
                 data=data,
-                white_level=white_of(row, args.white_level),
+                white_level=white_level_of(row, args.white_level),
             )
             records.append(record)
     if len({record.file_name for record in records}) < len(records):  # of several folders or splits: tell them apart

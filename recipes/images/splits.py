@@ -19,7 +19,7 @@ from sklearn.model_selection import StratifiedGroupKFold
 
 from commandline import UsageError
 from corpora.load import parquet_files
-from images.check import white_of
+from images.check import white_level_of
 from images.decode import decode_image
 from images.fingerprint import Fingerprint, fingerprint, similar_pairs
 from images.randomness import HELD_OUT, keyed_generator
@@ -343,7 +343,8 @@ def _fingerprints(dataset: datasets.Dataset) -> list[Fingerprint]:
         data = _bytes(row["image"])
         digest = hashlib.sha256(data).hexdigest()
         if digest not in _known:
-            grey = decode_image(data, name=row["file_name"], num_channels=1, white_level=white_of(row, None))[..., 0]
+            white = white_level_of(row, None)
+            grey = decode_image(data, name=row["file_name"], num_channels=1, white_level=white)[..., 0]
             _known[digest] = fingerprint(data, grey)
         found.append(_known[digest])
     return found
@@ -353,9 +354,9 @@ def _bytes(image: dict[str, Any]) -> bytes:
     return image["bytes"] if image.get("bytes") is not None else Path(image["path"]).read_bytes()
 
 
-def fingerprint_of(names: Sequence[str]) -> str:
-    """SHA-256 of a list of names or digests, in its order."""
-    return hashlib.sha256("\n".join(names).encode()).hexdigest()
+def sha256_of_lines(lines: Sequence[str]) -> str:
+    """SHA-256 of strings without line breaks (names, digests), in their order."""
+    return hashlib.sha256("\n".join(lines).encode()).hexdigest()
 
 
 def image_sha256(image: dict[str, Any]) -> str:
@@ -370,9 +371,9 @@ def image_digests(dataset: datasets.Dataset) -> list[str]:
         dataset: column `image`, undecoded.
     """
     state, images = PartialState(), dataset.select_columns("image")
-    share = range(state.process_index, len(images), state.num_processes)
+    own = range(state.process_index, len(images), state.num_processes)
     with ThreadPoolExecutor(min(8, os.cpu_count() or 1)) as pool:
-        found = list(zip(share, pool.map(lambda index: image_sha256(images[index]["image"]), share), strict=True))
+        found = list(zip(own, pool.map(lambda index: image_sha256(images[index]["image"]), own), strict=True))
     return [digest for _, digest in sorted(gather_object(found))]
 
 

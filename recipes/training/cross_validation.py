@@ -18,7 +18,7 @@ import yaml
 from tqdm.auto import tqdm
 
 from commandline import UsageError, check_repo_id, option
-from images.splits import fingerprint_of, load_prepared
+from images.splits import load_prepared, sha256_of_lines
 from judging.summary import compare, comparison_markdown, draw_curves, positive_indices, summarise, summary_markdown
 from output_folder import check_output
 from training.resume import whole_checkpoints
@@ -173,7 +173,7 @@ def cross_validate(args: CrossValidationArguments) -> Path:
     positive_indices(class_names, args.positive_classes)
     settings["positive_classes"] = args.positive_classes
     labelled = (zip(part["file_name"], part["label"], strict=True) for part in parts.values())
-    settings["labels_sha256"] = fingerprint_of(sorted(f"{name} {label}" for part in labelled for name, label in part))
+    settings["labels_sha256"] = sha256_of_lines(sorted(f"{name} {label}" for part in labelled for name, label in part))
     settings["splits_sha256"] = hashlib.sha256(splits_file.read_bytes()).hexdigest()
     _keep_settings(settings, output)
     devices: Queue[str] = Queue()

@@ -19,7 +19,7 @@ import torch
 
 from corpora.record import BadImageError
 from images.augment import Augmentation
-from images.check import white_of
+from images.check import white_level_of
 from images.decode import decode_image, to_8_bits
 from images.randomness import (
     CLASSIFIER_SAMPLE,
@@ -74,7 +74,7 @@ class _ItemMaker:
 
     def decode(self, row: dict[str, Any]) -> np.ndarray:
         """`(H, W, C)` in [0, 1]."""
-        white = white_of(row, self.white_level)
+        white = white_level_of(row, self.white_level)
         return decode_image(row["image"], name=row["file_name"], num_channels=self.num_channels, white_level=white)
 
     def from_cache(self, pixels: np.ndarray, name: str, generator: torch.Generator) -> dict[str, Any]:
@@ -296,7 +296,7 @@ class ImagesAsEvaluated(torch.utils.data.Dataset):
 
     def decode(self, row: dict[str, Any]) -> np.ndarray:
         """`(H, W, 3)` in [0, 1]."""
-        white = white_of(row, self.white_level)
+        white = white_level_of(row, self.white_level)
         return decode_image(row["image"], name=row["file_name"], num_channels=3, white_level=white)
 
     def evaluated(self, row: dict[str, Any]) -> torch.Tensor:

@@ -24,7 +24,7 @@ from hub.cards import ADDRESS, origin_of
 from hub.export import TRAINING_IMAGES, write_classifier
 from images.augment import Augmentation, Mixing
 from images.check import verify_images, white_and_depth
-from images.splits import PARTS, fingerprint_of, load_prepared
+from images.splits import PARTS, load_prepared, sha256_of_lines
 from images.transform import ImageTransform, transform_of_processor
 from judging.summary import (
     FIGURES,
@@ -219,7 +219,7 @@ class FineTuning(Run):
         return {
             "white_level": self.white,
             "class_names": self.class_names,
-            "train_images_sha256": fingerprint_of(self.datasets["train"].dataset["sha256"]),
+            "train_images_sha256": sha256_of_lines(self.datasets["train"].dataset["sha256"]),
             # of the images and their labels, in their order
             **{f"{part}_contents_sha256": self._contents_of(part) for part in PARTS},
             "transform": asdict(self.transform),
@@ -229,7 +229,7 @@ class FineTuning(Run):
     def _contents_of(self, part: str) -> str:
         images = self.datasets[part].dataset
         pairs = zip(images["sha256"], images["label"], strict=True)
-        return fingerprint_of([f"{digest} {label}" for digest, label in pairs])
+        return sha256_of_lines([f"{digest} {label}" for digest, label in pairs])
 
     def _digests(self) -> set[str]:
         return set().union(*(self.datasets[part].dataset["sha256"] for part in ("train", "validation")))

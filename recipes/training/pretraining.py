@@ -14,7 +14,7 @@ from commandline import UsageError
 from corpora.facts import facts_of
 from hub.cards import ADDRESS, origin_of
 from hub.export import TRAINING_IMAGES, stock_encoder, write_export
-from images.splits import fingerprint_of, image_digests, image_sha256
+from images.splits import image_digests, image_sha256, sha256_of_lines
 from modeling_glcm_mae import GLCMMAEForPreTraining
 from training.arguments import ModelArguments
 from training.callbacks import PictureCallback
@@ -171,10 +171,11 @@ class Pretraining(Run):
 
     def _derived(self) -> dict[str, Any]:
         args = self.args
+        names = None if self.is_stream else self.data.train.dataset["file_name"]
         derived = {
             "world_size": args.world_size,
             "num_train_images": None if self.is_stream else len(self.data.train),
-            "train_images_sha256": None if self.is_stream else fingerprint_of(self.data.train.dataset["file_name"]),
+            "train_file_names_sha256": None if names is None else sha256_of_lines(names),
             "num_held_out_images": None if self.data.held_out is None else len(self.data.held_out),
             "seed": args.seed,
             "max_steps": self._num_steps(),
@@ -186,9 +187,9 @@ class Pretraining(Run):
             known = [
                 image_sha256(row["image"]) if (row["image"] or {}).get("bytes") else row["file_name"] for row in first
             ]
-            derived["first_images_sha256"] = fingerprint_of(known)
+            derived["first_images_sha256"] = sha256_of_lines(known)
         else:
-            derived["train_contents_sha256"] = fingerprint_of(self.digests["train"])
+            derived["train_contents_sha256"] = sha256_of_lines(self.digests["train"])
         if self.trainer.mse_steps(derived["max_steps"]) >= derived["max_steps"] and args.mse_epochs:
             raise UsageError(
                 f"mse_epochs {args.mse_epochs:g} leaves no step of {derived['max_steps']} for the objective: for plain "

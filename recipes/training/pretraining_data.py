@@ -12,7 +12,7 @@ from accelerate import PartialState
 from commandline import UsageError
 from corpora.load import load_corpus
 from corpora.record import BadImageError
-from images.check import verify_images, white_and_depth, white_of
+from images.check import verify_images, white_and_depth, white_level_of
 from images.decode import decode_image
 from images.splits import load_prepared, split_held_out
 from images.transform import ImageTransform
@@ -52,7 +52,7 @@ def _first_readable(
     """The first row of a stream whose image can be decoded; no row if there is none."""
     for row in images:
         try:
-            white = white_of(row, white_level)
+            white = white_level_of(row, white_level)
             decode_image(row["image"], name=row["file_name"], num_channels=num_channels, white_level=white)
             return [row]
         except BadImageError:

@@ -129,6 +129,9 @@ def refuse_another_training(
     chosen = resolved["training"].get("metric_for_best_model")
     if chosen == f"eval_macro_{str(stored['training'].get('metric_for_best_model')).removeprefix('eval_')}":
         stored["training"]["metric_for_best_model"] = chosen
+    # A pretraining once kept the digest of its file names as train_images_sha256.
+    if "train_file_names_sha256" in resolved["derived"] and "train_images_sha256" in stored["derived"]:
+        stored["derived"]["train_file_names_sha256"] = stored["derived"].pop("train_images_sha256")
     untold = []
     first = {"model": 0, "derived": 1}  # what others follow from
     for section in sorted(resolved, key=lambda section: first.get(section, len(first))):
@@ -137,7 +140,7 @@ def refuse_another_training(
             continue
         allowed = may_change.get(section, frozenset())
         if section == "derived" and stored["derived"].get("train_contents_sha256"):
-            allowed |= {"train_images_sha256"}  # of their names
+            allowed |= {"train_images_sha256", "train_file_names_sha256"}  # known by more than these
         before, now = stored[section], resolved[section]
         untold += sorted((before.keys() ^ now.keys()) - allowed)
         for name in (name for name in now if name in before):

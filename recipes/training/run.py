@@ -19,7 +19,7 @@ from corpora.record import BadImageError
 from hub.contents import publication_of_run, with_export
 from hub.export import images_seen, list_of_images, without_paths
 from hub.repository import open_repository, publish
-from images.splits import fingerprint_of
+from images.splits import sha256_of_lines
 from output_folder import check_output, replaced_file
 from training.callbacks import ImagesProgressCallback, MetricsFileCallback, PublishEverySave
 from training.resume import MAY_CHANGE, begin_run, checkpoint_to_resume, refuse_another_training
@@ -145,7 +145,7 @@ class Run(ABC):
             "effective_batch_size": self.trainer.effective_batch_size,
             "skipped_images": self._skipped,
             "mixed_precision": self.trainer.accelerator.mixed_precision,
-            "pretraining_images_sha256": None if self.seen is None else fingerprint_of(sorted(self.seen)),
+            "pretraining_images_sha256": None if self.seen is None else sha256_of_lines(sorted(self.seen)),
             **self._derived(),
         }
         resolved = {
