@@ -3,6 +3,7 @@
 Axis letters in trailing shape comments: B images, N patches, M masked patches, C channels, p the patch size in pixels.
 """
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -35,8 +36,8 @@ class GLCMMAEForPreTrainingOutput(ViTMAEForPreTrainingOutput):
 
     Args:
         loss (`torch.Tensor` of shape `()`):
-            The objective: weighted sum of the terms over masked patches (plain mean squared error while texture is
-            switched off by `set_objective`).
+            The objective: weighted sum of the terms over masked patches (plain mean squared error with
+            `texture=False`).
         logits (`torch.Tensor` of shape `(batch_size, num_patches, patch_size ** 2 * num_channels)`):
             Reconstructed pixels of all patches, in the units of `pixel_values`.
         mask (`torch.Tensor` of shape `(batch_size, num_patches)`):
@@ -44,9 +45,9 @@ class GLCMMAEForPreTrainingOutput(ViTMAEForPreTrainingOutput):
         ids_restore (`torch.LongTensor` of shape `(batch_size, num_patches)`):
             Original index of the shuffled patches.
         hidden_states, attentions: as in ViTMAE.
-        glcm_loss (`torch.Tensor` of shape `()`, or `None` where its weight is 0):
+        glcm_loss (`torch.Tensor` of shape `()`, or `None` where its weight is 0 or texture does not count):
             Unweighted co-occurrence term.
-        ssim_loss (`torch.Tensor` of shape `()`, or `None` where its weight is 0):
+        ssim_loss (`torch.Tensor` of shape `()`, or `None` where its weight is 0 or texture does not count):
             Unweighted mean of 1 - SSIM.
         mse_loss (`torch.Tensor` of shape `()`):
             Unweighted mean squared error.
@@ -198,18 +199,7 @@ class GLCMMAEForPreTraining(GLCMMAEPreTrainedModel, ViTMAEForPreTraining):
         ViTMAEPreTrainedModel.__init__(self, config)
         self.vit = GLCMMAEModel(config)
         self.decoder = GLCMMAEDecoder(config, num_patches=self.vit.embeddings.patch_embeddings.num_patches)
-        self.set_objective()
         self.post_init()
-
-    def set_objective(self, texture: bool = True, sharpness: float | None = None) -> None:
-        """Switch the loss for a stage of training, without touching the configuration that is saved.
-
-        Args:
-            texture: False for plain mean squared error of weight 1, True for the configured objective.
-            sharpness: of the sigmoid kernel, instead of `config.glcm_sharpness`.
-        """
-        self._texture = texture
-        self._sharpness = sharpness
 
     @staticmethod
     def checkpoint_config(pretrained_model_name_or_path: str, **hub_arguments: Any) -> dict[str, Any]:
@@ -296,6 +286,9 @@ class GLCMMAEForPreTraining(GLCMMAEPreTrainedModel, ViTMAEForPreTraining):
         noise: torch.Tensor | None = None,
         interpolate_pos_encoding: bool | None = None,
         attention_mask: torch.Tensor | None = None,
+        *,
+        texture: bool = True,
+        glcm_sharpness: float | None = None,
         **kwargs: Any,
     ) -> GLCMMAEForPreTrainingOutput:
         """Mask, encode, decode and judge.
@@ -305,10 +298,12 @@ class GLCMMAEForPreTraining(GLCMMAEPreTrainedModel, ViTMAEForPreTraining):
             noise: `(batch_size, num_patches)`, decides which patches are masked (those of the highest noise).
             interpolate_pos_encoding: accept images of another size than the configured one.
             attention_mask: as in ViTMAE.
+            texture: as in `reconstruction_loss`.
+            glcm_sharpness: as in `reconstruction_loss`.
             **kwargs: `output_hidden_states`, `output_attentions`, `return_dict`, as in ViTMAE.
 
         Raises:
-            ValueError: if the image does not fit the configuration.
+            ValueError: if the image or an argument does not fit the configuration.
         """
         outputs = self.vit(
             pixel_values,
@@ -321,7 +316,9 @@ class GLCMMAEForPreTraining(GLCMMAEPreTrainedModel, ViTMAEForPreTraining):
         logits = self.decoder(outputs.last_hidden_state, outputs.ids_restore, grid).logits
         # The number of masked patches is known from the shapes: to count them would wait for the device.
         num_masked = outputs.mask.numel() - len(outputs.mask) * (outputs.last_hidden_state.shape[1] - 1)
-        terms = self.reconstruction_loss(pixel_values, logits, outputs.mask, num_masked)
+        terms = self.reconstruction_loss(
+            pixel_values, logits, outputs.mask, num_masked, texture=texture, glcm_sharpness=glcm_sharpness
+        )
         return GLCMMAEForPreTrainingOutput(
             loss=terms["loss"],
             logits=logits,
@@ -335,7 +332,14 @@ class GLCMMAEForPreTraining(GLCMMAEPreTrainedModel, ViTMAEForPreTraining):
         )
 
     def reconstruction_loss(
-        self, pixel_values: torch.Tensor, logits: torch.Tensor, mask: torch.Tensor, num_masked: int | None = None
+        self,
+        pixel_values: torch.Tensor,
+        logits: torch.Tensor,
+        mask: torch.Tensor,
+        num_masked: int | None = None,
+        *,
+        texture: bool = True,
+        glcm_sharpness: float | None = None,
     ) -> dict[str, torch.Tensor | None]:
         r"""Judge a reconstruction.
 
@@ -344,15 +348,25 @@ class GLCMMAEForPreTraining(GLCMMAEPreTrainedModel, ViTMAEForPreTraining):
             logits: `(batch_size, num_patches, patch_size ** 2 * num_channels)`, as the decoder gives them.
             mask: `(batch_size, num_patches)`, 1 or True for masked patches, which alone count.
             num_masked: how many there are in the batch; counted if not given.
+            texture: True for the configured objective, False for plain mean squared error of weight 1 (the first stage
+                of a training, say).
+            glcm_sharpness: of the sigmoid kernel, finite and above 0; `config.glcm_sharpness` if not given.
 
         Returns:
-            Scalars `loss` (the weighted sum), `glcm`, `ssim`, `mse` (unweighted; `None` where the weight is 0, but for
-            `mse`). All are 0 where nothing is masked.
+            Scalars `loss` (the weighted sum), `glcm`, `ssim`, `mse` (unweighted; `None` where the weight is 0 or
+            `texture` is False, but for `mse`). All are 0 where nothing is masked.
 
         Raises:
-            ValueError: if the image is not in whole patches, or the shapes do not fit each other.
+            ValueError: if the image is not in whole patches, the shapes do not fit each other, or `glcm_sharpness` is
+                out of its range or given for another kernel.
         """
         config = self.config
+        if glcm_sharpness is None:
+            glcm_sharpness = config.glcm_sharpness
+        elif config.glcm_kernel != "sigmoid":
+            raise ValueError(f"glcm_sharpness needs glcm_kernel sigmoid, got {config.glcm_kernel}")
+        elif not 0 < glcm_sharpness < math.inf:
+            raise ValueError(f"glcm_sharpness must be finite and greater than 0, got {glcm_sharpness}")
         with torch.autocast(pixel_values.device.type, enabled=False):
             double = logits.dtype == torch.float64
             logits = logits if double else logits.float()
@@ -367,7 +381,6 @@ class GLCMMAEForPreTraining(GLCMMAEPreTrainedModel, ViTMAEForPreTraining):
             masked = mask.bool()  # B N
             num_masked = int(masked.sum()) if num_masked is None else num_masked
             rows = masked.flatten().sort(descending=True, stable=True).indices[:num_masked]  # M
-            texture = self._texture
             with_glcm, with_ssim = texture and config.glcm_weight > 0, texture and config.ssim_weight > 0
 
             # Taken out, not multiplied by 0: an infinite prediction of a visible patch must not turn the loss into NaN.
@@ -386,7 +399,7 @@ class GLCMMAEForPreTraining(GLCMMAEPreTrainedModel, ViTMAEForPreTraining):
                     value_range=config.glcm_value_range,
                     offsets=config.glcm_offsets,
                     kernel=config.glcm_kernel,
-                    sharpness=config.glcm_sharpness if self._sharpness is None else self._sharpness,
+                    sharpness=glcm_sharpness,
                     reweight=config.glcm_reweight,
                     symmetric=config.glcm_symmetric,
                     normalize=config.glcm_normalize,

@@ -788,24 +788,40 @@ def test_a_bfloat16_model_computes_its_loss_in_float32(tiny_model):
 # Stages of training
 
 
-def test_set_objective_switches_texture_and_sharpness(tiny_model):
+def test_a_call_chooses_texture_and_sharpness(tiny_model):
     model = tiny_model("paper", glcm_levels=16)
     before = model.config.to_dict()
 
-    def forward() -> GLCMMAEForPreTrainingOutput:
-        return model(images(), noise=fixed_noise())
+    def forward(**objective) -> GLCMMAEForPreTrainingOutput:
+        return model(images(), noise=fixed_noise(), **objective)
 
     configured = forward()
-    model.set_objective(texture=False)
-    plain = forward()
+    plain = forward(texture=False)
     assert plain.glcm_loss is None and plain.ssim_loss is None
     assert torch.equal(plain.loss, configured.mse_loss)  # weight 1, not mse_weight
-    model.set_objective(sharpness=2.0)
-    softer = forward()
+    softer = forward(glcm_sharpness=2.0)
     assert softer.glcm_loss < 0.9 * configured.glcm_loss
-    model.set_objective()
-    assert torch.equal(forward().loss, configured.loss)
+    same = tiny_model("paper", glcm_levels=16, glcm_sharpness=2.0)
+    same.load_state_dict(model.state_dict())
+    assert torch.equal(softer.loss, same(images(), noise=fixed_noise()).loss)
+    assert torch.equal(forward().loss, configured.loss), "nothing is left of the calls before"
     assert model.config.to_dict() == before
+
+
+@pytest.mark.parametrize(
+    ("preset", "sharpness", "message"),
+    [
+        ("paper", 0.0, "glcm_sharpness must be finite and greater than 0, got 0.0"),
+        ("paper", -1.0, "glcm_sharpness must be finite and greater than 0, got -1.0"),
+        ("paper", math.inf, "glcm_sharpness must be finite and greater than 0, got inf"),
+        ("paper", math.nan, "glcm_sharpness must be finite and greater than 0, got nan"),
+        ("texture", 5.0, "glcm_sharpness needs glcm_kernel sigmoid, got linear"),
+    ],
+)
+@pytest.mark.parametrize("texture", [True, False])
+def test_sharpness_of_a_call_is_checked(tiny_model, preset, sharpness, message, texture):
+    with pytest.raises(ValueError, match=message):
+        tiny_model(preset)(images(), texture=texture, glcm_sharpness=sharpness)
 
 
 def test_a_few_steps_lower_the_loss(tiny_model):
@@ -842,6 +858,17 @@ def test_compiled_whole_and_once(tiny_model, preset):
             torch.testing.assert_close(found, loss)
             for one, other in zip(torch.autograd.grad(found, parameters), gradients, strict=True):
                 torch.testing.assert_close(one, other, rtol=1e-3, atol=1e-5)
+
+
+def test_each_stage_is_compiled_once(tiny_model):
+    model = tiny_model("paper", glcm_levels=16)
+    torch._dynamo.reset()
+    compiled, known = torch.compile(model, fullgraph=True, backend="eager"), set()
+    for texture in (False, False, True, True, False):
+        with torch.compiler.set_stance("fail_on_recompile" if texture in known else "default"):
+            outputs = compiled(images(), noise=fixed_noise(), texture=texture)
+        torch.testing.assert_close(outputs.loss, model(images(), noise=fixed_noise(), texture=texture).loss)
+        known.add(texture)
 
 
 # Sharding

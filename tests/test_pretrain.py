@@ -684,6 +684,14 @@ def test_sharpness_grows_by_the_same_factor_at_every_step(images, tmp_path):
     # From 2 after the steps of plain squared error to the 30 of the preset at the last.
     assert sharpness[2:] == pytest.approx([2 * 15 ** (step / 7) for step in range(8)])
 
+    # and each step is judged by its own
+    model, batch = run.trainer.model, next(iter(run.trainer.get_train_dataloader()))
+    model.eval()
+    for step, objective in ((1, {"texture": False}), (3, {"glcm_sharpness": sharpness[3]})):
+        run.trainer.state.global_step = step
+        inputs = {"pixel_values": batch["pixel_values"], "noise": batch["noise"], "interpolate_pos_encoding": True}
+        assert torch.equal(run.trainer.compute_loss(model, dict(batch)), model(**inputs, **objective).loss)
+
 
 def test_seed_decides_the_order_and_the_masks(images, tmp_path):
     orders, masks = [], []

@@ -94,18 +94,18 @@ class PretrainTrainer(Trainer):
         return True, start * (end / start) ** min(progress, 1.0)
 
     def training_step(self, model, inputs, num_items_in_batch=None):
-        """One forward and backward pass under the objective of this step."""
+        """One forward and backward pass; the speed is counted from the first."""
         if self._clock is None:  # also where a resume begins
             self._clock = (self.state.global_step, time.monotonic())
-        self.accelerator.unwrap_model(model).set_objective(*self.objective_at(self.state.global_step))
         return super().training_step(model, inputs, num_items_in_batch)
 
     # Loss
 
     def compute_loss(self, model, inputs, return_outputs=False, num_items_in_batch=None):
-        """The model's loss; its terms are summed up for the next log."""
+        """The model's loss under the objective of this step; its terms are summed up for the next log."""
         self._files = inputs.pop("file_name")
-        outputs = model(**inputs, interpolate_pos_encoding=True)
+        texture, sharpness = self.objective_at(self.state.global_step)
+        outputs = model(**inputs, interpolate_pos_encoding=True, texture=texture, glcm_sharpness=sharpness)
         terms = [outputs.loss, outputs.glcm_loss, outputs.ssim_loss, outputs.mse_loss]
         if not torch.isfinite(outputs.loss):
             broken = [
@@ -175,10 +175,10 @@ class PretrainTrainer(Trainer):
         inputs = self._prepare_inputs(inputs)
         inner = self.accelerator.unwrap_model(model)
         pixel_values = inputs["pixel_values"]
-        inner.set_objective(texture=False)
         with self.compute_loss_context_manager():
-            outputs = model(pixel_values=pixel_values, noise=inputs["noise"], interpolate_pos_encoding=True)
-        inner.set_objective(texture=True)
+            outputs = model(  # texture is judged below, image by image
+                pixel_values=pixel_values, noise=inputs["noise"], interpolate_pos_encoding=True, texture=False
+            )
         predictions = {"": outputs.logits.float()}
         if self._baselines is None:
             predictions |= trivial_predictions(inner, pixel_values, self._dataset_mean)
