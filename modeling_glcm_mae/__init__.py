@@ -2,7 +2,12 @@
 
 from .configuration_glcm_mae import GLCMMAEConfig, value_range_from_normalization
 from .glcm import GLCMLoss, cooccurrence_matrix, glcm_loss, offsets_from_angles, soft_assignment
-from .modeling_glcm_mae import GLCMMAEForPreTraining, GLCMMAEForPreTrainingOutput, GLCMMAEModel
+from .modeling_glcm_mae import (
+    GLCMMAEForPreTraining,
+    GLCMMAEForPreTrainingOutput,
+    GLCMMAEModel,
+    GLCMMAEReconstructionOutput,
+)
 from .ssim import ssim_loss
 from .texture import texture_features, texture_fidelity
 
@@ -18,6 +23,7 @@ __all__ = [
     "GLCMMAEForPreTraining",
     "GLCMMAEForPreTrainingOutput",
     "GLCMMAEModel",
+    "GLCMMAEReconstructionOutput",
     "cooccurrence_matrix",
     "glcm_loss",
     "offsets_from_angles",

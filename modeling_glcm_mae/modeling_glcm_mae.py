@@ -14,14 +14,18 @@ from torch.utils.checkpoint import checkpoint
 from transformers import PreTrainedConfig, ViTMAEForPreTraining, ViTMAEModel, ViTMAEPreTrainedModel
 from transformers import initialization as init
 from transformers.conversion_mapping import get_checkpoint_conversion_mapping, register_checkpoint_conversion_mapping
+from transformers.masking_utils import create_bidirectional_mask
 from transformers.models.vit_mae.modeling_vit_mae import (
     ViTMAEDecoder,
     ViTMAEDecoderOutput,
     ViTMAEEmbeddings,
     ViTMAEForPreTrainingOutput,
+    ViTMAEModelOutput,
     build_2d_sinusoidal_position_embedding,
 )
-from transformers.utils.generic import can_return_tuple
+from transformers.utils import ModelOutput
+from transformers.utils.generic import can_return_tuple, merge_with_config_defaults
+from transformers.utils.output_capturing import capture_outputs
 
 from .configuration_glcm_mae import GLCMMAEConfig
 from .glcm import glcm_loss
@@ -56,6 +60,23 @@ class GLCMMAEForPreTrainingOutput(ViTMAEForPreTrainingOutput):
     glcm_loss: torch.Tensor | None = None
     ssim_loss: torch.Tensor | None = None
     mse_loss: torch.Tensor | None = None
+
+
+@dataclass
+class GLCMMAEReconstructionOutput(ModelOutput):
+    r"""What `GLCMMAEForPreTraining.reconstruct` makes of images; all without a gradient.
+
+    Args:
+        reconstruction: `(B, C, H, W)`, all patches as predicted, in the units of the images.
+        pasted: `(B, C, H, W)`, `reconstruction` in masked patches, the given image elsewhere.
+        mask: `(B, N)`, 1 for masked patches, 0 for visible ones.
+        pixel_mask: `(B, 1, H, W)`, True for the pixels of masked patches.
+    """
+
+    reconstruction: torch.Tensor | None = None
+    pasted: torch.Tensor | None = None
+    mask: torch.Tensor | None = None
+    pixel_mask: torch.Tensor | None = None
 
 
 def _grid(image_size: int | Sequence[int], patch_size: int) -> tuple[int, int]:
@@ -116,7 +137,34 @@ class GLCMMAEPreTrainedModel(ViTMAEPreTrainedModel):
 
 
 class GLCMMAEEmbeddings(ViTMAEEmbeddings):
-    """ViTMAE's embeddings, whose positions also fit grids that are not square."""
+    """ViTMAE's embeddings, whose positions also fit grids that are not square, and whose mask ratio may be given."""
+
+    def forward(
+        self,
+        pixel_values: torch.Tensor,
+        noise: torch.Tensor | None = None,
+        interpolate_pos_encoding: bool = False,
+        mask_ratio: float | None = None,
+    ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+        """CLS and visible patches `(B, 1 + visible, dim)`, mask `(B, N)` and order `(B, N)`, as ViTMAE's."""
+        height, width = pixel_values.shape[-2:]
+        if not interpolate_pos_encoding and (height, width) != tuple(self.image_size):
+            raise ValueError(
+                f"Input image size ({height}*{width}) doesn't match model ({self.image_size[0]}*{self.image_size[1]})."
+            )
+        mask_ratio = self.config.mask_ratio if mask_ratio is None else mask_ratio
+        if not 0 <= mask_ratio < 1:
+            raise ValueError(f"mask_ratio must be at least 0.0 and less than 1.0, got {mask_ratio}")
+        patches = self.patch_embeddings(pixel_values)
+        positions = self.interpolate_pos_encoding(patches, height, width)
+        patches = patches + positions[:, 1:]
+        noise = torch.rand(patches.shape[:2], device=patches.device) if noise is None else noise
+        visible = int(patches.shape[1] * (1 - mask_ratio))
+        ids_shuffle = noise.argsort(dim=1).to(patches.device)
+        ids_restore = ids_shuffle.argsort(dim=1)
+        patches = patches.gather(1, ids_shuffle[:, :visible, None].expand(-1, -1, patches.shape[-1]))
+        cls_token = (self.cls_token + positions[:, :1]).expand(len(patches), -1, -1)
+        return torch.cat([cls_token, patches], dim=1), (ids_restore >= visible).float(), ids_restore
 
     def interpolate_pos_encoding(self, embeddings: torch.Tensor, height: int, width: int) -> torch.Tensor:
         """Positions `(1, 1 + patches, dim)` for an image of `height` x `width` pixels."""
@@ -133,6 +181,24 @@ class GLCMMAEModel(GLCMMAEPreTrainedModel, ViTMAEModel):
         super().__init__(config)
         self.embeddings = GLCMMAEEmbeddings(config)
         self.post_init()
+
+    @merge_with_config_defaults
+    @capture_outputs(tie_last_hidden_states=False)
+    def forward(
+        self,
+        pixel_values: torch.Tensor,
+        noise: torch.Tensor | None = None,
+        interpolate_pos_encoding: bool | None = None,
+        attention_mask: torch.Tensor | None = None,
+        mask_ratio: float | None = None,
+        **kwargs: Any,
+    ) -> ViTMAEModelOutput:
+        """As ViTMAE's, for the mask ratio of the configuration or another (at least 0 and less than 1)."""
+        hidden, mask, ids_restore = self.embeddings(pixel_values, noise, bool(interpolate_pos_encoding), mask_ratio)
+        attention_mask = create_bidirectional_mask(self.config, hidden, attention_mask)
+        for layer in self.layers:
+            hidden = layer(hidden, attention_mask, **kwargs)
+        return ViTMAEModelOutput(last_hidden_state=self.layernorm(hidden), mask=mask, ids_restore=ids_restore)
 
 
 class GLCMMAEDecoder(ViTMAEDecoder):
@@ -287,6 +353,7 @@ class GLCMMAEForPreTraining(GLCMMAEPreTrainedModel, ViTMAEForPreTraining):
         interpolate_pos_encoding: bool | None = None,
         attention_mask: torch.Tensor | None = None,
         *,
+        mask_ratio: float | None = None,
         texture: bool = True,
         glcm_sharpness: float | None = None,
         **kwargs: Any,
@@ -298,6 +365,7 @@ class GLCMMAEForPreTraining(GLCMMAEPreTrainedModel, ViTMAEForPreTraining):
             noise: `(batch_size, num_patches)`, decides which patches are masked (those of the highest noise).
             interpolate_pos_encoding: accept images of another size than the configured one.
             attention_mask: as in ViTMAE.
+            mask_ratio: share of the patches to mask, at least 0 and less than 1; `config.mask_ratio` if not given.
             texture: as in `reconstruction_loss`.
             glcm_sharpness: as in `reconstruction_loss`.
             **kwargs: `output_hidden_states`, `output_attentions`, `return_dict`, as in ViTMAE.
@@ -305,13 +373,7 @@ class GLCMMAEForPreTraining(GLCMMAEPreTrainedModel, ViTMAEForPreTraining):
         Raises:
             ValueError: if the image or an argument does not fit the configuration.
         """
-        outputs = self.vit(
-            pixel_values,
-            noise=noise,
-            interpolate_pos_encoding=bool(interpolate_pos_encoding),
-            attention_mask=attention_mask,
-            **kwargs,
-        )
+        outputs = self.vit(pixel_values, noise, interpolate_pos_encoding, attention_mask, mask_ratio, **kwargs)
         grid = _grid(pixel_values.shape[-2:], self.config.patch_size)
         logits = self.decoder(outputs.last_hidden_state, outputs.ids_restore, grid).logits
         # The number of masked patches is known from the shapes: to count them would wait for the device.
@@ -357,8 +419,7 @@ class GLCMMAEForPreTraining(GLCMMAEPreTrainedModel, ViTMAEForPreTraining):
             `texture` is False, but for `mse`). All are 0 where nothing is masked.
 
         Raises:
-            ValueError: if the image is not in whole patches, the shapes do not fit each other, or `glcm_sharpness` is
-                out of its range or given for another kernel.
+            ValueError: if the image is not in whole patches, the shapes do not fit, or `glcm_sharpness` is not allowed.
         """
         config = self.config
         if glcm_sharpness is None:
@@ -437,25 +498,32 @@ class GLCMMAEForPreTraining(GLCMMAEPreTrainedModel, ViTMAEForPreTraining):
 
     @torch.no_grad()
     def reconstruct(
-        self, pixel_values: torch.Tensor, noise: torch.Tensor | None = None, paste: bool = False
-    ) -> torch.Tensor:
+        self, pixel_values: torch.Tensor, noise: torch.Tensor | None = None, mask_ratio: float | None = None
+    ) -> GLCMMAEReconstructionOutput:
         """Rebuild images of any size in whole patches from their visible patches.
 
         Args:
             pixel_values: `(batch_size, num_channels, height, width)`, normalised.
             noise: `(batch_size, num_patches)`, decides which patches are masked; random if not given.
-            paste: put the visible patches of the input back, so that only masked ones are predicted.
+            mask_ratio: as in `forward`.
 
         Returns:
-            Images of the shape and in the units of `pixel_values`, also with `norm_pix_loss`.
+            All patches as predicted, in the units of `pixel_values` also with `norm_pix_loss`; the same with the
+            visible patches of the images put back; and the mask.
+
+        Raises:
+            ValueError: if the images are not in whole patches, or `mask_ratio` is out of its range.
         """
         target = self.image_patches(pixel_values)  # B N p p C
-        # The whole forward pass, loss included: a sharded model gathers its weights when it is called, not its parts.
-        outputs = self(pixel_values, noise=noise, interpolate_pos_encoding=True, return_dict=True)
+        # The whole forward pass, a loss included: a sharded model gathers its weights when it is called, not its parts.
+        outputs = self(
+            pixel_values, noise, interpolate_pos_encoding=True, mask_ratio=mask_ratio, texture=False, return_dict=True
+        )
         pred = self.pixels_of_logits(outputs.logits, target)
-        if paste:
-            pred = torch.where(outputs.mask.bool()[..., None, None, None], pred, target)
-        return self.unpatchify(pred.flatten(2), tuple(pixel_values.shape[-2:]))
+        hidden = outputs.mask.bool()[..., None, None, None].expand_as(pred)
+        size, shown = tuple(pixel_values.shape[-2:]), (pred, torch.where(hidden, pred, target), hidden)
+        reconstruction, pasted, pixel_mask = (self.unpatchify(patches.flatten(2), size) for patches in shown)
+        return GLCMMAEReconstructionOutput(reconstruction, pasted, outputs.mask, pixel_mask[:, :1])
 
     def image_patches(self, pixel_values: torch.Tensor) -> torch.Tensor:
         """Cut images `(B, C, H, W)` into patches `(B, N, p, p, C)`, row by row.
@@ -520,14 +588,12 @@ def _min_max_scaled(patches: torch.Tensor, low: torch.Tensor, high: torch.Tensor
 for _name, _stock_name in (("GLCMMAEModel", "ViTMAEModel"), ("GLCMMAEForPreTraining", "ViTMAEForPreTraining")):
     register_checkpoint_conversion_mapping(_name, get_checkpoint_conversion_mapping(_stock_name), overwrite=True)
 
-_HUB_ARGUMENTS = {
-    "cache_dir",
-    "force_download",
-    "local_files_only",
-    "proxies",
-    "revision",
-    "subfolder",
-    "token",
-}
+_HUB_ARGUMENTS = {"cache_dir", "force_download", "local_files_only", "proxies", "revision", "subfolder", "token"}
 
-__all__ = ["GLCMMAEForPreTraining", "GLCMMAEForPreTrainingOutput", "GLCMMAEModel", "GLCMMAEPreTrainedModel"]
+__all__ = [
+    "GLCMMAEForPreTraining",
+    "GLCMMAEForPreTrainingOutput",
+    "GLCMMAEModel",
+    "GLCMMAEPreTrainedModel",
+    "GLCMMAEReconstructionOutput",
+]

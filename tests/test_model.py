@@ -677,7 +677,8 @@ def test_decoder_places_patches_rightly_at_real_sizes(tiny_model, size):
 def test_reconstruct_shows_the_prediction_in_the_units_of_the_pixels(tiny_model, norm_pix_loss, height, width):
     model = scrambled(tiny_model("mse", norm_pix_loss=norm_pix_loss))
     pixel_values, noise = images(height=height, width=width), fixed_noise(2, height * width // 64)
-    found = model.reconstruct(pixel_values, noise=noise)
+    rebuilt = model.reconstruct(pixel_values, noise=noise)
+    found = rebuilt.reconstruction
     assert found.shape == pixel_values.shape and found.dtype == pixel_values.dtype and not found.requires_grad
     outputs = model(pixel_values, noise=noise, interpolate_pos_encoding=True)
     target, expected = cut(pixel_values, 8).flatten(2), outputs.logits
@@ -685,8 +686,11 @@ def test_reconstruct_shows_the_prediction_in_the_units_of_the_pixels(tiny_model,
         expected = expected * (target.var(-1, keepdim=True) + 1e-6).sqrt() + target.mean(-1, keepdim=True)
     torch.testing.assert_close(cut(found, 8).flatten(2), expected)
 
-    pasted = cut(model.reconstruct(pixel_values, noise=noise, paste=True), 8).flatten(2)
+    pasted = cut(rebuilt.pasted, 8).flatten(2)
     masked = outputs.mask.bool()
+    assert torch.equal(rebuilt.mask, outputs.mask)
+    assert rebuilt.pixel_mask.shape == (2, 1, height, width)
+    assert torch.equal(cut(rebuilt.pixel_mask, 8).flatten(2), masked[..., None].expand(-1, -1, 64))
     assert torch.equal(pasted[~masked], target[~masked])
     torch.testing.assert_close(pasted[masked], expected[masked])
 
@@ -697,6 +701,25 @@ def test_a_perfect_answer_reconstructs_the_image(tiny_model):
     answer = model.logits_of_pixels(target, target).flatten(2)
     torch.testing.assert_close(model.pixels_of_logits(answer, target), target, rtol=0, atol=1e-4)
     assert model.reconstruction_loss(images(), answer, torch.ones(2, 16))["mse"] == 0
+
+
+def test_reconstruct_masks_as_many_as_are_asked_for(tiny_model):
+    model, noise = scrambled(tiny_model(mask_ratio=0.75)), fixed_noise()
+    for mask_ratio, hidden in ((None, 12), (0.75, 12), (0.5, 8), (0.9, 15), (0, 0)):
+        found = model.reconstruct(images(), noise=noise, mask_ratio=mask_ratio)
+        assert torch.equal(found.mask, (noise.argsort(dim=1).argsort(dim=1) >= 16 - hidden).float())
+        configured = tiny_model(mask_ratio=0.75 if mask_ratio is None else float(mask_ratio))
+        configured.load_state_dict(model.state_dict())
+        expected = configured(images(), noise=noise)
+        assert torch.equal(model(images(), noise=noise, mask_ratio=mask_ratio).loss, expected.loss)
+        torch.testing.assert_close(cut(found.reconstruction, 8).flatten(2), expected.logits)
+    assert model.config.mask_ratio == 0.75
+
+
+@pytest.mark.parametrize("mask_ratio", [-0.1, 1.0, math.nan])
+def test_mask_ratio_of_a_call_is_checked(tiny_model, mask_ratio):
+    with pytest.raises(ValueError, match=f"mask_ratio must be at least 0.0 and less than 1.0, got {mask_ratio}"):
+        tiny_model().reconstruct(images(), mask_ratio=mask_ratio)
 
 
 def test_reconstruct_refuses_part_patches(tiny_model):
@@ -883,11 +906,11 @@ torch.distributed.init_process_group("gloo", init_method="file://" + sys.argv[1]
 torch.manual_seed(0)
 model = GLCMMAEForPreTraining(GLCMMAEConfig.from_preset("texture", {fields})).eval()
 pixel_values, noise = torch.randn(2, 3, 32, 32), torch.rand(2, 16)
-expected = model.reconstruct(pixel_values, noise=noise)
+expected = model.reconstruct(pixel_values, noise=noise).reconstruction
 for layer in (*model.vit.layers, *model.decoder.decoder_layers):
     fully_shard(layer)
 fully_shard(model)
-torch.testing.assert_close(model.reconstruct(pixel_values, noise=noise), expected)
+torch.testing.assert_close(model.reconstruct(pixel_values, noise=noise).reconstruction, expected)
 """
 
 

@@ -18,7 +18,6 @@ import math
 import os
 import re
 import socket
-import threading
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
@@ -58,7 +57,6 @@ HIDDEN_COLOUR = (58, 82, 150)  # no grey, which would look like anatomy
 SHOWN_LEVELS = 32  # a patch has too few pairs of pixels for a matrix of more grey levels
 # What transformers, the Hub's client and safetensors raise on a repository that is damaged or not there.
 UNUSABLE = (OSError, ValueError, RuntimeError, SafetensorError, StrictDataclassError, yaml.YAMLError)
-_MASKING = threading.Lock()  # requests share a model, whose mask ratio is a field of its configuration
 
 
 @dataclass(frozen=True)
@@ -274,17 +272,12 @@ def rebuild(
     row, column = (min(int(part / 100 * number), number - 1) for part, number in ((down, rows), (right, columns)))
     noise = torch.rand(1, rows * columns, generator=torch.Generator().manual_seed(seed))
     noise[0, row * columns + column] = 1  # the highest are hidden
-    with _MASKING:
-        network.model.config.mask_ratio = mask_ratio
-        rebuilt = network.model.reconstruct(pixels, noise=noise)
-    kept = int(rows * columns * (1 - mask_ratio))
-    hidden = (noise.argsort(dim=1).argsort(dim=1) >= kept).view(1, 1, rows, columns)
-    hidden = hidden.repeat_interleave(size, -2).repeat_interleave(size, -1)
+    rebuilt = network.model.reconstruct(pixels, noise=noise, mask_ratio=mask_ratio)
     parts = {
         "original": pixels,
-        "masked": pixels.masked_fill(hidden, math.nan),
-        "reconstruction": rebuilt,
-        "pasted": torch.where(hidden, rebuilt, pixels),
+        "masked": pixels.masked_fill(rebuilt.pixel_mask, math.nan),
+        "reconstruction": rebuilt.reconstruction,
+        "pasted": rebuilt.pasted,
     }
     return {name: part[0] for name, part in parts.items()}, Patch(row * size, column * size, size)
 

@@ -35,7 +35,7 @@ def answers(source: str, architecture: str, subfolder: str, **options) -> list[t
     with torch.no_grad():
         if subfolder:
             patches = size[0] * size[1] // config.patch_size**2
-            return [model.reconstruct(pixels, noise=torch.rand(1, patches, generator=generator))]
+            return [model(pixels, noise=torch.rand(1, patches, generator=generator)).logits]
         output = model(pixels)
     return [value for value in output.values() if isinstance(value, torch.Tensor)]
 

@@ -7,7 +7,7 @@ import numpy as np
 import torch
 from matplotlib.figure import Figure
 
-from modeling_glcm_mae import GLCMMAEConfig, cooccurrence_matrix
+from modeling_glcm_mae import GLCMMAEConfig, GLCMMAEReconstructionOutput, cooccurrence_matrix
 
 COLUMNS = (
     "original",
@@ -24,9 +24,7 @@ def draw_reconstructions(
     file: Path,
     config: GLCMMAEConfig,
     pixel_values: torch.Tensor,
-    noise: torch.Tensor,
-    reconstruction: torch.Tensor,
-    pasted: torch.Tensor,
+    rebuilt: GLCMMAEReconstructionOutput,
     image_mean: Sequence[float],
     image_std: Sequence[float],
 ) -> None:
@@ -37,22 +35,16 @@ def draw_reconstructions(
 
     Args:
         file: PNG to write; its folder is made.
-        config: patch size, mask ratio and texture settings of the model.
+        config: patch size and texture settings of the model.
         pixel_values: `(B, C, H, W)`, normalised.
-        noise: `(B, N)`, of which the model masked the highest.
-        reconstruction: `(B, C, H, W)`, raw prediction of all patches.
-        pasted: `(B, C, H, W)`, prediction in masked patches, original elsewhere.
+        rebuilt: what the model made of them.
         image_mean, image_std: of the normalisation, per channel.
     """
-    patch = config.patch_size
     mean, std = (torch.tensor(values).view(-1, 1, 1) for values in (image_mean, image_std))
-    pixel_values, noise, reconstruction, pasted = (
-        x.float().cpu() for x in (pixel_values, noise, reconstruction, pasted)
+    pixel_values, reconstruction, pasted = (
+        x.float().cpu() for x in (pixel_values, rebuilt.reconstruction, rebuilt.pasted)
     )
-    rows, columns = pixel_values.shape[-2] // patch, pixel_values.shape[-1] // patch
-    kept = int(noise.shape[1] * (1 - config.mask_ratio))
-    masked = noise.argsort(dim=1).argsort(dim=1) >= kept  # B N
-    pixels_masked = masked.view(-1, 1, rows, columns).repeat_interleave(patch, -2).repeat_interleave(patch, -1)
+    masked, pixel_mask = rebuilt.mask.bool().cpu(), rebuilt.pixel_mask.cpu()
 
     def shown(images: torch.Tensor) -> np.ndarray:
         return (images * std + mean).clamp(0, 1).permute(0, 2, 3, 1).numpy()  # B H W C
@@ -60,7 +52,7 @@ def draw_reconstructions(
     # Mid-grey in the mask: black would look like anatomy.
     panels = [
         shown(pixel_values),
-        np.where(pixels_masked.permute(0, 2, 3, 1), 0.5, shown(pixel_values)),
+        np.where(pixel_mask.permute(0, 2, 3, 1), 0.5, shown(pixel_values)),
         shown(reconstruction),
         shown(pasted),
     ]

@@ -102,12 +102,11 @@ class PictureCallback(TrainerCallback):
         was_training = model.training
         model.eval()
         pixel_values, noise = (self.batch[key].to(self.trainer.args.device) for key in ("pixel_values", "noise"))
-        raw = model.reconstruct(pixel_values, noise=noise)
-        pasted = model.reconstruct(pixel_values, noise=noise, paste=True)
+        rebuilt = model.reconstruct(pixel_values, noise=noise)
         model.train(was_training)
         if self.trainer.is_world_process_zero():
             draw_reconstructions(
-                self.folder / name, model.config, pixel_values, noise, raw, pasted, self.image_mean, self.image_std
+                self.folder / name, model.config, pixel_values, rebuilt, self.image_mean, self.image_std
             )
 
 
