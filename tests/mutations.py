@@ -297,6 +297,18 @@ PACKAGE = [
     ),
     Mutation(
         "modeling_glcm_mae/modeling_glcm_mae.py",
+        "visible = int(patches.shape[1] * (1 - mask_ratio))",
+        "visible = int(patches.shape[1] * (1 - self.config.mask_ratio))",
+        "tests/test_model.py::test_reconstruct_masks_as_many_as_are_asked_for",
+    ),
+    Mutation(
+        "recipes/training/trainers.py",
+        "texture=texture, glcm_sharpness=sharpness)",
+        "texture=texture)",
+        "tests/test_pretrain.py::test_sharpness_grows_by_the_same_factor_at_every_step",
+    ),
+    Mutation(
+        "modeling_glcm_mae/modeling_glcm_mae.py",
         "masked = mask.bool()  # B N",
         "masked = ~mask.bool()  # B N",
         "tests/test_model.py::test_mse_preset_is_stock_vitmae",
