@@ -610,7 +610,7 @@ CORPORA = [
         "tests/test_names.py::test_the_salt_decides_the_names_and_nothing_else",
     ),
     Mutation(
-        "recipes/hub/secrets.py",
+        "recipes/hub/never_published.py",
         "if PRIVATE in parts:",
         "if False:",
         "tests/test_names.py::test_nothing_that_is_published_names_files_patients_or_this_machine",
@@ -1380,7 +1380,7 @@ JUDGING = [
         "tests/test_metrics.py::test_runs_are_compared_fold_by_fold",
     ),
     Mutation(
-        "recipes/judging/summary.py",
+        "recipes/judging/tables.py",
         "(positive or class_names[1:])[0]",
         "(positive or class_names)[0]",
         "tests/test_metrics.py::test_a_summary_of_two_classes_says_which_is_the_positive_one",
@@ -1743,25 +1743,25 @@ HUB = [
     ),
     # what is sent, and who may see it
     Mutation(
-        "recipes/hub/secrets.py",
+        "recipes/hub/never_published.py",
         "        refuse_secret_name(file, folder)\n        if file.is_dir()",
         "        if file.is_dir()",
         "tests/test_publish.py::test_what_must_not_be_published_is_refused",
     ),
     Mutation(
-        "recipes/hub/secrets.py",
+        "recipes/hub/never_published.py",
         "            refuse_secret_text(file)\n            files[name]",
         "            files[name]",
         "tests/test_publish.py::test_what_must_not_be_published_is_refused",
     ),
     Mutation(
-        "recipes/hub/secrets.py",
+        "recipes/hub/never_published.py",
         "elif file.suffix.lower() not in SUFFIXES and file.name not in PLAIN_NAMES:",
         "elif False:",
         "tests/test_publish.py::test_a_pickle_and_a_checkpoint_are_left_out_and_named",
     ),
     Mutation(
-        "recipes/hub/secrets.py",
+        "recipes/hub/never_published.py",
         'any(part.startswith("checkpoint-") for part in parts)',
         "False",
         "tests/test_publish.py::test_a_pickle_and_a_checkpoint_are_left_out_and_named",

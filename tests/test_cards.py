@@ -27,11 +27,11 @@ import publish as publish_recipe
 from commandline import UsageError, parse_args
 from corpora.facts import FACTS
 from hub.cards import ADDRESS, DATA_ADDRESS, Origin, origin_of
-from hub.contents import ROOT, publication_of_run, with_export
+from hub.contents import ROOT, with_export
 from hub.export import write_classifier, write_export
+from hub.never_published import files_of
 from hub.publication import Publication
 from hub.repository import finish, open_repository, send
-from hub.secrets import files_of
 from images.items import PrepareArguments
 from images.transform import ImageTransform
 from judging.summary import summarise
@@ -40,6 +40,7 @@ from prepare_corpus import prepare
 from training.arguments import FinetuningArguments, PretrainingArguments
 from training.callbacks import PublishEverySave
 from training.models import CLASSIFIERS
+from training.run import publication_of_run
 
 REPO = "org/glcm-mae-tiny"
 PROCESSOR = ImageTransform(32, resize="squash").processor()

@@ -34,7 +34,7 @@ from images.augment import Augmentation, Mixing
 from images.items import PrepareArguments
 from images.splits import load_prepared
 from images.transform import ImageTransform, transform_of_processor
-from judging import summary
+from judging import summary, tables
 from judging.summary import compare, predictions_table
 from modeling_glcm_mae import GLCMMAEForPreTraining
 from prepare_corpus import prepare
@@ -1042,7 +1042,7 @@ def test_a_classifier_with_one_answer_for_all_is_named(corpus, exported, tmp_pat
     table = pd.read_parquet(folder / "predictions.parquet")
     both = pd.concat([table, table.assign(fold="1", prediction=np.arange(len(table)) % 2)])
     assert summary.collapsed_folds(both) == {"0": name}
-    text = summary.summary_markdown(summary.summarise(both))
+    text = tables.summary_markdown(summary.summarise(both))
     assert f"Fold 0 answers {name} for every test image" in text and "Fold 1 answers" not in text
 
 

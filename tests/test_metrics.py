@@ -22,7 +22,8 @@ from sklearn.metrics import (
 
 from judging import summary
 from judging.statistics import bootstrap, delong_test, mcnemar_test
-from judging.summary import compare, comparison_markdown, draw_curves, summarise, summary_markdown
+from judging.summary import compare, draw_curves, summarise
+from judging.tables import comparison_markdown, summary_markdown
 
 RECIPES = Path(__file__).resolve().parent.parent / "recipes"
 METRIC = RECIPES / "metrics" / "medical_classification"

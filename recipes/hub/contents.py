@@ -8,15 +8,13 @@ from huggingface_hub import (
     EvalResult,
     ModelCard,
 )
-from transformers import TrainingArguments
-from transformers.trainer_utils import HubStrategy
 
 from commandline import UsageError, check_repo_id, option
 from corpora.facts import facts_of
 from hub.cards import ADDRESS, DATA_ADDRESS, eval_results, render_card
+from hub.never_published import check_model, files_of, refuse_secret_name, refuse_secret_text
 from hub.publication import Publication, text_of
-from hub.secrets import check_model, files_of, refuse_secret_name, refuse_secret_text
-from judging.summary import summary_markdown
+from judging.tables import summary_markdown
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -151,29 +149,6 @@ def _beside_the_space(folder: Path) -> dict[str, Path]:
         for file in sorted(source.glob("*.py")) if source.is_dir() else [source]:
             found[file.relative_to(ROOT).as_posix().removeprefix("recipes/")] = file
     return found
-
-
-def publication_of_run(args: TrainingArguments, folder: Path) -> Publication | None:
-    """What `push_to_hub` of a recipe asks for, still without files; `None` if it is not set.
-
-    Args:
-        args: of the run.
-        folder: its export.
-
-    Raises:
-        UsageError: `hub_model_id` or `hub_strategy` is not allowed, or a token is among the arguments.
-    """
-    if not args.push_to_hub:
-        return None
-    if args.hub_token is not None:
-        raise UsageError("hub_token: a token has no place in a recipe; run `hf auth login`, or set HF_TOKEN")
-    check_repo_id(args.hub_model_id, "hub_model_id")
-    allowed = (HubStrategy.END, HubStrategy.EVERY_SAVE)
-    if args.hub_strategy not in allowed:
-        names = ", ".join(strategy.value for strategy in allowed)
-        raise UsageError(f"hub_strategy must be one of {names}, got {args.hub_strategy.value!r}")
-    revision = args.hub_revision or "main"
-    return Publication(folder, args.hub_model_id, private=bool(args.hub_private_repo), revision=revision)
 
 
 def with_export(publication: Publication) -> Publication:

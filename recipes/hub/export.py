@@ -7,16 +7,23 @@ from pathlib import Path, PurePath, PurePosixPath
 from typing import Any
 
 import torch
-from huggingface_hub import ModelCard, ModelCardData
+from huggingface_hub import (
+    ModelCard,
+    ModelCardData,
+)
+from PIL import Image
 from transformers import (
+    AutoImageProcessor,
     ViTConfig,
     ViTForImageClassification,
     ViTImageProcessorPil,
     ViTModel,
+    pipeline,
 )
 from transformers.utils import cached_file
 
-from hub.cards import CLASSIFIER_TEMPLATE, _preprocessing, eval_results, widget_examples, write_card
+from corpora.speckle import CLASS_SETS, speckle_image
+from hub.cards import CARDS, eval_results
 from modeling_glcm_mae import GLCMMAEForPreTraining
 from output_folder import replaced_folder
 
@@ -176,3 +183,67 @@ def without_paths(settings: Any) -> Any:
         if settings.startswith(("/", "~", "../")) or os.path.exists(settings):
             return Path(settings).name
     return settings
+
+
+CARD_TEMPLATE = CARDS / "pretrained.md"
+
+
+CLASSIFIER_TEMPLATE = CARDS / "classifier.md"
+
+
+def _preprocessing(processor: ViTImageProcessorPil) -> str:
+    """What the processor does, in words for a card."""
+    steps = []
+    if processor.do_resize:
+        steps.append("resized to " + " x ".join(f"{value}" for value in dict(processor.size).values() if value))
+    if getattr(processor, "do_center_crop", None):
+        steps.append(
+            "centre crop to " + " x ".join(f"{value}" for value in dict(processor.crop_size).values() if value)
+        )
+    steps.append(f"values / {1 / processor.rescale_factor:.6g}")
+    for name, values in (("mean", processor.image_mean), ("std", processor.image_std)):
+        # One number where all channels have the same.
+        found = [f"{value:.6g}" for value in (values if isinstance(values, list | tuple) else [values])]
+        steps.append(f"{name} {found[0] if len(set(found)) == 1 else ' '.join(found)}")
+    return ", ".join(steps)
+
+
+def widget_examples(folder: Path, model: ViTForImageClassification) -> list[dict[str, Any]]:
+    """Two generated images for the widget, saved in `folder`/examples, with the answers of the saved model to them.
+
+    Args:
+        folder: holds the model and its processor.
+        model: the same model; gives the size of the images.
+    """
+    # Where the model is: left to itself, pipeline would move it to the first GPU, under a training on CPU too.
+    classify = pipeline(
+        "image-classification",
+        model=model,
+        image_processor=AutoImageProcessor.from_pretrained(folder),
+        device=model.device,
+    )
+    (folder / "examples").mkdir()
+    found = []
+    sides = model.config.image_size
+    side = sides if isinstance(sides, int) else min(sides)
+    for index, speckle_class in enumerate(CLASS_SETS["easy"][:2]):
+        name = f"examples/speckle_{index}.png"
+        Image.fromarray(speckle_image(speckle_class, side, seed=index)).save(folder / name)
+        answers = classify(str(folder / name), top_k=model.config.num_labels)
+        output = [{"label": answer["label"], "score": round(answer["score"], 4)} for answer in answers]
+        found.append({"src": name, "example_title": f"Generated speckle {index + 1}", "output": output})
+    return found
+
+
+def write_card(file: Path, model: GLCMMAEForPreTraining, facts: dict[str, Any]) -> None:
+    """Render the model card."""
+    metadata = ModelCardData(
+        library_name="transformers",
+        # `pipeline` makes every image RGB, which an encoder of one channel cannot take.
+        pipeline_tag=None if model.config.num_channels == 1 else "image-feature-extraction",
+        base_model=facts.get("base_model"),
+        datasets=facts.get("datasets"),
+        tags=["medical", "masked-autoencoder", *(["texture", "glcm"] if model.config.glcm_weight else []), "vit"],
+    )
+    card = ModelCard.from_template(metadata, template_path=str(CARD_TEMPLATE), config=model.config, **facts)
+    card.save(file)

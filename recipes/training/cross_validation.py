@@ -19,7 +19,8 @@ from tqdm.auto import tqdm
 
 from commandline import UsageError, check_repo_id, option
 from images.splits import load_prepared, sha256_of_lines
-from judging.summary import compare, comparison_markdown, draw_curves, positive_indices, summarise, summary_markdown
+from judging.summary import compare, draw_curves, summarise
+from judging.tables import comparison_markdown, positive_indices, summary_markdown
 from output_folder import check_output
 from training.resume import whole_checkpoints
 

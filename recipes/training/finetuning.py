@@ -26,15 +26,8 @@ from images.augment import Augmentation, Mixing
 from images.check import verify_images, white_and_depth
 from images.splits import PARTS, load_prepared, sha256_of_lines
 from images.transform import ImageTransform, transform_of_processor
-from judging.summary import (
-    FIGURES,
-    collapsed_folds,
-    figures_explained,
-    figures_of,
-    positive_indices,
-    predictions_table,
-    summarise,
-)
+from judging.summary import FIGURES, collapsed_folds, figures_of, predictions_table, summarise
+from judging.tables import figures_explained, positive_indices
 from output_folder import replaced_file
 from training.arguments import FITTING
 from training.feeding import ClassificationDataset, OneHot

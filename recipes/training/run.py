@@ -14,10 +14,11 @@ from accelerate import PartialState
 from transformers import PreTrainedModel, ProgressCallback, Trainer, TrainingArguments, set_seed
 from transformers.trainer_utils import HubStrategy
 
-from commandline import UsageError, run_main
+from commandline import UsageError, check_repo_id, run_main
 from corpora.record import BadImageError
-from hub.contents import publication_of_run, with_export
+from hub.contents import with_export
 from hub.export import images_seen, list_of_images, without_paths
+from hub.publication import Publication
 from hub.repository import open_repository, publish
 from images.splits import sha256_of_lines
 from output_folder import check_output, replaced_file
@@ -240,3 +241,26 @@ def run_training(
         *(argument_classes, argv, description),
         mistakes=(FloatingPointError, BadImageError, UsageError),
     )
+
+
+def publication_of_run(args: TrainingArguments, folder: Path) -> Publication | None:
+    """What `push_to_hub` of a recipe asks for, still without files; `None` if it is not set.
+
+    Args:
+        args: of the run.
+        folder: its export.
+
+    Raises:
+        UsageError: `hub_model_id` or `hub_strategy` is not allowed, or a token is among the arguments.
+    """
+    if not args.push_to_hub:
+        return None
+    if args.hub_token is not None:
+        raise UsageError("hub_token: a token has no place in a recipe; run `hf auth login`, or set HF_TOKEN")
+    check_repo_id(args.hub_model_id, "hub_model_id")
+    allowed = (HubStrategy.END, HubStrategy.EVERY_SAVE)
+    if args.hub_strategy not in allowed:
+        names = ", ".join(strategy.value for strategy in allowed)
+        raise UsageError(f"hub_strategy must be one of {names}, got {args.hub_strategy.value!r}")
+    revision = args.hub_revision or "main"
+    return Publication(folder, args.hub_model_id, private=bool(args.hub_private_repo), revision=revision)
