@@ -45,7 +45,7 @@ test-slow: $(STAMP) ## Run the slow tests (minutes)
 	"$(BIN)/python" -m pytest -m "slow and not gpu" $(ARGS)
 
 mutations: $(STAMP) ## Break the code on purpose, edit by edit, and see that the tests notice (tens of minutes)
-	"$(BIN)/python" tests/mutations.py $(ARGS)
+	"$(BIN)/python" tests/try_mutations.py $(ARGS)
 
 # What somebody has who only opens a published model: not this package, no recipes, no torchvision.
 $(PLAIN_STAMP): constraints.txt

@@ -4,7 +4,6 @@ import io
 import logging
 from dataclasses import replace
 from pathlib import Path
-from types import SimpleNamespace
 
 import datasets
 import numpy as np
@@ -32,8 +31,7 @@ from images.decode import decode_image
 from images.splits import split_held_out
 from images.transform import ImageTransform
 from training import feeding
-from training.feeding import EpochSampler, PretrainDataset, PretrainIterableDataset, collate
-from training.pretraining_data import grey_statistics
+from training.feeding import PretrainDataset
 
 REAL_CORPORA = Path(__file__).parents[1] / ".." / "shared" / "corpora"
 needs_corpora = pytest.mark.skipif(not REAL_CORPORA.is_dir(), reason="needs the real corpora in ../shared/corpora")
@@ -686,199 +684,7 @@ def test_held_out_none_and_too_few():
 
 # ---------------------------------------------------------------------------------------------- feeding the training
 
-RANDOM = ImageTransform(32, random_resized_crop=True, horizontal_flip=True, vertical_flip=True)
-
 
 @pytest.fixture
 def images(tmp_path):
     return load_corpus(str(write_folder(tmp_path / "images", [f"{i:02d}.png" for i in range(10)])))
-
-
-def same(one: dict, two: dict) -> bool:
-    return (
-        torch.equal(one["pixel_values"], two["pixel_values"])
-        and torch.equal(one["noise"], two["noise"])
-        and one["file_name"] == two["file_name"]
-    )
-
-
-def test_items(images):
-    item = PretrainDataset(images, ImageTransform((32, 48)), patch_size=16, num_channels=3)[4]
-    assert item["pixel_values"].shape == (3, 32, 48) and item["pixel_values"].dtype == torch.float32
-    assert item["noise"].shape == (6,) and item["noise"].dtype == torch.float32
-    assert item["file_name"] == "04.png"
-
-
-def test_randomness_is_a_function_of_seed_epoch_and_index(images):
-    def make(seed: int) -> PretrainDataset:
-        return PretrainDataset(images, RANDOM, patch_size=8, num_channels=3, seed=seed)
-
-    torch.manual_seed(1)
-    first = [make(0)[key] for key in range(30)]
-    torch.manual_seed(2)  # the global state has no say
-    again = {key: make(0)[key] for key in reversed(range(30))}
-    assert all(same(first[key], again[key]) for key in range(30))
-    assert [item["file_name"] for item in first[10:20]] == images["file_name"]
-    noises = torch.stack([item["noise"] for item in first] + [make(1)[3]["noise"]])
-    correlation = torch.corrcoef(noises)[~torch.eye(31, dtype=torch.bool)]
-    assert correlation.abs().max() < 0.95 and correlation.abs().mean() < 0.3
-    assert not torch.equal(first[3]["pixel_values"], first[13]["pixel_values"])
-
-
-def test_masks_do_not_depend_on_the_transform(images):
-    plain = PretrainDataset(images, PLAIN, patch_size=8, num_channels=3)
-    augmented = PretrainDataset(images, RANDOM, patch_size=8, num_channels=3)
-    assert torch.equal(plain[23]["noise"], augmented[23]["noise"])
-
-
-def test_evaluation_is_fixed(images):
-    one = PretrainDataset(images, RANDOM, patch_size=8, num_channels=3, seed=0, train=False)
-    two = PretrainDataset(images, RANDOM, patch_size=8, num_channels=3, seed=9, train=False)
-    assert all(same(one[i], two[i]) for i in range(10))
-    assert not torch.equal(one[0]["noise"], one[1]["noise"])
-    with pytest.raises(IndexError):
-        one[10]
-
-
-def test_workers_change_nothing(images):
-    dataset = PretrainDataset(images, RANDOM, patch_size=8, num_channels=3)
-    sampler = EpochSampler(10, 4, seed=0)
-    sampler.set_epoch(2)
-    batches = [
-        list(torch.utils.data.DataLoader(dataset, 4, sampler=sampler, num_workers=workers, collate_fn=collate))
-        for workers in (0, 2)
-    ]
-    assert len(batches[0]) == 2
-    assert all(same(one, two) for one, two in zip(*batches, strict=True))
-    assert isinstance(batches[0][0]["file_name"], list) and batches[0][0]["noise"].shape == (4, 16)
-
-
-@pytest.mark.parametrize("workers", [0, 2])
-def test_cache_gives_the_same_images_to_8_bits(images, workers, monkeypatch):
-    transform = ImageTransform(32, horizontal_flip=True)
-    plain = PretrainDataset(images, transform, patch_size=8, num_channels=3)
-    cached = PretrainDataset(images, transform, patch_size=8, num_channels=3, cache=True)
-    for epoch in range(2):
-        sampler = EpochSampler(10, 5, seed=0)
-        sampler.set_epoch(epoch)
-        one, two = (
-            list(torch.utils.data.DataLoader(dataset, 5, sampler=sampler, num_workers=workers, collate_fn=collate))
-            for dataset in (plain, cached)
-        )
-        for expected, found in zip(one, two, strict=True):
-            assert found["file_name"] == expected["file_name"]
-            assert torch.equal(found["noise"], expected["noise"])
-            half_a_level = 0.5 / 255 / 0.5  # image_std is 0.5
-            torch.testing.assert_close(
-                found["pixel_values"], expected["pixel_values"], rtol=0, atol=half_a_level + 1e-6
-            )
-        # The second time, nothing is decoded: the workers have filled the memory of this process.
-        monkeypatch.setattr(type(cached._make_item), "decode", None)
-        assert all(cached[index]["pixel_values"].shape == (3, 32, 32) for index in range(10))
-        monkeypatch.undo()
-
-
-def test_cache_refuses_what_it_cannot_hold(images, monkeypatch):
-    with pytest.raises(ValueError, match="cache_images.*random_resized_crop"):
-        PretrainDataset(images, RANDOM, patch_size=8, num_channels=3, cache=True)
-    monkeypatch.setattr("shutil.disk_usage", lambda path: SimpleNamespace(free=1000))
-    with pytest.raises(ValueError, match="cache_images needs .* MiB of shared memory for 10 images"):
-        PretrainDataset(images, PLAIN, patch_size=8, num_channels=3, cache=True)
-
-
-def test_epoch_sampler():
-    sampler = EpochSampler(10, 4, seed=0)
-    assert len(sampler) == 8
-    first = list(sampler)
-    assert len(set(first)) == 8 and max(first) < 10 and first == list(sampler)
-    sampler.set_epoch(3)
-    later = list(sampler)
-    assert all(30 <= key < 40 for key in later)
-    assert [key - 30 for key in later] != first
-    assert list(EpochSampler(10, 4, seed=1)) != first
-    with pytest.raises(ValueError, match="3 training images are fewer than one batch of 4"):
-        EpochSampler(3, 4, seed=0)
-
-
-def test_dataset_settings_are_validated(images):
-    with pytest.raises(ValueError, match="32 x 32 is not a multiple of patch_size 12"):
-        PretrainDataset(images, PLAIN, patch_size=12, num_channels=3)
-    with pytest.raises(ValueError, match=r"image_mean has 3 value\(s\), num_channels is 1"):
-        PretrainDataset(images, PLAIN, patch_size=8, num_channels=1)
-
-
-@pytest.mark.parametrize("kind", ["folder", "parquet"])
-def test_streaming(images, tmp_path, kind):
-    source = tmp_path / "images"
-    if kind == "parquet":
-        source = tmp_path / "parquet"
-        source.mkdir()
-        images.cast_column("image", datasets.Image()).to_parquet(source / "train.parquet")
-    stream = load_corpus(str(source), streaming=True)
-    options = {"patch_size": 8, "num_channels": 3, "seed": 5}
-    expected = PretrainDataset(images, RANDOM, **options)
-    streamed = PretrainIterableDataset(stream, RANDOM, **options)
-    for epoch in (0, 2):
-        streamed.set_epoch(epoch)
-        items = list(streamed)
-        assert len(items) == 10
-        assert all(same(item, expected[epoch * 10 + i]) for i, item in enumerate(items))
-
-
-def test_streaming_shuffles_anew_each_epoch(images):
-    stream = PretrainIterableDataset(
-        images.to_iterable_dataset(), PLAIN, patch_size=8, num_channels=3, shuffle_buffer=10
-    )
-    orders = []
-    for epoch in (0, 1, 0):
-        stream.set_epoch(epoch)
-        orders.append([item["file_name"] for item in stream])
-    assert orders[0] == orders[2] != orders[1]
-    assert sorted(orders[0]) == sorted(orders[1]) == images["file_name"]
-
-
-@pytest.mark.parametrize("workers", [0, 2])
-def test_streaming_raises_or_skips_and_counts(tmp_path, workers):
-    write_folder(tmp_path, [f"{i}.png" for i in range(6)])
-    write(tmp_path / "1.png", truncated_png())
-    write(tmp_path / "4.png", b"")
-    stream = load_corpus(str(tmp_path)).to_iterable_dataset(num_shards=2)
-    options = {"patch_size": 8, "num_channels": 3}
-    strict = PretrainIterableDataset(stream, PLAIN, **options)
-    with pytest.raises(BadImageError, match=r"1\.png.*--bad_images skip"):
-        list(strict)
-    lenient = PretrainIterableDataset(stream, PLAIN, bad_images="skip", **options)
-    loader = torch.utils.data.DataLoader(lenient, batch_size=None, num_workers=workers)
-    items = list(loader)
-    assert sorted(item["file_name"] for item in items) == ["0.png", "2.png", "3.png", "5.png"]
-    assert lenient.skipped == 2
-    assert len({tuple(item["noise"].tolist()) for item in items}) == 4, "no two images share a mask"
-
-
-def test_grey_statistics(tmp_path):
-    values = np.full((32, 32), 51, dtype=np.uint8)
-    values[:16] = 204
-    write(tmp_path / "a.png", encode(values))
-    dataset = PretrainDataset(load_corpus(str(tmp_path)), ONE_CHANNEL, patch_size=8, num_channels=1)
-    found = grey_statistics(dataset, value_range=(-1, 1), levels=32, channel="mean")
-    assert found["mean_pixel"] == pytest.approx([0], abs=1e-5)
-    assert (found["occupied_levels"], found["levels"], found["num_images"]) == (2, 32, 1)
-    assert found["outside_fraction"] == 0
-    found = grey_statistics(dataset, value_range=(-1, 0), levels=8, channel=0)
-    assert found["outside_fraction"] == 0.5 and found["occupied_levels"] == 2
-
-
-def test_grey_statistics_of_full_range_data(images, tmp_path):
-    mean, std = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
-    transform = ImageTransform(32, image_mean=mean, image_std=std)
-    dataset = PretrainDataset(images, transform, patch_size=8, num_channels=3)
-    value_range = (-mean[1] / std[1], (1 - mean[1]) / std[1])
-    found = grey_statistics(dataset, value_range, levels=32, channel=1, max_images=4)
-    assert found["num_images"] == 4 and found["outside_fraction"] == 0 and found["occupied_levels"] > 25
-    write(tmp_path / "binary" / "1.png", encode((grey(32, 32) > 127).astype(np.uint8) * 255))
-    binary = PretrainDataset(load_corpus(str(tmp_path / "binary")), transform, patch_size=8, num_channels=3)
-    for channel in range(3):  # pure black and white are inside, though float32 may round them past the ends
-        value_range = (-mean[channel] / std[channel], (1 - mean[channel]) / std[channel])
-        assert grey_statistics(binary, value_range, levels=32, channel=channel)["outside_fraction"] == 0
-    stream = PretrainIterableDataset(images.to_iterable_dataset(), transform, patch_size=8, num_channels=3)
-    assert grey_statistics(stream, value_range, 32, 1, max_images=3)["num_images"] == 3

@@ -2,7 +2,6 @@
 
 import functools
 import json
-import os
 import shutil
 import socket
 import subprocess
@@ -22,9 +21,8 @@ from PIL import Image
 from sklearn.linear_model import LogisticRegression
 from sklearn.metrics import log_loss
 from sklearn.preprocessing import StandardScaler
-from transformers import AutoModelForImageClassification, ViTConfig, ViTForImageClassification, ViTModel, pipeline
+from transformers import AutoModelForImageClassification, ViTConfig, ViTForImageClassification, pipeline
 
-import cross_validate
 import finetune
 import pretrain
 from commandline import UsageError, parse_args
@@ -34,15 +32,14 @@ from images.augment import Augmentation, Mixing
 from images.items import PrepareArguments
 from images.splits import load_prepared
 from images.transform import ImageTransform, transform_of_processor
-from judging import summary, tables
-from judging.summary import compare, predictions_table
+from judging import summary
 from modeling_glcm_mae import GLCMMAEForPreTraining
 from prepare_corpus import prepare
-from training import cross_validation, finetuning
+from training import finetuning
 from training.arguments import ClassifierArguments, FinetuningArguments, LabelledDataArguments
 from training.feeding import ClassificationDataset
 from training.frozen import fit_frozen
-from training.models import StochasticDepth, load_classifier, parameter_groups
+from training.models import StochasticDepth, load_classifier
 
 RECIPES = Path(finetune.__file__).parent
 TINY_PRETRAINING = """
@@ -130,80 +127,6 @@ def finished(corpus, exported, tmp_path_factory) -> Path:
 
 
 # ------------------------------------------------------------------------------------------------------------ weights
-
-
-@pytest.mark.parametrize("subfolder", ["", "pretraining"])
-def test_the_encoder_is_taken_over_tensor_by_tensor(exported, subfolder):
-    model = load_classifier(str(exported), ["a", "b"], subfolder=subfolder)
-    encoder = ViTModel.from_pretrained(exported)
-    expected = {name: value for name, value in encoder.state_dict().items() if not name.startswith("pooler.")}
-    found = model.vit.state_dict()
-    assert set(found) == set(expected) and len(found) > 10
-    assert all(torch.equal(found[name], value) for name, value in expected.items())
-    images = torch.randn(3, 3, 32, 32)
-    states = model.eval().vit(images).last_hidden_state
-    assert states.shape[1] == 1 + 16  # every patch of 32 / 8 squared
-    assert torch.equal(states, encoder.eval()(images).last_hidden_state)
-    assert type(model) is ViTForImageClassification and not hasattr(model.config, "auto_map")
-    assert not any(name.startswith(("glcm_", "decoder_", "mask_ratio")) for name in model.config.to_dict())
-
-
-def test_an_encoder_of_one_channel_answers_the_same_for_grey(tiny_config, tmp_path):
-    model = GLCMMAEForPreTraining(tiny_config("texture", num_channels=1))
-    transform = ImageTransform(32, image_mean=(0.5,), image_std=(0.5,))
-    write_export(tmp_path / "export", model, transform.processor(), {}, [], {"title": "t", "repo_id": "r"})
-    encoder = ViTModel.from_pretrained(tmp_path / "export").eval()
-    classifier = load_classifier(str(tmp_path / "export"), ["a", "b"]).eval()
-    grey = torch.randn(2, 1, 32, 32)
-    expected = encoder(grey).last_hidden_state
-    torch.testing.assert_close(classifier.vit(grey.expand(-1, 3, -1, -1)).last_hidden_state, expected)
-
-
-def test_a_missing_encoder_weight_is_an_error(exported, tmp_path):
-    from safetensors.torch import load_file, save_file
-
-    broken = shutil.copytree(exported, tmp_path / "broken")
-    weights = load_file(broken / "model.safetensors")
-    lost = next(name for name in weights if "layer.0" in name or "layers.0" in name)
-    del weights[lost]
-    save_file(weights, broken / "model.safetensors", metadata={"format": "pt"})
-    with pytest.raises(UsageError, match="lacks weights of the encoder: missing vit"):
-        load_classifier(str(broken), ["a", "b"])
-
-
-def test_what_is_no_encoder_is_refused(tmp_path):
-    (tmp_path / "config.json").write_text('{"model_type": "bert"}')
-    with pytest.raises(UsageError, match="is a bert; allowed are vit, vit_mae"):
-        load_classifier(str(tmp_path), ["a", "b"])
-    with pytest.raises(UsageError, match="cannot be opened"):
-        load_classifier(str(tmp_path / "nowhere"), ["a", "b"])
-
-
-def test_layer_decay_groups_against_a_plain_calculation():
-    sizes = {"hidden_size": 16, "num_hidden_layers": 3, "num_attention_heads": 2, "intermediate_size": 32}
-    model = load_classifier(None, ["a", "b"], sizes=sizes | {"image_size": 32, "patch_size": 8})
-    groups = parameter_groups(model, 1e-2, 0.05, 0.5)
-    rate = {id(p): group["lr"] for group in groups for p in group["params"]}
-    decay = {id(p): group["weight_decay"] for group in groups for p in group["params"]}
-    assert len(rate) == sum(len(group["params"]) for group in groups) == len(list(model.parameters()))
-    for name, parameter in model.named_parameters():
-        steps = 0  # from the head down
-        if "embeddings" in name:
-            steps = 4
-        elif ".layers." in name:
-            steps = 3 - int(name.split(".layers.")[1].split(".")[0])
-        assert rate[id(parameter)] == pytest.approx(1e-2 * 0.5**steps), name
-        plain = name.endswith(("bias", "cls_token", "position_embeddings")) or "norm" in name
-        assert decay[id(parameter)] == (0 if plain else 0.05), name
-
-
-def test_stochastic_depth_drops_whole_samples_and_keeps_the_mean():
-    depth = StochasticDepth(0.25).train()
-    out = depth(torch.ones(4000, 3, 2))
-    assert out.unique().tolist() == pytest.approx([0.0, 1 / 0.75])
-    assert (out.flatten(1).std(dim=1) == 0).all()
-    assert out.mean().item() == pytest.approx(1, abs=0.05)
-    assert torch.equal(depth.eval()(torch.ones(2, 2)), torch.ones(2, 2))
 
 
 # --------------------------------------------------------------------------------------------------------------- data
@@ -605,174 +528,6 @@ def test_mean_pooling_travels_with_its_code(corpus, exported, tmp_path):
     assert done.stdout.split() == ["ViTMeanPoolingForImageClassification", "2"], done.stderr
 
 
-def test_resume_continues_the_same_training(corpus, exported, tmp_path):
-    options = (
-        "--model_name_or_path",
-        str(exported),
-        "--logging_steps",
-        "1",
-        "--mixup",
-        "0.8",
-        "--save_total_limit",
-        "5",
-    )
-    whole = run(corpus, tmp_path / "whole", *options, num_train_epochs="3")
-    half = tmp_path / "half"
-    shutil.copytree(whole, half)
-    steps = sorted(int(path.name.split("-")[1]) for path in half.glob("checkpoint-*"))
-    shutil.rmtree(half / f"checkpoint-{steps[-1]}")
-    (half / "all_results.json").unlink()
-    run(corpus, half, *options, "--resume_from_checkpoint", "last", num_train_epochs="3")
-    rows = [
-        {
-            row["step"]: row["loss"]
-            for row in map(json.loads, (out / "metrics.jsonl").read_text().splitlines())
-            if "loss" in row
-        }
-        for out in (whole, half)
-    ]
-    assert rows[0] == rows[1]
-    tables = [pd.read_parquet(out / "predictions.parquet") for out in (whole, half)]
-    pd.testing.assert_frame_equal(*tables)
-    with pytest.raises(SystemExit, match="layer_decay must stay 0.75"):
-        run(corpus, half, *options, "--resume_from_checkpoint", "last", num_train_epochs="3", layer_decay="0.5")
-
-
-@pytest.mark.parametrize(
-    ("changed", "message"),
-    [
-        ({"per_device_train_batch_size": "999"}, "training images are fewer than one batch of 999"),
-        ({"lr_scheduler_type": "cosine_with_min_lr"}, "min_lr"),
-        ({"lr_scheduler_type": "cosine", "lr_scheduler_kwargs": '{"speed": 1}'}, "cannot be made: .*speed"),
-        ({"num_train_epochs": "0"}, "num_train_epochs must be greater than 0, got 0"),
-        ({"optim": "sgd"}, "optim must be adamw_torch_fused or adamw_torch, without optim_args, got sgd"),
-        ({"optim_args": "foreach=True"}, "optim must be .*, got adamw_torch_fused and optim_args foreach=True"),
-        ({"early_stopping_patience": "-1"}, "early_stopping_patience must be at least 0, got -1"),
-        (
-            {"early_stopping_patience": "2", "eval_strategy": "no", "load_best_model_at_end": "false"},
-            "early_stopping_patience needs evaluations",
-        ),
-        ({"model_name_or_path": "OUT/export"}, "holds .*export, which would be deleted"),
-        ({"model_name_or_path": "OUT/checkpoint-3"}, "holds .*checkpoint-3, which would be deleted"),
-    ],
-)
-def test_a_mistake_deletes_nothing(finished, corpus, exported, changed, message):
-    def found() -> dict[Path, int]:
-        return {path: path.stat().st_mtime_ns for path in finished.rglob("*")}
-
-    before = found()
-    given = {"model_name_or_path": str(exported)} | changed
-    given["model_name_or_path"] = given["model_name_or_path"].replace("OUT", str(finished))
-    with pytest.raises(SystemExit, match=f"^error: .*{message}"):
-        run(corpus, finished, "--overwrite_output_dir", "true", **given)
-    assert {path: when for path, when in found().items() if path != finished} == {
-        path: when for path, when in before.items() if path != finished
-    }
-
-
-def _begun(corpus: Path, output: Path, *options: str, **changed: str) -> finetuning.FineTuning:
-    """A resume, up to its first step."""
-    given = FAST | changed | {"resume_from_checkpoint": "last", "corpus": str(corpus), "output_dir": str(output)}
-    kinds = (ClassifierArguments, LabelledDataArguments, FinetuningArguments)
-    arguments = [text for name, value in given.items() for text in (f"--{name}", value)]
-    return finetuning.FineTuning(*parse_args(kinds, [*arguments, *options]))
-
-
-@pytest.mark.parametrize(
-    ("changed", "named"),
-    [
-        ({"optim": "adamw_torch"}, "optim must stay adamw_torch_fused .* got adamw_torch"),
-        ({"bf16": "true"}, "mixed_precision must stay no .* got bf16"),
-        ({"eval_strategy": "steps", "save_strategy": "steps"}, "eval_strategy must stay epoch .* got steps"),
-        ({"lr_scheduler_kwargs": '{"num_cycles": 2}'}, "lr_scheduler_kwargs must stay None"),
-        ({"randaugment": "3"}, "randaugment must stay 9 .* got 3"),
-        ({"resize": "letterbox"}, "transform must stay .*squash.* got .*letterbox"),
-        ({"seed": "5"}, "seed must stay 42 .* got 5"),
-    ],
-)
-def test_a_resume_refuses_another_training(finished, corpus, exported, changed, named):
-    with pytest.raises(UsageError, match=f"^resume_from_checkpoint: {named}"):
-        _begun(corpus, finished, "--model_name_or_path", str(exported), **changed)
-
-
-def test_a_resume_refuses_the_precision_of_another_launcher(finished, corpus, exported, monkeypatch):
-    monkeypatch.setenv("ACCELERATE_MIXED_PRECISION", "bf16")
-    with pytest.raises(UsageError, match="mixed_precision must stay no .* got bf16"):
-        _begun(corpus, finished, "--model_name_or_path", str(exported))
-
-
-def test_a_resume_takes_a_moved_corpus_and_refuses_other_labels_and_another_encoder(
-    finished, corpus, exported, tmp_path
-):
-    moved = Path(shutil.copytree(corpus, tmp_path / "moved"))
-    same = shutil.copytree(exported, tmp_path / "same")
-    more = {"logging_steps": "1", "save_total_limit": "9", "per_device_train_batch_size": "8"}
-    _begun(moved, finished, "--model_name_or_path", str(same), "--gradient_accumulation_steps", "2", **more)
-    (same / "training_images.txt").write_text("")  # tells that it saw no image, where the first part did not know
-    with pytest.raises(UsageError, match="pretraining_images_sha256 must stay None"):
-        _begun(moved, finished, "--model_name_or_path", str(same))
-    (file,) = (moved / "data").glob("*.parquet")
-    data = datasets.Dataset.from_parquet(str(file), cache_dir=str(tmp_path / "cache"))
-    name = json.loads((moved / "splits.json").read_text())["folds"][0]["train"][0]
-    labels = [
-        1 - label if file == name else label for file, label in zip(data["file_name"], data["label"], strict=True)
-    ]
-    data.remove_columns("label").add_column("label", labels, feature=data.features["label"]).to_parquet(file)
-    with pytest.raises(UsageError, match="train_contents_sha256 must stay"):
-        _begun(moved, finished, "--model_name_or_path", str(exported))
-
-
-def test_a_run_of_an_earlier_version_is_resumed_where_its_settings_tell_enough(
-    finished, corpus, exported, tmp_path, caplog
-):
-    old = Path(shutil.copytree(finished, tmp_path / "old"))
-    config = yaml.safe_load((old / "config.yaml").read_text())
-    del config["model_config"]
-    for name in [name for name in config["derived"] if name.endswith("_contents_sha256")]:
-        del config["derived"][name]
-    for name in ("mixed_precision", "transform", "pretraining_images_sha256"):
-        del config["derived"][name]
-    (old / "config.yaml").write_text(yaml.safe_dump(config))
-    _begun(corpus, old, "--model_name_or_path", str(exported))
-    assert "does not tell or know pretraining_images_sha256, test_contents_sha256, train_contents_sha256" in caplog.text
-    with pytest.raises(UsageError, match="mixed_precision must stay no .* got bf16"):
-        _begun(corpus, old, "--model_name_or_path", str(exported), bf16="true")
-    config["derived"]["train_images_sha256"] = "0"
-    (old / "config.yaml").write_text(yaml.safe_dump(config))
-    with pytest.raises(UsageError, match="train_images_sha256 must stay 0"):
-        _begun(corpus, old, "--model_name_or_path", str(exported))
-    (old / "config.yaml").unlink()
-    with pytest.raises(UsageError, match="config.yaml, which tells how the run began: No such file"):
-        _begun(corpus, old, "--model_name_or_path", str(exported))
-
-
-def test_a_resume_goes_on_counting_towards_early_stopping(corpus, exported, tmp_path):
-    # A rate at which nothing changes: the first epoch stays the best one, and the fourth is the third without a better.
-    options = ("--model_name_or_path", str(exported), "--early_stopping_patience", "3", "--save_total_limit", "9")
-    still = {"learning_rate": "1e-30", "num_train_epochs": "9"}
-    whole = run(corpus, tmp_path / "whole", *options, **still)
-    half = shutil.copytree(whole, tmp_path / "half")
-    checkpoints = sorted(half.glob("checkpoint-*"), key=lambda path: int(path.name.split("-")[1]))
-    assert len(checkpoints) == 4
-    for path in checkpoints[2:]:
-        shutil.rmtree(path)
-    run(corpus, half, *options, "--resume_from_checkpoint", "last", **still)
-    assert {path.name for path in half.glob("checkpoint-*")} == {path.name for path in checkpoints}
-
-
-def test_images_of_two_depths_are_refused_before_the_first_step(tmp_path):
-    for index in range(48):
-        values = texture(index, index % 2)
-        deep = index == 7
-        content = encode(values.astype(np.uint16) * 257 if deep else values)
-        write(tmp_path / "raw" / ("fine", "coarse")[index % 2] / f"{index:02d}.png", content)
-    folder = prepare(PrepareArguments(data_dir=str(tmp_path / "raw"), output_dir=str(tmp_path / "data"), num_folds=2))
-    sizes = ("--image_size", "32", "--patch_size", "8", "--hidden_size", "32", "--num_attention_heads", "2")
-    for fold in "01":
-        with pytest.raises(SystemExit, match="8-bit and 16-bit images are mixed"):
-            run(folder, tmp_path / "out", *sizes, fold=fold)
-
-
 def _former_name_is_known(corpus: Path, output: Path, *options: str) -> None:
     """A run that was begun when the macro mean was named as the figure of two classes is resumed."""
     file = output / "config.yaml"
@@ -813,66 +568,6 @@ def test_a_metric_that_the_validation_part_cannot_give_is_named_and_means_are_ca
     assert "sensitivity" not in published and "`macro_` are means over the classes" in card
 
 
-@pytest.mark.parametrize("part", ["test", "validation"])
-def test_an_encoder_that_saw_images_it_is_judged_on_is_refused(corpus, exported, tmp_path, part):
-    seen = shutil.copytree(exported, tmp_path / "seen")
-    splits = json.loads((corpus / "splits.json").read_text())
-    name = splits["folds"][0][part][0]
-    (seen / "training_images.txt").write_text(splits["images"][name] + "\n")
-    with pytest.raises(SystemExit, match=f"pretrained on 1 images of the {part} part of fold 0"):
-        run(corpus, tmp_path / "out", "--model_name_or_path", str(seen))
-    assert not (tmp_path / "out").exists()
-
-
-def test_an_encoder_remembers_the_images_of_its_ancestors(corpus, tmp_path):
-    splits = json.loads((corpus / "splits.json").read_text())
-    every = set(splits["images"].values())
-    fold, test = ({splits["images"][name] for name in splits["folds"][0][part]} for part in ("train", "test"))
-
-    def listed(folder: Path) -> set[str]:
-        return set((folder / "training_images.txt").read_text().split())
-
-    first = pretrained(corpus, tmp_path / "first")
-    ancestor = {"model_name_or_path": first / "export", "model_subfolder": "pretraining"}
-    second = pretrained(corpus, tmp_path / "second", fold=0, **ancestor)
-    third = pretrained(corpus, tmp_path / "third", fold=0, model_name_or_path=second / "checkpoint-1")
-    assert fold < every and all(listed(run / "export") == listed(run) == every for run in (first, second, third))
-    own = pretrained(corpus, tmp_path / "own", fold=0)
-    assert listed(own) == listed(own / "export") == fold
-    with pytest.raises(SystemExit, match="pretraining_images_sha256 must stay"):  # an ancestor with a shorter list
-        ancestor["model_name_or_path"] = own / "export"
-        pretrained(corpus, second, fold=0, resume_from_checkpoint="last", **ancestor)
-
-    shutil.rmtree(third / "export")  # as a run that was killed before its end
-    for name, subfolder in (
-        *((second / "export", ""), (second / "export", "pretraining"), (second / "export" / "pretraining", "")),
-        *((second, "export"), (third / "checkpoint-1", ""), (third, "checkpoint-1"), (tmp_path, "second/export")),
-    ):
-        with pytest.raises(SystemExit, match="pretrained on 32 images of the test part of fold 0"):
-            run(corpus, tmp_path / "out", "--model_name_or_path", str(name), "--model_subfolder", subfolder)
-
-    tuned = run(corpus, tmp_path / "tuned", "--model_name_or_path", str(own / "export"), "--max_steps", "1")
-    assert listed(tuned) == listed(tuned / "export") == every - test
-
-
-def test_an_encoder_with_an_unknown_ancestor_says_so_and_lists_no_images(corpus, tmp_path, caplog):
-    def warnings() -> list[str]:
-        found = [record.getMessage() for record in caplog.records if record.levelname == "WARNING"]
-        caplog.clear()
-        return [text for text in found if "so the export will not tell" in text or "does not tell which" in text]
-
-    def listed(folder: Path) -> bool:
-        return any((place / "training_images.txt").exists() for place in (folder, folder / "export"))
-
-    streamed = pretrained(corpus, tmp_path / "streamed", streaming=True)
-    assert any(text.startswith("the images of a stream are not known") for text in warnings()) and not listed(streamed)
-    for name in (streamed / "export" / "pretraining", streamed / "checkpoint-1"):
-        child = pretrained(corpus, tmp_path / name.name, fold=0, model_name_or_path=name)
-        assert any(text.startswith(f"{name} does not tell") for text in warnings()) and not listed(child)
-    tuned = run(corpus, tmp_path / "tuned", "--model_name_or_path", str(child / "export"), "--max_steps", "1")
-    assert any(text.startswith(f"{child / 'export'} does not tell") for text in warnings()) and not listed(tuned)
-
-
 @pytest.mark.parametrize(
     ("options", "message"),
     [
@@ -902,206 +597,6 @@ def test_every_shipped_config_is_understood(config):
     assert set(data_args.positive_classes) <= set(CORPORA[config.parent.name].CLASS_NAMES)
 
 
-@pytest.mark.slow
-@pytest.mark.timeout(600)
-def test_cross_validation_resumes_to_the_same_table(corpus, tmp_path):
-    pretraining = write(tmp_path / "pretrain.yaml", TINY_PRETRAINING.encode())
-    tuning = write(tmp_path / "finetune.yaml", yaml.safe_dump(FAST).encode())
-
-    def validate(output: Path, **changed) -> Path:
-        given = {
-            **{"corpus": corpus, "output_dir": output, "pretrain_config": pretraining, "finetune_config": tuning},
-            **changed,
-        }
-        cross_validate.main([text for name, value in given.items() for text in (f"--{name}", str(value))])
-        return output
-
-    whole = validate(tmp_path / "whole")
-    table = pd.read_parquet(whole / "predictions.parquet")
-    assert len(table) == 96 and not table["file_name"].duplicated().any()
-    seen = (whole / "fold_1" / "pretrain" / "export" / "training_images.txt").read_text().split()
-    splits = json.loads((corpus / "splits.json").read_text())
-    assert sorted(seen) == sorted({splits["images"][name] for name in splits["folds"][1]["train"]})
-    assert (whole / "curves.png").stat().st_size > 0
-
-    # as a run that was killed in the fine-tuning of its third fold leaves it
-    cut = tmp_path / "cut"
-    shutil.copytree(whole, cut)
-    for name in ("predictions.parquet", "summary.md", "summary.json", "curves.png"):
-        (cut / name).unlink()
-    for name in ("all_results.json", "predictions.parquet", "validation_predictions.parquet"):
-        (cut / "fold_2" / "finetune" / name).unlink()
-    shutil.rmtree(cut / "fold_2" / "finetune" / "export")
-    validate(cut)
-    assert (cut / "summary.md").read_text() == (whole / "summary.md").read_text()
-
-    with pytest.raises(SystemExit, match="another positive_classes"):
-        validate(cut, positive_classes="fine")
-    cross_validate.main(["compare", str(whole), str(cut), "--output_dir", str(tmp_path / "compared")])
-    compared = json.loads((tmp_path / "compared" / "comparison.json").read_text())
-    assert compared["mcnemar"]["p_value"] == 1
-    assert compared["differences"]["accuracy"]["value"] == 0
-
-
-def test_the_command_line_of_cross_validate(corpus, tmp_path):
-    pretraining = write(tmp_path / "pretrain.yaml", TINY_PRETRAINING.encode())
-    tuning = write(tmp_path / "finetune.yaml", yaml.safe_dump(FAST).encode())
-    command = [sys.executable, str(RECIPES / "cross_validate.py"), "--corpus", str(corpus), "--folds", "0", "1"]
-    command += ["--output_dir", str(tmp_path / "out"), "--jobs", "2", "--positive_classes", "fine"]
-    command += ["--pretrain_config", str(pretraining), "--pretrain_options", "preset=mse", "max_steps=1"]
-    command += ["--finetune_config", str(tuning), "--finetune_options", "num_train_epochs=1"]
-    # Python imports this at each start; three bootstraps of a thousand draws would be most of the test.
-    few = "from judging import statistics; statistics.bootstrap.__kwdefaults__['num_resamples'] = 10"
-    write(tmp_path / "start" / "sitecustomize.py", few.encode())
-    path = os.pathsep.join([str(tmp_path / "start"), str(RECIPES), os.environ.get("PYTHONPATH", "")])
-    environment = {**os.environ, "PYTHONPATH": path}
-    done = subprocess.run(command, capture_output=True, text=True, timeout=280, cwd=tmp_path, env=environment)
-    assert done.returncode == 0, done.stderr[-2000:]
-    table = pd.read_parquet(tmp_path / "out" / "predictions.parquet")
-    splits = json.loads((corpus / "splits.json").read_text())
-    assert (tmp_path / "out" / "summary.md").read_text() in done.stdout and (tmp_path / "out" / "curves.png").is_file()
-    for fold in (0, 1):
-        assert sorted(table["file_name"][table["fold"] == str(fold)]) == sorted(splits["folds"][fold]["test"])
-        steps = tmp_path / "out" / f"fold_{fold}"
-        seen = (steps / "pretrain" / "export" / "training_images.txt").read_text().split()
-        assert set(seen) == {splits["images"][name] for name in splits["folds"][fold]["train"]}
-        tuned = yaml.safe_load((steps / "finetune" / "config.yaml").read_text())
-        assert tuned["model"]["model_name_or_path"] == str(steps / "pretrain" / "export")
-        assert (tuned["training"]["num_train_epochs"], tuned["data"]["positive_classes"]) == (1, ["fine"])
-
-
-@pytest.fixture
-def pretended(monkeypatch) -> list[dict]:
-    """Fine-tunings that are over at once, with answers by chance; what they were given."""
-    started = []
-
-    def answer(command, stdout, stderr, env):
-        given = {name: value for name, value in zip(command, command[1:], strict=False) if name.startswith("--")}
-        started.append(given | {"gpu": env.get("CUDA_VISIBLE_DEVICES")})
-        parts, names = load_prepared(given["--corpus"], None, given["--fold"])
-        random = np.random.default_rng(int(given["--fold"]))
-        probabilities = random.dirichlet([1] * len(names), len(parts["test"]))
-        out = Path(given["--output_dir"])
-        predictions_table(probabilities, parts["test"], names, given["--fold"]).to_parquet(out / "predictions.parquet")
-        (out / "all_results.json").write_text("{}")
-        return subprocess.CompletedProcess(command, 0)
-
-    monkeypatch.setattr(cross_validation.subprocess, "run", answer)
-    return started
-
-
-def test_cross_validation_writes_to_the_home_folder_alone_where_that_is_asked_for(
-    corpus, tmp_path, pretended, monkeypatch
-):
-    monkeypatch.setenv("HOME", str(tmp_path / "home"))
-    (tmp_path / "here").mkdir()
-    monkeypatch.chdir(tmp_path / "here")
-    cross_validate.main(["--corpus", str(corpus), "--output_dir", "~/cv", "--folds", "0"])
-    assert (tmp_path / "home" / "cv" / "summary.json").is_file() and not list((tmp_path / "here").iterdir())
-    assert [given["--output_dir"] for given in pretended] == [str(tmp_path / "home" / "cv" / "fold_0" / "finetune")]
-
-
-def test_the_collapsed_classes_are_those_of_the_fine_tuning(corpus, tmp_path, pretended):
-    tuning = write(tmp_path / "finetune.yaml", b"positive_classes: [fine]")
-    given = ["--corpus", str(corpus), "--finetune_config", str(tuning)]
-    for name in "ab":
-        cross_validate.main([*given, "--output_dir", str(tmp_path / name)])
-    assert "| binary_auroc |" in (tmp_path / "a" / "summary.md").read_text()
-    cross_validate.main(["compare", str(tmp_path / "a"), str(tmp_path / "b"), "--output_dir", str(tmp_path)])
-    assert "| binary_auroc |" in (tmp_path / "comparison.md").read_text()
-    cross_validate.main([*given, "--output_dir", str(tmp_path / "c"), "--positive_classes", "coarse"])
-    with pytest.raises(SystemExit, match=r"\['fine'\] and \['coarse'\]: give positive_classes"):
-        cross_validate.main(["compare", str(tmp_path / "a"), str(tmp_path / "c"), "--output_dir", str(tmp_path)])
-
-
-def test_the_summary_says_what_the_collapsed_figures_are_and_the_log_what_runs(corpus, tmp_path, pretended, caplog):
-    caplog.set_level("INFO")
-    given = ["--corpus", str(corpus), "--output_dir", str(tmp_path), "--positive_classes", "fine"]
-    cross_validate.main(given)
-    text = (tmp_path / "summary.md").read_text()
-    assert "`binary_` are of fine against the rest: answered where the probability is 0.5 or more" in text
-    assert "the positive class, fine." in text and "for every test image" not in text
-    log = tmp_path / "fold_1" / "finetune" / "log.txt"
-    assert f"fold 1: fine-tuning, see {log}" in caplog.messages and log.is_file()
-
-
-def test_a_classifier_with_one_answer_for_all_is_named(corpus, exported, tmp_path, caplog):
-    def one_answer(model, dataset, *reading):
-        return np.tile([0.6, 0.4], (len(dataset), 1))
-
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(finetuning, "predict", one_answer)
-        folder = run(corpus, tmp_path / "run", "--model_name_or_path", str(exported), num_train_epochs="1")
-    name = load_prepared(str(corpus), None, "0")[1][0]
-    assert [r.levelname for r in caplog.records if f"answers {name} for every test image" in r.message] == ["WARNING"]
-    card = (folder / "export" / "README.md").read_text()
-    assert f"answers {name} for every test image" in card
-    assert "of the positive class, fine (the second of the two; `positive_classes` names another)" in card
-    published = {found.metric_name: found.metric_value for found in ModelCard(card).data.eval_results}
-    assert published | {"sensitivity": 0, "specificity": 1, "balanced_accuracy": 0.5, "auroc": 0.5} == published
-    table = pd.read_parquet(folder / "predictions.parquet")
-    both = pd.concat([table, table.assign(fold="1", prediction=np.arange(len(table)) % 2)])
-    assert summary.collapsed_folds(both) == {"0": name}
-    text = tables.summary_markdown(summary.summarise(both))
-    assert f"Fold 0 answers {name} for every test image" in text and "Fold 1 answers" not in text
-
-
-def test_folds_are_checked_before_the_first_runs(corpus, tmp_path, pretended):
-    with pytest.raises(SystemExit, match="folds must be different numbers from 0 to 2, or official alone, got 0 7"):
-        cross_validate.main(["--corpus", str(corpus), "--output_dir", str(tmp_path), "--folds", "0", "7"])
-    assert not pretended
-
-
-def test_folds_of_a_corpus_that_was_prepared_anew_are_not_mixed(corpus, tmp_path, pretended):
-    given = ["--corpus", str(tmp_path / "data"), "--output_dir", str(tmp_path / "out")]
-    shutil.copytree(corpus, tmp_path / "data")
-    cross_validate.main([*given, "--folds", "0"])
-    raw = corpus.parent / "raw"
-    prepare(
-        PrepareArguments(
-            data_dir=str(raw), output_dir=str(tmp_path / "data"), num_folds=3, seed=1, overwrite_output_dir=True
-        )
-    )
-    with pytest.raises(SystemExit, match="another .*splits_sha256"):
-        cross_validate.main(given)
-
-
-def test_a_fold_that_still_runs_is_not_started_twice(corpus, tmp_path, pretended):
-    folder = tmp_path / "fold_0" / "finetune"
-    folder.mkdir(parents=True)
-    # as a fine-tuning that outlived the cross-validation that started it
-    script = f"import fcntl, time; file = open({str(folder / 'log.txt')!r}, 'a'); fcntl.flock(file, fcntl.LOCK_EX)"
-    script += "; print('locked', flush=True); time.sleep(600)"
-    with subprocess.Popen([sys.executable, "-c", script], stdout=subprocess.PIPE) as running:
-        try:
-            running.stdout.readline()
-            with pytest.raises(SystemExit, match="finetune.py is still running in .*fold_0"):
-                cross_validate.main(["--corpus", str(corpus), "--output_dir", str(tmp_path)])
-        finally:
-            running.kill()
-
-
-def test_a_checkpoint_that_was_cut_off_is_not_resumed_from(corpus, tmp_path, pretended):
-    write(tmp_path / "fold_0" / "finetune" / "checkpoint-3" / "trainer_state.json", b'{"global_st')
-    cross_validate.main(["--corpus", str(corpus), "--output_dir", str(tmp_path), "--folds", "0"])
-    assert "--overwrite_output_dir" in pretended[0] and "--resume_from_checkpoint" not in pretended[0]
-
-
-def test_folds_share_the_gpus_that_the_process_was_given(corpus, tmp_path, pretended, monkeypatch):
-    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "4,6")
-    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
-    cross_validate.main(["--corpus", str(corpus), "--output_dir", str(tmp_path), "--jobs", "2"])
-    assert {run["gpu"] for run in pretended} <= {"4", "6"}
-
-
-def test_comparing_other_images_is_refused(finished):
-    table = pd.read_parquet(finished / "predictions.parquet")
-    other = table.copy()
-    other.loc[0, "file_name"] = "somewhere/else.png"
-    with pytest.raises(ValueError, match="else.png"):
-        compare(table, other)
-
-
 def test_stock_checkpoints_of_others_can_be_tuned(tmp_path):
     sizes = {"hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 32}
     ViTForImageClassification(ViTConfig(image_size=32, patch_size=8, num_labels=7, **sizes)).save_pretrained(tmp_path)
@@ -1120,3 +615,11 @@ def test_accumulated_gradients_are_those_of_the_larger_batch(corpus, exported, t
         rows = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
         norms.append(next(row["grad_norm"] for row in rows if "grad_norm" in row))
     assert norms[0] == pytest.approx(norms[1], rel=1e-4)
+
+
+def _begun(corpus: Path, output: Path, *options: str, **changed: str) -> finetuning.FineTuning:
+    """A resume, up to its first step."""
+    given = FAST | changed | {"resume_from_checkpoint": "last", "corpus": str(corpus), "output_dir": str(output)}
+    kinds = (ClassifierArguments, LabelledDataArguments, FinetuningArguments)
+    arguments = [text for name, value in given.items() for text in (f"--{name}", value)]
+    return finetuning.FineTuning(*parse_args(kinds, [*arguments, *options]))

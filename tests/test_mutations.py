@@ -3,7 +3,8 @@
 from collections import Counter
 
 import pytest
-from mutations import MUTATIONS, ROOT
+from mutations import MUTATIONS
+from try_mutations import ROOT
 
 
 @pytest.mark.parametrize("mutation", MUTATIONS, ids=lambda mutation: f"{mutation.file}-{mutation.old.strip()[:40]}")

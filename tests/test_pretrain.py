@@ -7,11 +7,9 @@ import os
 import pickle
 import re
 import shutil
-import signal
 import socket
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import datasets
@@ -207,50 +205,6 @@ def test_accumulation_equals_a_larger_batch(run, images, tmp_path):
     assert_same_losses(losses(run), losses(output_dir))
 
 
-def test_killed_run_resumes_as_if_nothing_happened(run, images, tmp_path):
-    output_dir = tmp_path / "killed"
-    arguments = options(
-        **TINY | {"dataloader_num_workers": 2},
-        corpus=images,
-        output_dir=output_dir,
-        mse_epochs=1,
-        save_strategy="steps",
-        save_steps=1,
-    )
-    process = subprocess.Popen(
-        [sys.executable, str(ROOT / "recipes" / "pretrain.py"), *arguments],
-        env=ENVIRONMENT,
-        stdout=subprocess.DEVNULL,
-        stderr=subprocess.DEVNULL,
-        start_new_session=True,
-    )
-    deadline = time.monotonic() + 200
-    while not (output_dir / "checkpoint-2" / "trainer_state.json").exists():
-        assert process.poll() is None and time.monotonic() < deadline, "ended before it could be killed"
-        time.sleep(0.01)
-    os.killpg(process.pid, signal.SIGKILL)
-    process.wait()
-    before = (output_dir / "metrics.jsonl").read_text()
-    # Killed while saving: a folder without its last file must not be resumed from.
-    (output_dir / "checkpoint-99").mkdir()
-    launch([*arguments, "--resume_from_checkpoint=last"])
-    after = (output_dir / "metrics.jsonl").read_text()
-    assert before.splitlines()[0] == after.splitlines()[0], "what was logged before the kill is kept"
-    assert_same_losses(losses(run), losses(output_dir), tolerance=0)
-
-    changed = [*arguments, "--resume_from_checkpoint=last", "--per_device_train_batch_size=8"]
-    refused = launch(changed, check=False)
-    assert refused.returncode != 0
-    assert re.search(r"error: .*effective_batch_size must stay 16 .*got 8", refused.stderr)
-    assert (output_dir / "export" / "model.safetensors").exists()
-
-
-def test_output_of_an_earlier_run_is_not_overwritten(run, images):
-    refused = launch(options(**TINY, corpus=images, output_dir=run), check=False)
-    assert refused.returncode != 0 and "holds an earlier run" in refused.stderr
-    assert (run / "export" / "model.safetensors").exists()
-
-
 @pytest.mark.slow
 def test_stream_from_parquet_with_max_steps(images, tmp_path):
     from datasets import load_dataset
@@ -388,136 +342,6 @@ def test_run_without_pictures_or_held_out_images_ends_well(images, tmp_path, cap
         assert (tmp_path / "run" / "export" / "model.safetensors").exists()
         # A plain folder tells no patients: copies may be on both sides of the held-out images, where there are any.
         assert ("has no groups" in caplog.text) == ("held_out" not in changed)
-
-
-def test_a_mistake_deletes_nothing(run, images, tmp_path):
-    import pretrain
-
-    before = sorted(path.relative_to(run) for path in run.rglob("*"))
-    arguments = options(**TINY, output_dir=run) + ["--overwrite_output_dir=true"]
-    (run / "checkpoint-notes.txt").write_text("mine")
-    before = sorted([*before, Path("checkpoint-notes.txt")])
-    for changed, message in (
-        ({"corpus": tmp_path / "nowhere"}, "There is no corpus"),
-        ({"mse_epochs": 2}, "leaves no step"),
-        ({"per_device_train_batch_size": 64, "max_steps": 2}, "48 training images are fewer than one batch of 64"),
-        ({"lr_scheduler_type": "cosine_with_min_lr"}, "min_lr"),
-        ({"lr_scheduler_kwargs": '{"speed": 1}'}, "cannot be made: .*speed"),
-        ({"model_name_or_path": run / "export", "model_subfolder": "pretraining"}, "export, which would be deleted"),
-        ({"corpus": run}, "holds .*, which would be deleted"),
-    ):
-        with pytest.raises(SystemExit, match=f"^error: .*{message}"):
-            pretrain.main([*arguments, *options(**{"corpus": images} | changed)])
-    assert sorted(path.relative_to(run) for path in run.rglob("*")) == before
-
-
-@pytest.mark.parametrize(
-    ("changed", "named"),
-    [
-        ({"preset": "mse"}, "glcm_weight must stay 2560.0 .* got 0.0"),
-        ({"mask_ratio": 0.75}, "mask_ratio must stay 0.5 .* got 0.75"),
-        ({"learning_rate": 1e-2}, "learning_rate must stay 0.001 .* got 0.01"),
-        ({"horizontal_flip": True}, "horizontal_flip must stay False .* got True"),
-        ({"mse_epochs": 0}, "mse_epochs must stay 1.0 .* got 0.0"),
-        ({"seed": 7}, "seed must stay 42 .* got 7"),
-        ({"optim": "sgd"}, "optim must stay adamw_torch_fused .* got sgd"),
-        ({"bf16": True}, "mixed_precision must stay no .* got bf16"),
-        ({"optim_args": "foreach=True"}, "optim_args must stay None .* got foreach=True"),
-        ({"ignore_data_skip": True}, "ignore_data_skip must stay False .* got True"),
-        ({"max_steps": 9}, "max_steps must stay 6 .* got 9"),
-        ({"corpus": "OTHER"}, "train_contents_sha256 must stay"),
-        ({"model_name_or_path": "RUN/export", "model_subfolder": "pretraining"}, "model_name_or_path must stay None"),
-    ],
-)
-def test_resume_refuses_another_training(changed, named, run, images, tmp_path):
-    import pretrain
-
-    given = TINY | {"mse_epochs": 1, "corpus": images, "output_dir": run} | changed
-    if given["corpus"] == "OTHER":  # the same names
-        given["corpus"] = shutil.copytree(images, tmp_path / "other")
-        save_image(tmp_path / "other" / "a" / "55.png", seed=99, size=(40, 48))
-    if "model_name_or_path" in given:
-        given["model_name_or_path"] = run / "export"
-    with pytest.raises(SystemExit, match=f"error: resume_from_checkpoint: {named}"):
-        pretrain.main(options(**given) + ["--resume_from_checkpoint=last"])
-
-
-def resumed(**given):
-    """A resume, up to its first step."""
-    from training.pretraining import Pretraining
-
-    arguments = options(**TINY | {"mse_epochs": 1, "resume_from_checkpoint": "last"} | given)
-    return Pretraining(*parse_args((ModelArguments, DataArguments, PretrainingArguments), arguments))
-
-
-def test_a_resume_may_move_the_images_and_change_what_is_shown(run, images, tmp_path, caplog):
-    moved = shutil.copytree(images, tmp_path / "moved")
-    changed = {"logging_steps": 5, "save_total_limit": 7, "dataloader_num_workers": 1, "eval_strategy": "no"}
-    split = {"per_device_train_batch_size": 8, "gradient_accumulation_steps": 2}
-    resumed(corpus=moved, output_dir=run, num_pictures=0, **changed, **split)
-    assert "another version" not in caplog.text
-
-
-def test_resume_refuses_the_precision_of_another_launcher(run, images, monkeypatch):
-    monkeypatch.setenv("ACCELERATE_MIXED_PRECISION", "bf16")
-    with pytest.raises(UsageError, match="mixed_precision must stay no .* got bf16"):
-        resumed(corpus=images, output_dir=run)
-
-
-def test_a_run_of_an_earlier_version_is_resumed_where_its_settings_tell_enough(run, images, tmp_path, caplog):
-    old = Path(shutil.copytree(run, tmp_path / "old"))
-    config = yaml.safe_load((old / "config.yaml").read_text())
-    del config["derived"]["train_contents_sha256"], config["training"]["optim_args"]
-    config["derived"]["train_images_sha256"] = config["derived"].pop("train_file_names_sha256")
-    (old / "config.yaml").write_text(yaml.safe_dump(config))
-    resumed(corpus=images, output_dir=old)
-    assert "does not tell or know train_contents_sha256, optim_args: these are not compared" in caplog.text
-    renamed = shutil.copytree(images, tmp_path / "renamed")
-    (renamed / "a" / "55.png").rename(renamed / "a" / "56.png")
-    with pytest.raises(UsageError, match="train_file_names_sha256 must stay"):
-        resumed(corpus=renamed, output_dir=old)
-    config["training"]["save_only_model"] = True
-    (old / "config.yaml").write_text(yaml.safe_dump(config))
-    with pytest.raises(UsageError, match="saved with save_only_model, without the optimiser"):
-        resumed(corpus=images, output_dir=old)
-
-
-def test_a_resume_does_not_go_on_in_the_folder_of_another_run(run, images, tmp_path):
-    (checkpoint, *_) = sorted(run.glob("checkpoint-*"))
-    other = Path(shutil.copytree(run, tmp_path / "other"))
-    with pytest.raises(UsageError, match="other holds an earlier run, and not that of .*checkpoint-"):
-        resumed(corpus=images, output_dir=other, resume_from_checkpoint=checkpoint)
-    resumed(corpus=images, output_dir=tmp_path / "new", resume_from_checkpoint=checkpoint)
-
-
-@pytest.mark.slow
-def test_a_stream_is_resumed_where_it_was_after_more_than_one_pass(images, tmp_path, monkeypatch):
-    import pretrain
-
-    # datasets waits for the threads of pyarrow after every pass, five seconds where a tenth is enough
-    monkeypatch.setattr(datasets.config, "SLEEP_TIME_ON_THREADS_SHUTDOWN", 0.1)
-    data = datasets.load_dataset("imagefolder", data_dir=str(images), split="train", cache_dir=str(tmp_path / "cache"))
-    (tmp_path / "parquet").mkdir()
-    data.select(range(32)).to_parquet(tmp_path / "parquet" / "train-00000.parquet")
-    # 32 images, 8 of them held out: three updates a pass
-    given = TINY | {"per_device_train_batch_size": 4, "gradient_accumulation_steps": 2, "max_steps": 7}
-    given |= {"streaming": True, "save_strategy": "steps", "save_steps": 1, "save_total_limit": 99}
-    given |= {"eval_strategy": "no", "num_pictures": 0, "corpus": tmp_path / "parquet"}
-    pretrain.main(options(**given, output_dir=tmp_path / "whole"))
-    for last in (3, 5):  # the end of the first pass, and amid the second
-        half = Path(shutil.copytree(tmp_path / "whole", tmp_path / f"until_{last}"))
-        for step in range(last + 1, 8):
-            shutil.rmtree(half / f"checkpoint-{step}")
-        pretrain.main(options(**given, output_dir=half, resume_from_checkpoint="last"))
-        assert sorted(losses(half)) == list(range(1, 8))
-        assert_same_losses(losses(tmp_path / "whole"), losses(half), tolerance=0)
-    elsewhere = Path(shutil.copytree(tmp_path / "parquet", tmp_path / "elsewhere"))
-    for name, value in {"dataloader_num_workers": 1, "corpus": elsewhere}.items():
-        with pytest.raises(SystemExit, match=f"{name} must stay"):
-            pretrain.main(options(**given | {name: value}, output_dir=half, resume_from_checkpoint="last"))
-    data.select(range(1, 33)).to_parquet(tmp_path / "parquet" / "train-00000.parquet")
-    with pytest.raises(SystemExit, match="first_images_sha256 must stay"):
-        pretrain.main(options(**given, output_dir=half, resume_from_checkpoint="last"))
 
 
 def test_published_recipe_names_no_path_and_no_file(run, images):

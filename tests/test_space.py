@@ -22,7 +22,7 @@ from huggingface_hub import HfApi, InferenceClient, ModelCard
 from huggingface_hub.errors import HfHubHTTPError
 from PIL import Image
 from pydicom.data import get_testdata_file
-from test_publish import classifier  # noqa: F401 - a fixture
+from test_publish import classifier  # noqa: F401 - fixtures
 from transformers import AutoImageProcessor, pipeline
 
 from hub.cards import ADDRESS

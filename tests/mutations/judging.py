@@ -1,0 +1,180 @@
+"""Edits of recipes/judging and the metric."""
+
+from mutations.record import Mutation
+
+MUTATIONS = [
+    Mutation(
+        "recipes/judging/statistics.py",
+        "random.integers(0, len(part), len(part))",
+        "random.integers(0, max(len(part) - 1, 1), len(part))",
+        "tests/test_metrics.py::test_bootstrap_draws_every_group_as_often_and_whole",
+    ),
+    Mutation(
+        "recipes/judging/statistics.py",
+        "whole = figures(np.arange(len(groups)))",
+        "whole = draws[0]",
+        "tests/test_metrics.py::test_bootstrap_draws_every_group_as_often_and_whole",
+    ),
+    Mutation(
+        "recipes/judging/statistics.py",
+        "min(1, 2 * tail / (len(defined) + 1))",
+        "min(1, tail / (len(defined) + 1))",
+        "tests/test_metrics.py::test_the_interval_holds_95_percent_and_p_is_two_sided",
+    ),
+    Mutation(
+        "recipes/judging/statistics.py",
+        "[(1 - LEVEL) / 2, (1 + LEVEL) / 2])",
+        "[1 - LEVEL, LEVEL])",
+        "tests/test_metrics.py::test_the_interval_holds_95_percent_and_p_is_two_sided",
+    ),
+    Mutation(
+        "recipes/judging/statistics.py",
+        "tail = min((defined <= 0).sum(), (defined >= 0).sum()) + 1",
+        "tail = (defined <= 0).sum() + 1",
+        "tests/test_metrics.py::test_the_interval_holds_95_percent_and_p_is_two_sided",
+    ),
+    Mutation(
+        "recipes/judging/statistics.py",
+        "np.asarray(groups)[at], return_inverse=True",
+        "np.arange(len(at)), return_inverse=True",
+        "tests/test_metrics.py::test_bootstrap_draws_every_group_as_often_and_whole",
+    ),
+    Mutation(
+        "recipes/judging/statistics.py",
+        "strata = np.zeros(len(groups), dtype=int) if strata is None else np.asarray(strata)",
+        "strata = np.zeros(len(groups), dtype=int)",
+        "tests/test_metrics.py::test_bootstrap_keeps_the_number_of_groups_of_every_fold",
+    ),
+    Mutation(
+        "recipes/judging/statistics.py",
+        "random = np.random.default_rng(seed)",
+        "random = np.random.default_rng(0)",
+        "tests/test_metrics.py::test_bootstrap_draws_every_group_as_often_and_whole",
+    ),
+    Mutation(
+        "recipes/judging/statistics.py",
+        "- 2 * covariance[0, 1]",
+        "- covariance[0, 1]",
+        "tests/test_metrics.py::test_delong_equals_all_pairs",
+    ),
+    Mutation(
+        "recipes/judging/statistics.py",
+        "np.cov(of_positives) / positives + np.cov(of_negatives) / negatives",
+        "np.cov(of_positives) / negatives + np.cov(of_negatives) / positives",
+        "tests/test_metrics.py::test_delong_equals_all_pairs",
+    ),
+    Mutation(
+        "recipes/judging/statistics.py",
+        "for _, variance in found))) / len(names)",
+        "for _, variance in found) / len(names)))",
+        "tests/test_metrics.py::test_delong_over_folds_is_the_mean_of_what_the_folds_say",
+    ),
+    Mutation(
+        "recipes/judging/statistics.py",
+        "p_value = 2 * norm.sf(",
+        "p_value = norm.sf(",
+        "tests/test_metrics.py::test_delong_equals_all_pairs",
+    ),
+    Mutation(
+        "recipes/judging/statistics.py",
+        "(~correct_a & correct_b).sum()",
+        "correct_b.sum()",
+        "tests/test_metrics.py::test_mcnemar_worked_by_hand",
+    ),
+    Mutation(
+        "recipes/judging/summary.py",
+        '@matplotlib.rc_context({"text.parse_math": False})',
+        "@matplotlib.rc_context({})",
+        "tests/test_tables.py::test_a_dollar_in_a_name_is_a_dollar",
+    ),
+    Mutation(
+        "recipes/judging/summary.py",
+        "if (everywhere[name] & ~folds_with_both(side, at)).any():",
+        "if False:",
+        "tests/test_metrics.py::test_a_draw_without_the_auroc_of_a_fold_is_left_out",
+    ),
+    Mutation(
+        "recipes/judging/summary.py",
+        "positive, names, folds[at])",
+        "positive, names, None)",
+        "tests/test_metrics.py::test_runs_are_compared_fold_by_fold",
+    ),
+    Mutation(
+        "recipes/judging/summary.py",
+        "defined.std(ddof=1)",
+        "defined.std()",
+        "tests/test_metrics.py::test_a_summary_counts_answers_together_and_takes_the_mean_of_aurocs",
+    ),
+    Mutation(
+        "recipes/judging/summary.py",
+        "delong_test(*scores, truth, folds)",
+        "delong_test(*scores, truth)",
+        "tests/test_metrics.py::test_runs_are_compared_fold_by_fold",
+    ),
+    Mutation(
+        "recipes/judging/summary.py",
+        "found[0][name] - found[1][name]",
+        "found[1][name] - found[0][name]",
+        "tests/test_metrics.py::test_runs_are_compared_fold_by_fold",
+    ),
+    Mutation(
+        "recipes/judging/summary.py",
+        'for fold in sorted(table["fold"].unique())]',
+        'for fold in sorted(table["fold"].unique())[:1]]',
+        "tests/test_metrics.py::test_curves_are_drawn_fold_by_fold",
+    ),
+    Mutation(
+        "recipes/judging/tables.py",
+        "(positive or class_names[1:])[0]",
+        "(positive or class_names)[0]",
+        "tests/test_metrics.py::test_a_summary_of_two_classes_says_which_is_the_positive_one",
+    ),
+    Mutation(
+        "recipes/metrics/medical_classification/figures.py",
+        "chosen = each[1 if positive is None else positive[0]]",
+        "chosen = {name: _mean([figure[name] for figure in each]) for name in _FIGURES}",
+        "tests/test_metrics.py::test_of_two_classes_the_figures_are_those_of_the_positive_one",
+    ),
+    Mutation(
+        "recipes/metrics/medical_classification/figures.py",
+        "each[1 if positive is None else positive[0]]",
+        "each[1]",
+        "tests/test_metrics.py::test_of_two_classes_the_figures_are_those_of_the_positive_one",
+    ),
+    Mutation(
+        "recipes/metrics/medical_classification/figures.py",
+        'figures |= {f"macro_{name}"',
+        'figures |= {f"{name}"',
+        "tests/test_metrics.py::test_figures_equal_scikit_learn",
+    ),
+    Mutation(
+        "recipes/metrics/medical_classification/figures.py",
+        "np.bincount(labels * num_classes + answered",
+        "np.bincount(answered * num_classes + labels",
+        "tests/test_metrics.py::test_figures_equal_scikit_learn",
+    ),
+    Mutation(
+        "recipes/metrics/medical_classification/figures.py",
+        "answered == index, probabilities[:, index], parts",
+        "answered == index, probabilities[:, index - 1], parts",
+        "tests/test_metrics.py::test_figures_equal_scikit_learn",
+    ),
+    Mutation(
+        "recipes/metrics/medical_classification/figures.py",
+        "positives * (positives + 1) / 2",
+        "positives * (positives - 1) / 2",
+        "tests/test_metrics.py::test_figures_equal_scikit_learn",
+    ),
+    Mutation(
+        "recipes/metrics/medical_classification/figures.py",
+        "_rate(rejections, alarms)",
+        "_rate(rejections, misses)",
+        "tests/test_metrics.py::test_figures_equal_scikit_learn",
+    ),
+    Mutation(
+        "recipes/metrics/medical_classification/figures.py",
+        "parts = [slice(None)] if folds is None else",
+        "parts = [slice(None)] if True else",
+        "tests/test_metrics.py::test_two_folds_that_tell_all_images_apart_have_an_auroc_of_1",
+    ),
+]

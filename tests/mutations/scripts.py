@@ -1,0 +1,108 @@
+"""Edits of the scripts of recipes/ and what all of it stands on."""
+
+from mutations.record import Mutation
+
+MUTATIONS = [
+    Mutation(
+        "recipes/cross_validate.py",
+        "        open_repository(Publication(",
+        "        print(Publication(",
+        "tests/test_repository.py::test_a_repository_that_is_not_ours_is_known_before_the_training[cross_validate]",
+    ),
+    Mutation(
+        "recipes/explain.py",
+        "    output = check_output(args.output_dir)",
+        "    output = Path(args.output_dir)",
+        "tests/test_files.py::test_a_folder_that_cannot_be_written_is_known_before_the_work",
+    ),
+    Mutation(
+        "recipes/explain.py",
+        "bad_images=args.bad_images, transform=transform",
+        "transform=transform",
+        "tests/test_corpora.py::test_bad_images_are_skipped_by_every_script",
+    ),
+    Mutation(
+        "recipes/explain.py",
+        "        bad_images=args.bad_images,\n",
+        "",
+        "tests/test_decoding.py::test_explaining_leaves_bad_images_out_by_name",
+    ),
+    Mutation(
+        "recipes/output_folder.py",
+        "    if old.is_dir() and any(old.iterdir()):",
+        "    if False:",
+        "tests/test_files.py::test_former_content_that_was_never_put_back_is_not_deleted",
+    ),
+    Mutation(
+        "recipes/output_folder.py",
+        '    old.rename(staging / "replaced")',
+        "    pass",
+        "tests/test_files.py::test_a_kill_after_the_exchange_leaves_nothing_to_be_put_back",
+    ),
+    Mutation(
+        "recipes/output_folder.py",
+        "prefix=FILE_STAGING",
+        "prefix=STAGING",
+        "tests/test_files.py::test_a_file_that_is_being_written_survives_a_folder_that_is_replaced_beside_it",
+    ),
+    Mutation(
+        "recipes/output_folder.py",
+        "if entry != new.parent and (ours is None or entry.name in ours or entry.name in coming)",
+        "if entry != new.parent",
+        "tests/test_files.py::test_an_overwritten_corpus_keeps_what_prepare_corpus_did_not_write",
+    ),
+    Mutation(
+        "recipes/output_folder.py",
+        "            target.rename(source)",
+        "            pass",
+        "tests/test_files.py::test_an_entry_that_cannot_be_moved_leaves_what_was_there",
+    ),
+    Mutation(
+        "recipes/output_folder.py",
+        "    if path.is_dir() and (path.is_symlink() or path.is_mount()):",
+        "    if path.is_dir() and path.is_mount():",
+        "tests/test_files.py::test_deleting_keeps_the_link_and_what_it_does_not_hold",
+    ),
+    Mutation(
+        "recipes/output_folder.py",
+        "    if not existing.is_dir():",
+        "    if existing.is_file() and existing == output:",
+        "tests/test_files.py::test_a_folder_that_cannot_be_written_is_known_before_the_work",
+    ),
+    Mutation(
+        "recipes/prepare_corpus.py",
+        '    if occupied and not (output / "splits.json").is_file():',
+        "    if False:",
+        "tests/test_files.py::test_a_corpus_is_not_prepared_into_a_folder_of_something_else",
+    ),
+    Mutation(
+        "recipes/prepare_corpus.py",
+        "if args.data_dir is not None and output.resolve().is_relative_to(",
+        "if False and output.resolve().is_relative_to(",
+        "tests/test_prepare_corpus.py::test_a_data_set_inside_the_download_is_refused",
+    ),
+    Mutation(
+        "recipes/prepare_corpus.py",
+        "reasons = sorted(publishable(problem, args.salt) for problem in problems)",
+        "reasons = [reason for _, reason in problems]",
+        "tests/test_names.py::test_nothing_that_is_published_names_files_patients_or_this_machine",
+    ),
+    Mutation(
+        "recipes/prepare_corpus.py",
+        "known_name(args.corpus, args.data_dir) or args.corpus",
+        "args.corpus",
+        "tests/test_corpora.py::test_a_folder_of_gbcu_is_as_little_given_out_as_gbcu",
+    ),
+    Mutation(
+        "recipes/publish.py",
+        'loaded_back = None if args.repo_type == "space" else folder',
+        'loaded_back = None if args.repo_type != "model" else folder',
+        "tests/test_repository.py::test_what_others_wrote_is_replaced_only_if_one_says_so",
+    ),
+    Mutation(
+        "recipes/publish.py",
+        '        print("\\n".join(shown(publication)))\n        return\n',
+        '        print("\\n".join(shown(publication)))\n',
+        "tests/test_repository.py::test_what_others_wrote_is_replaced_only_if_one_says_so",
+    ),
+]

@@ -1,0 +1,225 @@
+"""Cross-validation: every fold trained, judged and summed up; two such runs compared."""
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+import yaml
+from helpers import write
+from huggingface_hub import ModelCard
+from test_finetune import FAST, RECIPES, TINY_PRETRAINING, corpus, exported, finished, run  # noqa: F401 - fixtures
+
+import cross_validate
+from images.items import PrepareArguments
+from images.splits import load_prepared
+from judging import summary, tables
+from judging.summary import compare, predictions_table
+from prepare_corpus import prepare
+from training import cross_validation, finetuning
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(600)
+def test_cross_validation_resumes_to_the_same_table(corpus, tmp_path):
+    pretraining = write(tmp_path / "pretrain.yaml", TINY_PRETRAINING.encode())
+    tuning = write(tmp_path / "finetune.yaml", yaml.safe_dump(FAST).encode())
+
+    def validate(output: Path, **changed) -> Path:
+        given = {
+            **{"corpus": corpus, "output_dir": output, "pretrain_config": pretraining, "finetune_config": tuning},
+            **changed,
+        }
+        cross_validate.main([text for name, value in given.items() for text in (f"--{name}", str(value))])
+        return output
+
+    whole = validate(tmp_path / "whole")
+    table = pd.read_parquet(whole / "predictions.parquet")
+    assert len(table) == 96 and not table["file_name"].duplicated().any()
+    seen = (whole / "fold_1" / "pretrain" / "export" / "training_images.txt").read_text().split()
+    splits = json.loads((corpus / "splits.json").read_text())
+    assert sorted(seen) == sorted({splits["images"][name] for name in splits["folds"][1]["train"]})
+    assert (whole / "curves.png").stat().st_size > 0
+
+    # as a run that was killed in the fine-tuning of its third fold leaves it
+    cut = tmp_path / "cut"
+    shutil.copytree(whole, cut)
+    for name in ("predictions.parquet", "summary.md", "summary.json", "curves.png"):
+        (cut / name).unlink()
+    for name in ("all_results.json", "predictions.parquet", "validation_predictions.parquet"):
+        (cut / "fold_2" / "finetune" / name).unlink()
+    shutil.rmtree(cut / "fold_2" / "finetune" / "export")
+    validate(cut)
+    assert (cut / "summary.md").read_text() == (whole / "summary.md").read_text()
+
+    with pytest.raises(SystemExit, match="another positive_classes"):
+        validate(cut, positive_classes="fine")
+    cross_validate.main(["compare", str(whole), str(cut), "--output_dir", str(tmp_path / "compared")])
+    compared = json.loads((tmp_path / "compared" / "comparison.json").read_text())
+    assert compared["mcnemar"]["p_value"] == 1
+    assert compared["differences"]["accuracy"]["value"] == 0
+
+
+def test_the_command_line_of_cross_validate(corpus, tmp_path):
+    pretraining = write(tmp_path / "pretrain.yaml", TINY_PRETRAINING.encode())
+    tuning = write(tmp_path / "finetune.yaml", yaml.safe_dump(FAST).encode())
+    command = [sys.executable, str(RECIPES / "cross_validate.py"), "--corpus", str(corpus), "--folds", "0", "1"]
+    command += ["--output_dir", str(tmp_path / "out"), "--jobs", "2", "--positive_classes", "fine"]
+    command += ["--pretrain_config", str(pretraining), "--pretrain_options", "preset=mse", "max_steps=1"]
+    command += ["--finetune_config", str(tuning), "--finetune_options", "num_train_epochs=1"]
+    # Python imports this at each start; three bootstraps of a thousand draws would be most of the test.
+    few = "from judging import statistics; statistics.bootstrap.__kwdefaults__['num_resamples'] = 10"
+    write(tmp_path / "start" / "sitecustomize.py", few.encode())
+    path = os.pathsep.join([str(tmp_path / "start"), str(RECIPES), os.environ.get("PYTHONPATH", "")])
+    environment = {**os.environ, "PYTHONPATH": path}
+    done = subprocess.run(command, capture_output=True, text=True, timeout=280, cwd=tmp_path, env=environment)
+    assert done.returncode == 0, done.stderr[-2000:]
+    table = pd.read_parquet(tmp_path / "out" / "predictions.parquet")
+    splits = json.loads((corpus / "splits.json").read_text())
+    assert (tmp_path / "out" / "summary.md").read_text() in done.stdout and (tmp_path / "out" / "curves.png").is_file()
+    for fold in (0, 1):
+        assert sorted(table["file_name"][table["fold"] == str(fold)]) == sorted(splits["folds"][fold]["test"])
+        steps = tmp_path / "out" / f"fold_{fold}"
+        seen = (steps / "pretrain" / "export" / "training_images.txt").read_text().split()
+        assert set(seen) == {splits["images"][name] for name in splits["folds"][fold]["train"]}
+        tuned = yaml.safe_load((steps / "finetune" / "config.yaml").read_text())
+        assert tuned["model"]["model_name_or_path"] == str(steps / "pretrain" / "export")
+        assert (tuned["training"]["num_train_epochs"], tuned["data"]["positive_classes"]) == (1, ["fine"])
+
+
+@pytest.fixture
+def pretended(monkeypatch) -> list[dict]:
+    """Fine-tunings that are over at once, with answers by chance; what they were given."""
+    started = []
+
+    def answer(command, stdout, stderr, env):
+        given = {name: value for name, value in zip(command, command[1:], strict=False) if name.startswith("--")}
+        started.append(given | {"gpu": env.get("CUDA_VISIBLE_DEVICES")})
+        parts, names = load_prepared(given["--corpus"], None, given["--fold"])
+        random = np.random.default_rng(int(given["--fold"]))
+        probabilities = random.dirichlet([1] * len(names), len(parts["test"]))
+        out = Path(given["--output_dir"])
+        predictions_table(probabilities, parts["test"], names, given["--fold"]).to_parquet(out / "predictions.parquet")
+        (out / "all_results.json").write_text("{}")
+        return subprocess.CompletedProcess(command, 0)
+
+    monkeypatch.setattr(cross_validation.subprocess, "run", answer)
+    return started
+
+
+def test_cross_validation_writes_to_the_home_folder_alone_where_that_is_asked_for(
+    corpus, tmp_path, pretended, monkeypatch
+):
+    monkeypatch.setenv("HOME", str(tmp_path / "home"))
+    (tmp_path / "here").mkdir()
+    monkeypatch.chdir(tmp_path / "here")
+    cross_validate.main(["--corpus", str(corpus), "--output_dir", "~/cv", "--folds", "0"])
+    assert (tmp_path / "home" / "cv" / "summary.json").is_file() and not list((tmp_path / "here").iterdir())
+    assert [given["--output_dir"] for given in pretended] == [str(tmp_path / "home" / "cv" / "fold_0" / "finetune")]
+
+
+def test_the_collapsed_classes_are_those_of_the_fine_tuning(corpus, tmp_path, pretended):
+    tuning = write(tmp_path / "finetune.yaml", b"positive_classes: [fine]")
+    given = ["--corpus", str(corpus), "--finetune_config", str(tuning)]
+    for name in "ab":
+        cross_validate.main([*given, "--output_dir", str(tmp_path / name)])
+    assert "| binary_auroc |" in (tmp_path / "a" / "summary.md").read_text()
+    cross_validate.main(["compare", str(tmp_path / "a"), str(tmp_path / "b"), "--output_dir", str(tmp_path)])
+    assert "| binary_auroc |" in (tmp_path / "comparison.md").read_text()
+    cross_validate.main([*given, "--output_dir", str(tmp_path / "c"), "--positive_classes", "coarse"])
+    with pytest.raises(SystemExit, match=r"\['fine'\] and \['coarse'\]: give positive_classes"):
+        cross_validate.main(["compare", str(tmp_path / "a"), str(tmp_path / "c"), "--output_dir", str(tmp_path)])
+
+
+def test_the_summary_says_what_the_collapsed_figures_are_and_the_log_what_runs(corpus, tmp_path, pretended, caplog):
+    caplog.set_level("INFO")
+    given = ["--corpus", str(corpus), "--output_dir", str(tmp_path), "--positive_classes", "fine"]
+    cross_validate.main(given)
+    text = (tmp_path / "summary.md").read_text()
+    assert "`binary_` are of fine against the rest: answered where the probability is 0.5 or more" in text
+    assert "the positive class, fine." in text and "for every test image" not in text
+    log = tmp_path / "fold_1" / "finetune" / "log.txt"
+    assert f"fold 1: fine-tuning, see {log}" in caplog.messages and log.is_file()
+
+
+def test_a_classifier_with_one_answer_for_all_is_named(corpus, exported, tmp_path, caplog):
+    def one_answer(model, dataset, *reading):
+        return np.tile([0.6, 0.4], (len(dataset), 1))
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(finetuning, "predict", one_answer)
+        folder = run(corpus, tmp_path / "run", "--model_name_or_path", str(exported), num_train_epochs="1")
+    name = load_prepared(str(corpus), None, "0")[1][0]
+    assert [r.levelname for r in caplog.records if f"answers {name} for every test image" in r.message] == ["WARNING"]
+    card = (folder / "export" / "README.md").read_text()
+    assert f"answers {name} for every test image" in card
+    assert "of the positive class, fine (the second of the two; `positive_classes` names another)" in card
+    published = {found.metric_name: found.metric_value for found in ModelCard(card).data.eval_results}
+    assert published | {"sensitivity": 0, "specificity": 1, "balanced_accuracy": 0.5, "auroc": 0.5} == published
+    table = pd.read_parquet(folder / "predictions.parquet")
+    both = pd.concat([table, table.assign(fold="1", prediction=np.arange(len(table)) % 2)])
+    assert summary.collapsed_folds(both) == {"0": name}
+    text = tables.summary_markdown(summary.summarise(both))
+    assert f"Fold 0 answers {name} for every test image" in text and "Fold 1 answers" not in text
+
+
+def test_folds_are_checked_before_the_first_runs(corpus, tmp_path, pretended):
+    with pytest.raises(SystemExit, match="folds must be different numbers from 0 to 2, or official alone, got 0 7"):
+        cross_validate.main(["--corpus", str(corpus), "--output_dir", str(tmp_path), "--folds", "0", "7"])
+    assert not pretended
+
+
+def test_folds_of_a_corpus_that_was_prepared_anew_are_not_mixed(corpus, tmp_path, pretended):
+    given = ["--corpus", str(tmp_path / "data"), "--output_dir", str(tmp_path / "out")]
+    shutil.copytree(corpus, tmp_path / "data")
+    cross_validate.main([*given, "--folds", "0"])
+    raw = corpus.parent / "raw"
+    prepare(
+        PrepareArguments(
+            data_dir=str(raw), output_dir=str(tmp_path / "data"), num_folds=3, seed=1, overwrite_output_dir=True
+        )
+    )
+    with pytest.raises(SystemExit, match="another .*splits_sha256"):
+        cross_validate.main(given)
+
+
+def test_a_fold_that_still_runs_is_not_started_twice(corpus, tmp_path, pretended):
+    folder = tmp_path / "fold_0" / "finetune"
+    folder.mkdir(parents=True)
+    # as a fine-tuning that outlived the cross-validation that started it
+    script = f"import fcntl, time; file = open({str(folder / 'log.txt')!r}, 'a'); fcntl.flock(file, fcntl.LOCK_EX)"
+    script += "; print('locked', flush=True); time.sleep(600)"
+    with subprocess.Popen([sys.executable, "-c", script], stdout=subprocess.PIPE) as running:
+        try:
+            running.stdout.readline()
+            with pytest.raises(SystemExit, match="finetune.py is still running in .*fold_0"):
+                cross_validate.main(["--corpus", str(corpus), "--output_dir", str(tmp_path)])
+        finally:
+            running.kill()
+
+
+def test_a_checkpoint_that_was_cut_off_is_not_resumed_from(corpus, tmp_path, pretended):
+    write(tmp_path / "fold_0" / "finetune" / "checkpoint-3" / "trainer_state.json", b'{"global_st')
+    cross_validate.main(["--corpus", str(corpus), "--output_dir", str(tmp_path), "--folds", "0"])
+    assert "--overwrite_output_dir" in pretended[0] and "--resume_from_checkpoint" not in pretended[0]
+
+
+def test_folds_share_the_gpus_that_the_process_was_given(corpus, tmp_path, pretended, monkeypatch):
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "4,6")
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
+    cross_validate.main(["--corpus", str(corpus), "--output_dir", str(tmp_path), "--jobs", "2"])
+    assert {run["gpu"] for run in pretended} <= {"4", "6"}
+
+
+def test_comparing_other_images_is_refused(finished):
+    table = pd.read_parquet(finished / "predictions.parquet")
+    other = table.copy()
+    other.loc[0, "file_name"] = "somewhere/else.png"
+    with pytest.raises(ValueError, match="else.png"):
+        compare(table, other)
