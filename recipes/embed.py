@@ -9,9 +9,9 @@ same image gives the same numbers, whatever the batch size, to float32 rounding 
 
 `texture`: the 25 co-occurrence features of IBSI (`modeling_glcm_mae.texture_features`) of the grey image at its own
 size. Grey levels are equal parts of the range from black to white (`--levels`), pairs are counted in both orders, four
-directions a distance, and each feature is averaged over directions and distances.
+directions per distance, and each feature is averaged over directions and distances.
 
-Writes features.parquet (file_name, label, group and sha256 where the corpus has them, a column a feature: names of
+Writes features.parquet (file_name, label, group and sha256 if the corpus has them, one column per feature: names of
 IBSI, or 0000, 0001, ...; the order of the corpus), config.yaml, and with `--plot pca` the picture features.png.
 """
 
@@ -60,17 +60,18 @@ class EmbedArguments:
         metadata={"help": "speckle, busi, pneumonia, covid_ct, gbcu, a folder of images or Parquet, or a Hub id."},
     )
     data_dir: str | None = field(default=None, metadata={"help": "Folder of the download, for a corpus given by name."})
-    split: str | None = field(default=None, metadata={"help": "Split to read; train where there is one."})
-    image_column: str | None = field(default=None, metadata={"help": "Column of the images, where there are several."})
+    split: str | None = field(default=None, metadata={"help": "Split to read; train if there is one."})
+    image_column: str | None = field(default=None, metadata={"help": "Column of the images, if there are several."})
     label_column: str | None = field(
         default=None,
         metadata={
-            "help": "Column of the labels, where a table (CSV, Parquet, Hub) calls it otherwise; none: without labels."
+            "help": "Column of the labels, if a table (CSV, Parquet, Hub) has another name for it; none: without "
+            "labels."
         },
     )
     group_column: str | None = field(
         default=None,
-        metadata={"help": "Column of the patients, where a table calls it otherwise; none: without patients."},
+        metadata={"help": "Column of the patients, if a table has another name for it; none: without patients."},
     )
     bad_images: str = field(
         default="error", metadata={"help": "error: stop at an unreadable file; skip: leave it out, named and counted."}

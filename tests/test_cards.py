@@ -115,7 +115,7 @@ def test_pipeline_is_named_only_where_it_opens_the_encoder(channels, tag, tiny_c
     card = (tmp_path / "export" / "README.md").read_text()
     assert_tables_are_whole(card)
     assert ModelCard(card).data.get("pipeline_tag") == tag
-    assert ("Not by `pipeline`, which hands over colour" in card) == ('convert("L")' in card) == (tag is None)
+    assert ("Do not use `pipeline`, which hands colour" in card) == ('convert("L")' in card) == (tag is None)
     extract = pipeline("image-feature-extraction", str(tmp_path / "export"), device="cpu")
     with nullcontext() if tag else pytest.raises(ValueError, match="channel|shape|mean"):
         assert np.array(extract(Image.fromarray(grey(40, 48)))).shape == (1, 17, 32)

@@ -181,8 +181,8 @@ def test_a_label_is_declined_too(images, tmp_path, caplog):
         (b"file,label\n../table.csv,a\n", "line 2: '../table.csv' is not below"),
         (b"file,label\nim0.png, \n", "line 2: the label is empty"),
         (b"file,split\nim0.png,dev\n", "line 2: split must be one of train, test, validation, got 'dev'"),
-        (b"file,label\n", "a header with the column file, and a line an image"),
-        (b"", "a header with the column file, and a line an image"),
+        (b"file,label\n", "a header with the column file, and one line per image"),
+        (b"", "a header with the column file, and one line per image"),
         (b"file,label\n" + b'"' + b"x" * (csv.field_size_limit() + 1), "line .: field larger"),
     ],
 )

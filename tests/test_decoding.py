@@ -77,7 +77,7 @@ def sources_that_are_refused() -> dict[str, bytes]:
     return {
         "2 pages": pages.getvalue(),
         "MINISWHITE": white_is_zero.getvalue(),
-        "16 bits a channel in colour": png16(np.zeros((8, 8, 3), np.uint16)),
+        "16 bits per channel in colour": png16(np.zeros((8, 8, 3), np.uint16)),
         r"Image size \(256000000 pixels\) exceeds limit": encode(Image.new("1", (16000, 16000))),
     }
 

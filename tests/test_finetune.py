@@ -248,7 +248,7 @@ def test_a_field_given_takes_the_place_of_itself_alone(corpus, exported, tmp_pat
     ("given", "message"),
     [
         ("--resize_to 40", r"resize_to=40 needs resize='shortest' \(is 'squash'\)"),
-        ("--image_mean 0.5", r"image_mean must be three numbers, one a channel, got \[0.5\]"),
+        ("--image_mean 0.5", r"image_mean must be three numbers, one per channel, got \[0.5\]"),
         ("--image_std 1 1 0", "image_std above 0"),
         ("--resize none --random_resized_crop true", "random_resized_crop .* cannot go with resize='none'"),
     ],

@@ -336,7 +336,7 @@ def test_official_split_loses_training_images_of_test_patients(tmp_path):
         text = (folder / file).read_text()
         assert "| patients on both sides of the official split | 1 |" in text
         assert "whose group is in its test part | 1 |" in text
-    assert "`group` is the patient where the corpus tells" in text
+    assert "`group` is the patient if the corpus names patients" in text
     assert len(splits["official"]["test"]) == 10
     assert set(datasets.load_dataset(str(folder))) == {"train", "test"}
 
@@ -355,7 +355,7 @@ def test_busi_masks_are_joined_and_gbcu_boxes_kept(tmp_path):
     for file in ("report.md", "README.md"):
         text = (folder / file).read_text()
         assert "official split" not in text and "copies with different labels (left out) | 0 |" in text
-    assert "Which patient an image shows is unknown" in text and "the patient where the corpus tells" not in text
+    assert "Which patient an image shows is unknown" in text and "the patient if the corpus names patients" not in text
     assert 'load_dataset("path/to/this/folder")' in text
 
     lines = {"train": [], "test": []}

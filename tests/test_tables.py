@@ -109,7 +109,7 @@ def test_a_split_of_the_hub_goes_by_its_usual_names(tmp_path, monkeypatch, split
 
     items, *_ = read_items(from_hub("train", split))
     assert [item.record.split for item in items] == ["train"] * 12 + ["validation"] * 12
-    with pytest.raises(CorpusError, match="two splits for one, of train, valid, val"):
+    with pytest.raises(CorpusError, match="two splits of one kind, among train, valid, val"):
         read_items(from_hub("train", "valid", "val"))
     with pytest.raises(CorpusError, match="has the split 'dev'; allowed are train, test, val"):
         read_items(from_hub("train", "dev"))

@@ -4,9 +4,9 @@
     python recipes/prepare_corpus.py --corpus busi --data_dir DOWNLOAD --output_dir data/busi
     python recipes/benchmarks/texture_learning.py --corpus data/busi --num_test_images 200
 
-About 5 minutes a preset and seed on two CPU cores. The classes of the speckle differ in texture and nothing else. Every
-run is one of pretrain.py with the sizes of recipes/configs/quickstart.yaml; an option that is not listed by --help goes
-to it as it is (`--glcm_weight 5000`).
+About 5 minutes per preset and seed on two CPU cores. The classes of the speckle differ in texture and nothing else.
+Every run is one of pretrain.py with the sizes of recipes/configs/quickstart.yaml; an option that is not listed by
+--help goes to it as it is (`--glcm_weight 5000`).
 
 Columns: accuracy of a linear probe of the frozen encoder (mean patch token of whole images), fitted to a few labelled
 training images and tested on other images (speckle: of the test split, the same for all seeds; another corpus: images

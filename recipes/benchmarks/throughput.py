@@ -1,14 +1,14 @@
-"""Does the data path keep up with the training? Images a second of either, with the settings of any run.
+"""Does the data path keep up with the training? Images per second of either, with the settings of any run.
 
     python recipes/benchmarks/throughput.py --config recipes/configs/busi/pretrain_texture.yaml --data_dir DOWNLOAD
 
 All options but those below go to pretrain.py's parser: corpus, sizes of the model, transforms, batch size, bf16. Images
 are the first --num_images of the corpus.
 
-- loader: images a second of the data loader alone (read, decode, transform, collate), with so many worker processes;
+- loader: images per second of the data loader alone (read, decode, transform, collate), with so many worker processes;
   with `cached`, after a first pass with `--cache_images true`. Median of the rounds, a round being a pass.
-- step: images a second of a training step (forward, backward, AdamW) on one batch in memory, with the objective of each
-  preset on the same model, in turns. On CUDA also the peak of allocated memory.
+- step: images per second of a training step (forward, backward, AdamW) on one batch in memory, with the objective of
+  each preset on the same model, in turns. On CUDA also the peak of allocated memory.
 - with --profile, what a step of each preset spends its time on, by PyTorch's profiler: `loss_and_gradient` is the
   co-occurrence term, forward and gradient in one (on CUDA its kernel, `_loss_kernel`).
 """
@@ -41,7 +41,7 @@ from training.pretraining_data import load_data
 
 
 def loader_rates(dataset: PretrainDataset, batch_size: int, workers: int, rounds: int) -> list[float]:
-    """Images a second of each pass but the first, which starts the workers and fills the cache."""
+    """Images per second of each pass but the first, which starts the workers and fills the cache."""
     sampler = EpochSampler(len(dataset), batch_size, seed=0)
     loader = torch.utils.data.DataLoader(
         dataset,
@@ -64,7 +64,7 @@ def loader_rates(dataset: PretrainDataset, batch_size: int, workers: int, rounds
 def step_rates(
     model: GLCMMAEForPreTraining, batch: dict[str, torch.Tensor], options: argparse.Namespace, bf16: bool
 ) -> dict[str, dict[str, Any]]:
-    """Images a second of each preset, round by round, and the peak of memory on CUDA."""
+    """Images per second of each preset, round by round, and the peak of memory on CUDA."""
     device = model.device
     steps = training_steps(model, options.presets, batch, bf16=bf16)
     results = {}

@@ -1,4 +1,4 @@
-"""One module a corpus: each knows the folder layout in which people download that corpus, and nothing else."""
+"""One module per corpus: each knows the folder layout in which people download that corpus, and nothing else."""
 
 from pathlib import Path
 
@@ -8,5 +8,5 @@ CORPORA = {"busi": busi, "pneumonia": pneumonia, "covid_ct": covid_ct, "gbcu": g
 
 
 def recognised(root: Path) -> str:
-    """Name of the corpus in whose layout a folder lies; "folder" where it is none."""
+    """Name of the corpus in whose layout a folder lies; "folder" if it is in none."""
     return next(name for name, module in CORPORA.items() if module.find_root(root) is not None)

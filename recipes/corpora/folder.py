@@ -1,4 +1,4 @@
-"""Any folder of images, and what the modules of the known corpora share: the record of an image, the walk.
+"""Any folder of images.
 
 A corpus module has `CLASS_NAMES` (label 0 first), `find_root(data_dir)` and `find_images(data_dir, bad_images=...)`.
 """

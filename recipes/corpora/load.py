@@ -48,7 +48,7 @@ def load_corpus(
         data_dir: the download of a known corpus.
         split: which split; by default "train" where there are splits, so that a test split is never trained on.
         streaming: return an `IterableDataset`.
-        bad_images: "error" or "skip", here for files among the images that are no images.
+        bad_images: "error" or "skip", here for files among the images that are not images.
         image_column: which column of a Parquet or Hub data set holds the images, if there are several.
         label_column, group_column: which of its columns hold the label and the patient, where they have other names
             than the usual ones (`corpora.folder.COLUMN_NAMES`); "none" for any corpus: do without.

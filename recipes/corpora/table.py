@@ -110,7 +110,7 @@ def read_table(
     given = {"file": None, "label": label_column, "group": group_column, "split": None}
     columns = choose_columns(filter(None, header), given, source)
     if columns["file"] is None:
-        raise CorpusError(f"{source} must have a header with the column file, and a line an image; found {header}.")
+        raise CorpusError(f"{source} must have a header with the column file, and one line per image; found {header}.")
     position = {thing: header.index(name) for thing, name in columns.items() if name is not None}
     records, lines, missing = [], {}, []
     for number, row in rows:
@@ -144,7 +144,7 @@ def read_table(
         names = ", ".join(missing[:5]) + (", ..." if len(missing) > 5 else "")
         logger.warning("%s: %d file(s) are missing and left out: %s", source, len(missing), names)
     if not records:
-        raise CorpusError(f"{source} must have a header with the column file, and a line an image.")
+        raise CorpusError(f"{source} must have a header with the column file, and one line per image.")
     return records
 
 

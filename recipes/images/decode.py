@@ -19,7 +19,7 @@ def _read_bytes(source: bytes | str | os.PathLike | dict[str, Any], name: str) -
     if isinstance(source, dict):
         source = source["bytes"] if source.get("bytes") is not None else source["path"]
     if source is None:  # a row of a table without an image
-        raise BadImageError(f"Image '{name}' is empty (there is none).")
+        raise BadImageError(f"Image '{name}' is empty (the row has no image).")
     if isinstance(source, bytes):
         return source
     try:
@@ -40,7 +40,7 @@ def _refuse_what_pillow_would_alter(image: Image.Image, name: str) -> None:
     grey = image.mode in ("1", "L") or image.mode.startswith(("I", "F"))
     if not grey and (any(";16" in mode for mode in raw_modes) or max(tags.get(_TIFF_BITS_PER_SAMPLE, (8,))) > 8):
         raise BadImageError(
-            f"Image '{name}' has 16 bits a channel in colour or with an alpha channel, which Pillow would cut to 8. "
+            f"Image '{name}' has 16 bits per channel in colour or with an alpha channel, which Pillow would cut to 8. "
             "Save it as 16-bit grey (PNG or TIFF) or as 8-bit colour."
         )
     if tags.get(_TIFF_PHOTOMETRIC) == 0 and image.mode not in ("1", "L"):
@@ -77,7 +77,7 @@ def _scale_grey(values: np.ndarray, default_white: int | None, white_level: floa
     white = default_white if white_level is None else white_level
     if white is None:
         raise ValueError(
-            f"Image '{name}' stores {values.dtype} grey values up to {values.max()}, which have no usual white. "
+            f"Image '{name}' stores {values.dtype} grey values up to {values.max()}, whose white is unknown. "
             "Give white_level, the value that means white."
         )
     if white_level is not None and default_white == 255 and white_level > 255:

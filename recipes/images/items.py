@@ -50,12 +50,12 @@ class PrepareArguments:
     table: str | None = option(
         None, "For folder: CSV or TSV with the columns file, and if known label, patient, split."
     )
-    image_column: str | None = option(None, "Column of the images, where a data set has several.")
+    image_column: str | None = option(None, "Column of the images, if a data set has several.")
     label_column: str | None = option(
-        None, "Column of the labels, where a table (CSV, Parquet, Hub) calls it otherwise; none: without labels."
+        None, "Column of the labels, if a table (CSV, Parquet, Hub) has another name for it; none: without labels."
     )
     group_column: str | None = option(
-        None, "Column of the patients, where a table calls it otherwise; none: without patients."
+        None, "Column of the patients, if a table has another name for it; none: without patients."
     )
     bad_images: str = option("error", "error: stop at an unreadable file; skip: leave it out, named and counted.")
     white_level: float | None = option(None, "Grey value of white; 255 for 8-bit files and 65535 for 16-bit ones.")
@@ -149,7 +149,7 @@ def read_items(args: PrepareArguments) -> tuple[list[Item], list[str], list[tupl
     if 0 < len(unsplit) < len(records):
         raise CorpusError(
             f"{len(unsplit)} of {len(records)} images are in no official split, the others are: "
-            f"{', '.join(unsplit[:3])}. Say it of all images, or of none"
+            f"{', '.join(unsplit[:3])}. Give the split of all images, or of none"
         )
 
     def read(record: ImageRecord) -> list[Item] | tuple[str, BadImageError]:
@@ -231,7 +231,7 @@ def _rows(tables: dict[str, datasets.Dataset], args: PrepareArguments) -> tuple[
         raise CorpusError(f"'{source}' has the split {strange[0]!r}; allowed are {', '.join(SPLIT_NAMES)}.")
     named = {SPLIT_NAMES[split.lower()]: table for split, table in tables.items()}
     if len(named) < len(tables):
-        raise CorpusError(f"'{source}' has two splits for one, of {', '.join(tables)}: keep one.")
+        raise CorpusError(f"'{source}' has two splits of one kind, among {', '.join(tables)}: keep one.")
     tables = named
     stored = next(iter(tables.values())).column_names
     lost = [name for name in ("masks", "annotation", "dicom_window") if name in stored]

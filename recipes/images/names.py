@@ -1,7 +1,7 @@
 """Written names: what a prepared data set calls images and patients, and the private table of the original names.
 
 The names of files and patients in a hospital's download often tell who a patient is. In their place the data set holds
-salted hashes, which say nothing to who does not know the salt.
+salted hashes, which say nothing to anybody who does not know the salt.
 """
 
 import csv

@@ -103,7 +103,7 @@ def write_report(
     majority = sum(item.coloured for item in items) > len(items) / 2
     if majority:  # a corpus in colour: only in a grey one are they a fault
         findings["coloured"] = []
-    # What could not be looked for is no row of the tables: 0 would say that there is none.
+    # What could not be looked for has no row in the tables: 0 would say that there is none.
     unchecked = set()
     patients = any(item.group is not None for item in items)
     if not no_pictures:  # most corpora have no DICOM files at all
@@ -161,7 +161,10 @@ def _markdown(report: dict[str, Any], findings: dict[str, list], pictures: dict[
         "",
         f"{report['images_read']} images read, {report['images_written']} written, in {report['num_groups']} groups "
         f"(the largest has {report['largest_group']} images).",
-        *(["", "Files and patients go by names of our own: who prepared it can look up the original ones."] * renamed),
+        *(
+            ["", "Files and patients have new names: whoever prepared the data set can look up the original ones."]
+            * renamed
+        ),
         "",
         "| finding | how many |",
         "|---|---|",

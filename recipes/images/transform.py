@@ -67,7 +67,7 @@ class ImageTransform:
             raise ValueError(f"crop_scale must be two increasing numbers in (0, 1], got {self.crop_scale}.")
         if len(self.image_mean) != len(self.image_std) or min(self.image_std) <= 0:
             raise ValueError(
-                f"image_mean and image_std must have a value a channel, image_std above 0; "
+                f"image_mean and image_std must have one value per channel, image_std above 0; "
                 f"got {self.image_mean} and {self.image_std}."
             )
 

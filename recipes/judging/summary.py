@@ -161,7 +161,7 @@ def draw_curves(table: pd.DataFrame, file: Path, positive: Sequence[str] | None 
         parts = [np.flatnonzero(table["fold"] == fold) for fold in sorted(table["fold"].unique())]
         parts = [part for part in parts if truth[part].any() and not truth[part].all()]
         if parts:
-            # A curve a fold: across folds the scores are of different models, and have no common scale.
+            # One curve per fold: across folds the scores are of different models, and have no common scale.
             curve = {"color": colour, "alpha": 1 if len(parts) == 1 else 0.4}
             for part in parts:
                 found, correct, _ = precision_recall_curve(truth[part], score[part])

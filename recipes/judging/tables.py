@@ -49,7 +49,7 @@ def summary_markdown(summary: dict[str, Any]) -> str:
     lines += [
         "",
         figures_explained(summary["classes"], summary["positive_classes"]),
-        "All folds: the answers of all counted together; of AUROC the mean over folds, because scores of different "
+        "All folds: the answers of all counted together; for AUROC the mean over folds, because scores of different "
         "models have no common scale. Intervals are of this figure, by a bootstrap of whole groups within folds. They "
         "do not cover the choice of folds.",
     ]
@@ -81,7 +81,7 @@ def comparison_markdown(comparison: dict[str, Any], names: tuple[str, str]) -> s
         "",
         figures_explained(comparison["classes"], comparison["positive_classes"]),
         "An AUROC is the mean over folds. Bootstrap of whole groups within folds. DeLong (of each fold, then combined) "
-        "and McNemar take images as independent:",
+        "and McNemar treat images as independent:",
         "",
     ]
     lines += ["| test | first | second | p |", "|---|---|---|---|"]
@@ -112,12 +112,12 @@ def positive_indices(class_names: Sequence[str], positive: Sequence[str] | None)
         return None
     unknown = [name for name in positive if name not in class_names]
     if unknown:
-        raise ValueError(f"positive_classes: {', '.join(unknown)} is no class; allowed are {', '.join(class_names)}")
+        raise ValueError(f"positive_classes: {', '.join(unknown)} is not a class; allowed are {', '.join(class_names)}")
     return [list(class_names).index(name) for name in positive]
 
 
 def positive_class(class_names: Sequence[str], positive: Sequence[str] | None) -> str | None:
-    """Of two classes the one whose figures have no class in their name; `None` for more than two classes.
+    """With two classes, the one whose figures have no class in their name; `None` for more than two classes.
 
     It is the one of `positive`, by default the second, which in the corpora of `corpora/` is the disease.
     """

@@ -133,7 +133,7 @@ class DataArguments(ImageArguments):
     """Which images to pretrain on, and how they become tensors."""
 
     data_dir: str | None = option(None, "Folder of the download, for a corpus that is given by name.")
-    split: str | None = option(None, "Split to train on; train where there is one.")
+    split: str | None = option(None, "Split to train on; train if there is one.")
     fold: str | None = option(
         None,
         "Train on the training part of this fold only (0, 1, ... or official); corpus is prepare_corpus.py's output.",
@@ -141,12 +141,12 @@ class DataArguments(ImageArguments):
     splits_file: str | None = option(None, "Splits, for fold; splits.json of the corpus if left out.")
     streaming: bool = option(False, "Read a Parquet or Hub data set as a stream; needs max_steps.")
     shuffle_buffer: int = option(1000, "Images that a stream is shuffled over.")
-    image_column: str | None = option(None, "Column of the images, where a data set has several.")
+    image_column: str | None = option(None, "Column of the images, if a data set has several.")
     label_column: str | None = option(
-        None, "Column of the labels, where a table (CSV, Parquet, Hub) calls it otherwise; none: without labels."
+        None, "Column of the labels, if a table (CSV, Parquet, Hub) has another name for it; none: without labels."
     )
     group_column: str | None = option(
-        None, "Column of the patients, where a table calls it otherwise; none: without patients."
+        None, "Column of the patients, if a table has another name for it; none: without patients."
     )
     held_out: float = option(0.1, "Images kept for evaluation: a share below 1, or a number; whole groups. 0: none.")
     cache_images: bool = option(
@@ -162,24 +162,24 @@ class PretrainingArguments(TrainingArguments):
 
     output_dir: str | None = option("runs/pretrain", "Receives everything that the run writes.")
     overwrite_output_dir: bool = option(False, "Delete what an earlier run left in output_dir.")
-    base_learning_rate: float = option(1.5e-4, "Rate for 256 images an update; scaled by images per update / 256.")
-    learning_rate: float | None = option(None, "Rate as it is; instead of base_learning_rate.")
+    base_learning_rate: float = option(1.5e-4, "Rate at 256 images per update; scaled by images per update / 256.")
+    learning_rate: float | None = option(None, "Learning rate as it is, instead of base_learning_rate.")
     mse_epochs: float = option(
         0.0, "Plain mean squared error first: a fraction of the training if below 1, else a number of epochs."
     )
     sharpness_start: float | None = option(
         None, "Let the sharpness of the sigmoid kernel grow geometrically from here to glcm_sharpness."
     )
-    picture_every_epochs: int = option(10, "Draw held-out images every so many epochs; 0: at the end only.")
+    picture_every_epochs: int = option(10, "Draw held-out images every this many epochs; 0: at the end only.")
     num_pictures: int = option(6, "Held-out images to draw.")
     export_picture: bool | None = option(
         None, "Put the picture, which shows held-out images, into the export. Left out: if the corpus is open."
     )
     probe_labels: int = option(
-        0, "Fit a linear probe to so many labelled images before and after, tested on the held-out ones. 0: no probe."
+        0, "Fit a linear probe to this many labelled images before and after, tested on the held-out ones. 0: no probe."
     )
-    per_device_train_batch_size: int = option(64, "Images a process and a step.")
-    per_device_eval_batch_size: int = option(64, "Images a process in evaluation.")
+    per_device_train_batch_size: int = option(64, "Images per process and step.")
+    per_device_eval_batch_size: int = option(64, "Images per process in evaluation.")
     num_train_epochs: float = option(400, "Passes over the images.")
     weight_decay: float = option(0.05, "Not on biases and norms.")
     adam_beta2: float = option(0.95, "Second-moment decay of AdamW, as in MAE.")
@@ -283,7 +283,7 @@ class LabelledDataArguments(ImageArguments):
     fold: str = option("0", "Fold of the splits: 0, 1, ... or official.")
     positive_classes: list[str] | None = option(
         None,
-        "Classes that count as positive in the figures that are collapsed to two classes (GBCU: malignant). Of two "
+        "Classes that count as positive in the figures that are collapsed to two classes (GBCU: malignant). With two "
         "classes the positive one; the second if left out.",
     )
     randaugment: int = option(9, "Magnitude of RandAugment, 0 to 30; 0: none.")
@@ -309,7 +309,7 @@ class LabelledDataArguments(ImageArguments):
                 raise UsageError(f"{name} must be at least 0, got {getattr(self, name)}")
         for name in ("image_mean", "image_std"):
             if getattr(self, name) is not None and len(getattr(self, name)) != 3:
-                raise UsageError(f"{name} must be three numbers, one a channel, got {getattr(self, name)}")
+                raise UsageError(f"{name} must be three numbers, one per channel, got {getattr(self, name)}")
 
 
 @dataclass
@@ -318,12 +318,12 @@ class FinetuningArguments(TrainingArguments):
 
     output_dir: str | None = option("runs/finetune", "Receives everything that the run writes.")
     overwrite_output_dir: bool = option(False, "Delete what an earlier run left in output_dir.")
-    base_learning_rate: float = option(1e-3, "Rate for 256 images an update; scaled by images per update / 256.")
-    learning_rate: float | None = option(None, "Rate as it is; instead of base_learning_rate.")
-    layer_decay: float = option(0.75, "Factor of the rate from one layer to the one below it.")
+    base_learning_rate: float = option(1e-3, "Rate at 256 images per update; scaled by images per update / 256.")
+    learning_rate: float | None = option(None, "Learning rate as it is, instead of base_learning_rate.")
+    layer_decay: float = option(0.75, "Factor of the learning rate from one layer to the one below it.")
     early_stopping_patience: int = option(0, "Evaluations without a better one before stopping; 0: never.")
-    per_device_train_batch_size: int = option(32, "Images a process and a step.")
-    per_device_eval_batch_size: int = option(64, "Images a process in evaluation.")
+    per_device_train_batch_size: int = option(32, "Images per process and step.")
+    per_device_eval_batch_size: int = option(64, "Images per process in evaluation.")
     num_train_epochs: float = option(50, "Passes over the images.")
     weight_decay: float = option(0.05, "Not on biases and norms.")
     label_smoothing_factor: float = option(0.1, "Share of the target that is spread over all classes.")
@@ -336,7 +336,7 @@ class FinetuningArguments(TrainingArguments):
     save_total_limit: int | None = option(2, "Checkpoints to keep: the best and the last ones.")
     hub_strategy: str = option("end", "With push_to_hub, publish at the end; every_save: at every checkpoint too.")
     metric_for_best_model: str = option(
-        "eval_auroc", "Validation figure that chooses the model; of more than two classes its macro mean."
+        "eval_auroc", "Validation figure that chooses the model; with more than two, its macro mean."
     )
     load_best_model_at_end: bool = option(True, "Export the best model on the validation part.")
     restore_callback_states_from_checkpoint: bool = option(

@@ -22,7 +22,7 @@ def classification_figures(
         predictions: `(n, num_classes)`, probabilities; rows sum to 1. The class with the largest is answered.
         references: `(n,)`, the right class of each image.
         positive: classes that count as positive in the figures under `binary_`. An image is answered positive if their
-            probabilities sum to 0.5 or more. Of two classes the positive one; the second if left out.
+            probabilities sum to 0.5 or more. With two classes, the positive one; the second if left out.
         class_names: names in the keys of the figures of each class; by default their numbers.
         folds: `(n,)`, the model that answered each image, where there are several: every AUROC is then the mean over
             the folds, of those that have images of both sides. Scores of different models have no common scale, so that
@@ -40,7 +40,7 @@ def classification_figures(
     """
     probabilities, labels = np.asarray(predictions, dtype=np.float64), np.asarray(references)
     if probabilities.ndim != 2 or not np.allclose(probabilities.sum(axis=1), 1, atol=1e-3):
-        raise ValueError("predictions must be a row of probabilities an image, summing to 1.")
+        raise ValueError("predictions must be one row of probabilities per image, summing to 1.")
     num_classes = probabilities.shape[1]
     if labels.min() < 0 or labels.max() >= num_classes:
         raise ValueError(f"references must be 0 to {num_classes - 1}, got {labels.min()} to {labels.max()}.")
