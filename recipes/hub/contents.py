@@ -56,7 +56,7 @@ class PublishArguments:
                 names = ", ".join(str(value) for value in allowed if value)
                 raise UsageError(f"{name} must be one of {names}, got {getattr(self, name)!r}")
         if not Path(self.export_dir).is_dir():
-            raise UsageError(f"export_dir {self.export_dir!r} is no folder")
+            raise UsageError(f"export_dir {self.export_dir!r} is not a folder")
         if self.create_pr and (self.tag or self.revision != "main" or self.gated or self.collection):
             raise UsageError("create_pr takes no tag, revision, gated or collection: it only proposes a commit to main")
         if self.repo_type != "model" and any(getattr(self, name) for name in (*FOR_THE_CARD, "fold")):

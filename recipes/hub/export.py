@@ -172,7 +172,7 @@ def write_classifier(
 def without_paths(settings: Any) -> Any:
     """A copy of settings (dicts, lists, strings, numbers) that keeps only the last part of a path of this machine.
 
-    Folders above it may name people, and `ORG/NAME` that is no path here is an id on the Hub.
+    Folders above it may name people, and an `ORG/NAME` that is not a path here is an id on the Hub.
     """
     if isinstance(settings, dict):
         return {name: without_paths(value) for name, value in settings.items()}

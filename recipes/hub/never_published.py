@@ -90,7 +90,7 @@ def check_model(folder: Path, files: dict[str, Path]) -> None:
         try:
             config = json.loads(files[name].read_text())
         except json.JSONDecodeError as error:
-            raise UsageError(f"{files[name]} is no JSON: {error}") from error
+            raise UsageError(f"{files[name]} is not valid JSON: {error}") from error
         if not any(Path(other).parent == parent and other.endswith(".safetensors") for other in files):
             raise UsageError(f"{files[name]} has no .safetensors file beside it")
         architecture = (config.get("architectures") or ["none"])[0]
