@@ -23,7 +23,7 @@ from corpora.load import load_corpus
 from corpora.table import NONE
 from images.check import verify_images
 from images.transform import transform_of_processor
-from judging.overlay import attention_rollout, occlusion_map
+from judging.overlay import attention_rollout, draw_overlay, occlusion_map
 from output_folder import check_output
 from training.feeding import ImagesAsEvaluated
 from training.models import CLASSIFIERS
@@ -128,19 +128,13 @@ def explain(args: ExplainArguments) -> list[Path]:
 def _draw(file: Path, name: str, image, heat, method: str, target: int, names: list[str], probabilities) -> None:
     figure = Figure(figsize=(12, 4.4), layout="constrained")
     plain, overlay, bars = figure.subplots(1, 3)
-    plain.imshow(image)
+    draw_overlay(plain, image)
     plain.set_title(f"{name}, as the model sees it", fontsize=9)
-    overlay.imshow(image)
-    if method == "occlusion":
-        limit = max(float(np.abs(heat).max()), 1e-6)
-        shades = overlay.imshow(heat, cmap="coolwarm", alpha=0.5, vmin=-limit, vmax=limit)
-        overlay.set_title(f"fall of p({names[target]}) where hidden", fontsize=9)
-    else:
-        shades = overlay.imshow(heat, cmap="viridis", alpha=0.5)
-        overlay.set_title("attention roll-out, all classes", fontsize=9)
+    occlusion = method == "occlusion"
+    shades = draw_overlay(overlay, image, heat, max(float(np.abs(heat).max()), 1e-6) if occlusion else None)
+    title = f"fall of p({names[target]}) where hidden" if occlusion else "attention roll-out, all classes"
+    overlay.set_title(title, fontsize=9)
     figure.colorbar(shades, ax=overlay, shrink=0.8)
-    for axis in (plain, overlay):
-        axis.axis("off")
     bars.barh(names, probabilities, color="#0072b2")
     bars.set(xlim=(0, 1), xlabel="probability")
     bars.invert_yaxis()

@@ -1,6 +1,9 @@
 """Where a classifier's answer comes from, as heat maps over the image. Sensitivity of the model, not a lesion map."""
 
+import numpy as np
 import torch
+from matplotlib.axes import Axes
+from matplotlib.image import AxesImage
 from transformers import ViTForImageClassification
 
 
@@ -74,3 +77,26 @@ def attention_rollout(model: ViTForImageClassification, pixel_values: torch.Tens
     patch = model.config.patch_size
     grid = rolled[0, 1:].view(pixel_values.shape[1] // patch, pixel_values.shape[2] // patch)
     return grid / grid.sum()
+
+
+def draw_overlay(
+    axis: Axes, image: np.ndarray, heat: np.ndarray | None = None, limit: float | None = None
+) -> AxesImage | None:
+    """An image, with a map over it if there is one.
+
+    Args:
+        axis: to draw on; it loses its ticks and frame.
+        image: `(height, width)` or `(height, width, 3)`.
+        heat: `(height, width)`.
+        limit: of a map with a sign: red at `limit`, blue at `-limit`. Without it, the map runs from its least to its
+            greatest value.
+
+    Returns:
+        What a colour bar is made of; `None` without a map.
+    """
+    axis.imshow(image, interpolation="nearest")
+    axis.axis("off")
+    if heat is None:
+        return None
+    signed = {} if limit is None else {"vmin": -limit, "vmax": limit}
+    return axis.imshow(heat, cmap="viridis" if limit is None else "coolwarm", alpha=0.5, **signed)
