@@ -4,13 +4,13 @@ from mutations.record import Mutation
 
 MUTATIONS = [
     Mutation(
-        "hub_cards/space/app.py",
+        "hub_cards/space/opened_models.py",
         "elif (white != 255) if is_deep(data, name=name) else (1 < white <= 255):",
         "elif white != 255:",
         "tests/test_decoding.py::test_the_demo_reads_by_the_white_of_the_training",
     ),
     Mutation(
-        "hub_cards/space/app.py",
+        "hub_cards/space/opened_models.py",
         "pixels = decode_image(data, name=name, num_channels=3, white_level=own)",
         'pixels = np.asarray(Image.open(io.BytesIO(data)).convert("RGB")) / 255',
         "tests/test_decoding.py::test_the_evaluation_and_the_demo_see_the_pixels_of_the_training",
