@@ -2,7 +2,7 @@
 
     python recipes/explain.py --model_name_or_path path/to/export --corpus path/to/images --output_dir overlays
 
-A map shows where the model's answer is sensitive. It does not show why, is no outline of a lesion, and is convincing
+A map shows where the model's answer is sensitive. It does not show why, does not outline a lesion, and looks convincing
 for a wrong answer too. Use it to find models that look at calipers and labels, not to trust one. CPU is enough.
 """
 
@@ -40,10 +40,10 @@ class ExplainArguments:
     model_revision: str = option("main", "Branch, tag or commit of the model on the Hub.")
     corpus: str = option("folder", "A folder of images or Parquet, a known corpus (with data_dir), or a Hub id.")
     data_dir: str | None = option(None, "Folder of the download, for a corpus that is given by name.")
-    split: str | None = option(None, "Split to read; train where there is one.")
-    image_column: str | None = option(None, "Column of the images, where there are several.")
+    split: str | None = option(None, "Split to read; train if there is one.")
+    image_column: str | None = option(None, "Column of the images, if there are several.")
     bad_images: str = option("error", "error: stop at an unreadable file; skip: leave it out, by name.")
-    output_dir: str = option("runs/overlays", "Receives a picture an image.")
+    output_dir: str = option("runs/overlays", "Receives one picture per image.")
     method: str = option("occlusion", "occlusion (of one class; slower) or rollout (of attention; the same for all).")
     target: str | None = option(None, "Class to explain, for occlusion; the answer if left out.")
     window: int | None = option(None, "Side of the occluding window in pixels; two patches if left out.")
