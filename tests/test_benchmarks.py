@@ -49,7 +49,9 @@ def own_cache(tmp_path_factory, monkeypatch):
     base = tmp_path_factory.getbasetemp()
     monkeypatch.setattr(constants, "HF_HOME", str(base))
     monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", str(base / "datasets"))
-    monkeypatch.setattr(sys, "path", list(sys.path))  # the scripts add a folder to it
+    monkeypatch.setattr(
+        sys, "path", [str(BENCHMARKS), *sys.path]
+    )  # a script finds what lies beside it
 
 
 @pytest.fixture

@@ -23,14 +23,13 @@ from helpers import (
 from PIL import Image
 from transformers import AutoImageProcessor
 
-from corpora import busi, covid_ct, gbcu, pneumonia
+from corpora import CORPORA, busi, covid_ct, gbcu, pneumonia
 from corpora.load import load_corpus
 from corpora.record import BadImageError, CorpusError
 from images.check import verify_images
 from images.decode import decode_image
 from images.splits import split_held_out
 from images.transform import ImageTransform
-from training import feeding
 from training.feeding import PretrainDataset
 
 REAL_CORPORA = Path(__file__).parents[1] / ".." / "shared" / "corpora"
@@ -523,7 +522,7 @@ def test_gbcu_layout(tmp_path, caplog):
     ],
 )
 def test_real_corpora(name, path, counts, splits):
-    records = feeding.CORPORA[name].find_images(REAL_CORPORA / path)
+    records = CORPORA[name].find_images(REAL_CORPORA / path)
     assert {record.split for record in records} == splits
     if counts is not None:
         labels = [record.label for record in records]
