@@ -49,9 +49,7 @@ def own_cache(tmp_path_factory, monkeypatch):
     base = tmp_path_factory.getbasetemp()
     monkeypatch.setattr(constants, "HF_HOME", str(base))
     monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", str(base / "datasets"))
-    monkeypatch.setattr(
-        sys, "path", [str(BENCHMARKS), *sys.path]
-    )  # a script finds what lies beside it
+    monkeypatch.setattr(sys, "path", [str(BENCHMARKS), *sys.path])  # a script finds what lies beside it
 
 
 @pytest.fixture
