@@ -32,7 +32,7 @@ from images.fingerprint import (
     merged_groups,
     similar_pairs,
 )
-from images.items import MIN_SALT, PrepareArguments, _write_parquet, build_dataset, find_conflicts, read_items
+from images.items import MIN_SALT, PrepareArguments, write_parquet, build_dataset, find_conflicts, read_items
 from images.names import PRIVATE, publishable, with_written_names, write_names
 from images.report import write_report
 from images.splits import make_splits
@@ -103,7 +103,7 @@ def prepare(args: PrepareArguments) -> Path:
                 chosen = [p for p in range(len(kept)) if (official[p] if official else "train") == split]
                 if chosen:
                     counts[split] = len(chosen)
-                    _write_parquet(dataset.select(chosen), new / "data", split)
+                    write_parquet(dataset.select(chosen), new / "data", split)
             features = dataset.features
             del dataset
         (new / "splits.json").write_text(json.dumps(splits, indent=1) + "\n")

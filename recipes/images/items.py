@@ -379,7 +379,7 @@ def build_dataset(items: list[Item], groups: list[str], class_names: list[str], 
             datasets.enable_progress_bars()
 
 
-def _write_parquet(dataset: datasets.Dataset, folder: Path, split: str) -> None:
+def write_parquet(dataset: datasets.Dataset, folder: Path, split: str) -> None:
     shards = -(-len(dataset) // IMAGES_PER_FILE)
     for shard in range(shards):
         part = dataset.shard(shards, shard, contiguous=True)
