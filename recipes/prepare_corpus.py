@@ -32,7 +32,7 @@ from images.fingerprint import (
     merged_groups,
     similar_pairs,
 )
-from images.items import MIN_SALT, PrepareArguments, write_parquet, build_dataset, find_conflicts, read_items
+from images.items import MIN_SALT, PrepareArguments, build_dataset, find_conflicts, read_items, write_parquet
 from images.names import PRIVATE, publishable, with_written_names, write_names
 from images.report import write_report
 from images.splits import make_splits

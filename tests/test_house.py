@@ -18,7 +18,8 @@ MAY_IMPORT = {
     "output_folder": {"commandline"},
     "corpora": BASE,
     "images": BASE | {"corpora"},
-    "judging": set(),
+    "metrics": set(),  # each is published alone
+    "judging": {"metrics"},
     "hub": BASE | {"corpora", "images", "judging"},
     "training": BASE | {"corpora", "images", "judging", "hub"},
     "benchmarks": ALL_ROOMS,
@@ -32,7 +33,7 @@ def python_files() -> dict[str, Path]:
     for file in sorted(RECIPES.rglob("*.py")):
         parts = file.relative_to(RECIPES).with_suffix("").parts
         found[".".join(parts[:-1] if parts[-1] == "__init__" else parts)] = file
-    return {name: file for name, file in found.items() if not name.startswith("metrics")}
+    return found
 
 
 def imports_of(file: Path, modules: dict[str, Path]) -> set[str]:
@@ -73,6 +74,13 @@ def test_a_room_imports_only_the_rooms_below_it(module):
     there = {name.partition(".")[0] for name in imports_of(python_files()[module], python_files())}
     assert room in MAY_IMPORT, f"{module} is not in a room"
     assert there - {room} <= MAY_IMPORT[room]
+
+
+def test_what_another_file_imports_has_a_public_name():
+    for file in [*RECIPES.rglob("*.py"), *PACKAGE.glob("*.py"), *(ROOT / "hub_cards").rglob("*.py")]:
+        for node in ast.walk(ast.parse(file.read_text(encoding="utf-8"))):
+            if isinstance(node, ast.ImportFrom):
+                assert not [alias.name for alias in node.names if alias.name.startswith("_")], file
 
 
 def test_recipes_import_each_other_in_no_circle():
