@@ -33,7 +33,7 @@ from images.fingerprint import (
     similar_pairs,
 )
 from images.items import MIN_SALT, PrepareArguments, build_dataset, find_conflicts, read_items, write_parquet
-from images.names import PRIVATE, publishable, with_written_names, write_names
+from images.pseudonyms import PRIVATE, publishable, with_written_names, write_names
 from images.report import write_report
 from images.splits import make_splits
 from output_folder import STAGING, check_output, replaced_folder

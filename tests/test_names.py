@@ -26,7 +26,7 @@ from corpora.load import load_corpus
 from hub import contents
 from hub.export import without_paths
 from images.items import PrepareArguments, read_items
-from images.names import publishable, with_written_names
+from images.pseudonyms import publishable, with_written_names
 from images.splits import load_split
 from judging import summary
 from prepare_corpus import prepare

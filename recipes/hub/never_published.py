@@ -6,7 +6,7 @@ import re
 from pathlib import Path
 
 from commandline import UsageError
-from images.names import PRIVATE
+from images.pseudonyms import PRIVATE
 
 SUFFIXES = {".safetensors", ".json", ".md", ".yaml", ".txt", ".py", ".png", ".jpg", ".parquet", ".css", ".html"}
 PLAIN_NAMES = {"LICENSE", "NOTICE", ".gitattributes"}

@@ -14,7 +14,7 @@ from pydicom.pixels import apply_color_lut, apply_modality_lut, apply_voi, apply
 from pydicom.uid import UID, EnhancedUSVolumeStorage
 
 from corpora.record import BadImageError
-from images.names import pseudonym
+from images.pseudonyms import pseudonym
 
 _GREY = ("MONOCHROME1", "MONOCHROME2")
 _FRAME_GROUPS = ("PixelValueTransformationSequence", "FrameVOILUTSequence")

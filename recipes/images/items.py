@@ -29,7 +29,7 @@ from images.fingerprint import (
     fingerprint,
     looks_coloured,
 )
-from images.names import pseudonym_of_file
+from images.pseudonyms import pseudonym_of_file
 
 logger = logging.getLogger("prepare_corpus")
 
