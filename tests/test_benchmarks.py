@@ -187,6 +187,7 @@ def test_mistakes_are_named(learn, arguments, message):
         learn(*arguments)
 
 
+@pytest.mark.slow
 def test_loss(tmp_path, capsys):
     file = tmp_path / "loss.json"
     load("loss").main(["--tiny", "--image_size=64", "--batch_size=2", "--repeats=2", "--device=cpu", f"--json={file}"])

@@ -175,6 +175,7 @@ def test_card_has_no_gap_and_its_metadata_is_read(run):
     assert f"| mse | {evaluations(run)[-1]['eval_mse']:.4g} |" in card.text
 
 
+@pytest.mark.slow
 def test_every_launcher_gives_the_same_losses(run, images, tmp_path):
     output_dir = tmp_path / "launched"
     launcher = (
@@ -220,6 +221,7 @@ def test_stream_from_parquet_with_max_steps(images, tmp_path):
     assert (tmp_path / "run" / "export" / "model.safetensors").exists()
 
 
+@pytest.mark.slow
 def test_bad_images_are_named_then_skipped_and_counted(images, tmp_path):
     folder = tmp_path / "images"
     for index in range(24):

@@ -18,6 +18,7 @@ from commandline import UsageError, parse_args
 from training.arguments import DataArguments, ModelArguments, PretrainingArguments
 
 
+@pytest.mark.slow
 def test_killed_run_resumes_as_if_nothing_happened(run, images, tmp_path):
     output_dir = tmp_path / "killed"
     arguments = options(

@@ -152,6 +152,7 @@ def assert_sent_once(hub, local: dict[str, bytes]) -> None:
     assert [name for name in local if sent[name] != local[name]] == ["README.md"]  # has the repository's address
 
 
+@pytest.mark.slow
 @pytest.mark.plain
 def test_both_kinds_are_published_and_their_cards_say_how_to_open_them(hub, exported, classifier, tmp_path):
     (tmp_path / "sent").mkdir()
@@ -197,6 +198,7 @@ def upload(hub, folder: Path, repo_id: str, **options: object) -> None:
     client.upload_folder(repo_id=repo_id, folder_path=folder)
 
 
+@pytest.mark.slow
 @pytest.mark.plain
 @pytest.mark.parametrize("package", [False, True], ids=["plain transformers", "the package imported"])
 def test_what_a_stranger_does_with_it(hub, trained, exported, classifier, tmp_path, tiny_fields, package):
@@ -520,6 +522,7 @@ def test_an_encoder_does_not_take_the_place_of_a_classifier(hub, exported, class
     assert len(hub.commits(REPO)) == 2
 
 
+@pytest.mark.slow
 def test_pretraining_publishes_at_every_save_and_at_the_end(hub, tmp_path):
     for index in range(16):
         write(tmp_path / "images" / f"{index:02d}.png", encode(grey(40, 48, seed=index)))
@@ -543,6 +546,7 @@ def test_pretraining_publishes_at_every_save_and_at_the_end(hub, tmp_path):
     assert not any(name.endswith(".bin") for name in sent) and b"push_to_hub: true" in sent["config.yaml"]
 
 
+@pytest.mark.slow
 def test_a_data_set_is_pushed_and_loads_whole_and_as_a_stream(hub, tmp_path):
     for index in range(24):
         write(tmp_path / "raw" / "ab"[index % 2] / f"{index:02d}.png", encode(grey(48, 48, seed=index)))
