@@ -4,7 +4,6 @@ Axis letters in trailing shape comments: B images, N patches, M masked patches, 
 """
 
 import math
-from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -21,7 +20,6 @@ from transformers.models.vit_mae.modeling_vit_mae import (
     ViTMAEEmbeddings,
     ViTMAEForPreTrainingOutput,
     ViTMAEModelOutput,
-    build_2d_sinusoidal_position_embedding,
 )
 from transformers.utils import ModelOutput
 from transformers.utils.generic import can_return_tuple, merge_with_config_defaults
@@ -29,6 +27,7 @@ from transformers.utils.output_capturing import capture_outputs
 
 from .configuration_glcm_mae import GLCMMAEConfig
 from .glcm import glcm_loss
+from .positions import GLCMMAEEmbeddings, grid_of, resample_positions, sin_cos_positions
 from .ssim import ssim_loss
 
 _SSIM_PATCHES = 2**14  # at once; 48 MiB in float32 for patches of 16 x 16 x 3
@@ -79,29 +78,6 @@ class GLCMMAEReconstructionOutput(ModelOutput):
     pixel_mask: torch.Tensor | None = None
 
 
-def _grid(image_size: int | Sequence[int], patch_size: int) -> tuple[int, int]:
-    """Number of patches (down, across) of an image of `image_size` pixels: one side, or (height, width)."""
-    height, width = (image_size, image_size) if isinstance(image_size, int) else image_size
-    return height // patch_size, width // patch_size
-
-
-def _sin_cos_positions(grid: tuple[int, int], dim: int) -> torch.Tensor:
-    """MAE's fixed positions: `(1, 1 + patches, dim)`, a zero row for CLS, columns encoded before rows."""
-    positions = build_2d_sinusoidal_position_embedding(*grid, embed_dim=dim, cls_token=True)
-    rows, columns = positions.chunk(2, dim=-1)
-    return torch.cat([columns, rows], dim=-1).unsqueeze(0)
-
-
-def _resample_positions(positions: torch.Tensor, grid: tuple[int, int], new_grid: tuple[int, int]) -> torch.Tensor:
-    """Bicubic resampling of `(1, 1 + patches, dim)` positions in both directions; CLS is kept."""
-    if grid == new_grid:
-        return positions
-    cls_position, patches = positions[:, :1], positions[:, 1:]
-    patches = patches.unflatten(1, grid).permute(0, 3, 1, 2)  # 1 dim rows columns
-    patches = nn.functional.interpolate(patches, size=new_grid, mode="bicubic", align_corners=False)
-    return torch.cat([cls_position, patches.flatten(2).transpose(1, 2)], dim=1)
-
-
 class GLCMMAEPreTrainedModel(ViTMAEPreTrainedModel):
     """Initialisation of MAE (He et al. 2022): sin-cos positions, tokens from N(0, 0.02), Xavier-uniform layers."""
 
@@ -115,7 +91,7 @@ class GLCMMAEPreTrainedModel(ViTMAEPreTrainedModel):
         # transformers 5.23 leaves the positions and tokens of a new ViTMAE at zero. The functions of `init` skip
         # what a checkpoint has filled.
         patch_size = self.config.patch_size
-        grid = _grid(self.config.image_size, patch_size)
+        grid = grid_of(self.config.image_size, patch_size)
         if isinstance(module, nn.Linear):
             init.xavier_uniform_(module.weight)
             if module.bias is not None:
@@ -127,51 +103,13 @@ class GLCMMAEPreTrainedModel(ViTMAEPreTrainedModel):
             init.uniform_(module.weight, -bound, bound)
             init.zeros_(module.bias)
         elif isinstance(module, ViTMAEEmbeddings):
-            init.copy_(module.position_embeddings, _sin_cos_positions(grid, self.config.hidden_size))
+            init.copy_(module.position_embeddings, sin_cos_positions(grid, self.config.hidden_size))
             init.normal_(module.cls_token, std=self.config.initializer_range)
         elif isinstance(module, ViTMAEDecoder):
-            init.copy_(module.decoder_pos_embed, _sin_cos_positions(grid, self.config.decoder_hidden_size))
+            init.copy_(module.decoder_pos_embed, sin_cos_positions(grid, self.config.decoder_hidden_size))
             init.normal_(module.mask_token, std=self.config.initializer_range)
         else:
             super()._init_weights(module)
-
-
-class GLCMMAEEmbeddings(ViTMAEEmbeddings):
-    """ViTMAE's embeddings, whose positions also fit grids that are not square, and whose mask ratio may be given."""
-
-    def forward(
-        self,
-        pixel_values: torch.Tensor,
-        noise: torch.Tensor | None = None,
-        interpolate_pos_encoding: bool = False,
-        mask_ratio: float | None = None,
-    ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-        """CLS and visible patches `(B, 1 + visible, dim)`, mask `(B, N)` and order `(B, N)`, as ViTMAE's."""
-        height, width = pixel_values.shape[-2:]
-        if not interpolate_pos_encoding and (height, width) != tuple(self.image_size):
-            raise ValueError(
-                f"Input image size ({height}*{width}) doesn't match model ({self.image_size[0]}*{self.image_size[1]})."
-            )
-        mask_ratio = self.config.mask_ratio if mask_ratio is None else mask_ratio
-        if not 0 <= mask_ratio < 1:
-            raise ValueError(f"mask_ratio must be at least 0.0 and less than 1.0, got {mask_ratio}")
-        patches = self.patch_embeddings(pixel_values)
-        positions = self.interpolate_pos_encoding(patches, height, width)
-        patches = patches + positions[:, 1:]
-        noise = torch.rand(patches.shape[:2], device=patches.device) if noise is None else noise
-        visible = int(patches.shape[1] * (1 - mask_ratio))
-        ids_shuffle = noise.argsort(dim=1).to(patches.device)
-        ids_restore = ids_shuffle.argsort(dim=1)
-        patches = patches.gather(1, ids_shuffle[:, :visible, None].expand(-1, -1, patches.shape[-1]))
-        cls_token = (self.cls_token + positions[:, :1]).expand(len(patches), -1, -1)
-        return torch.cat([cls_token, patches], dim=1), (ids_restore >= visible).float(), ids_restore
-
-    def interpolate_pos_encoding(self, embeddings: torch.Tensor, height: int, width: int) -> torch.Tensor:
-        """Positions `(1, 1 + patches, dim)` for an image of `height` x `width` pixels."""
-        patch_size = self.config.patch_size
-        return _resample_positions(
-            self.position_embeddings, _grid(self.image_size, patch_size), _grid((height, width), patch_size)
-        )
 
 
 class GLCMMAEModel(GLCMMAEPreTrainedModel, ViTMAEModel):
@@ -228,8 +166,8 @@ class GLCMMAEDecoder(ViTMAEDecoder):
         masked = self.mask_token.expand(len(visible), ids_restore.shape[1] - visible.shape[1], -1)
         shuffled = torch.cat([visible, masked.to(visible.dtype)], dim=1)
         patches = shuffled.gather(1, ids_restore.unsqueeze(-1).expand(-1, -1, shuffled.shape[-1]))
-        positions = _resample_positions(
-            self.decoder_pos_embed, _grid(self.config.image_size, self.config.patch_size), grid
+        positions = resample_positions(
+            self.decoder_pos_embed, grid_of(self.config.image_size, self.config.patch_size), grid
         )
         hidden = torch.cat([cls_token, patches], dim=1) + positions
         for layer in self.decoder_layers:
@@ -374,7 +312,7 @@ class GLCMMAEForPreTraining(GLCMMAEPreTrainedModel, ViTMAEForPreTraining):
             ValueError: if the image or an argument does not fit the configuration.
         """
         outputs = self.vit(pixel_values, noise, interpolate_pos_encoding, attention_mask, mask_ratio, **kwargs)
-        grid = _grid(pixel_values.shape[-2:], self.config.patch_size)
+        grid = grid_of(pixel_values.shape[-2:], self.config.patch_size)
         logits = self.decoder(outputs.last_hidden_state, outputs.ids_restore, grid).logits
         # The number of masked patches is known from the shapes: to count them would wait for the device.
         num_masked = outputs.mask.numel() - len(outputs.mask) * (outputs.last_hidden_state.shape[1] - 1)

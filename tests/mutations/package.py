@@ -207,12 +207,6 @@ MUTATIONS = [
     ),
     Mutation(
         "modeling_glcm_mae/modeling_glcm_mae.py",
-        "return torch.cat([columns, rows], dim=-1).unsqueeze(0)",
-        "return torch.cat([rows, columns], dim=-1).unsqueeze(0)",
-        "tests/test_model.py::test_new_model_knows_where_patches_are",
-    ),
-    Mutation(
-        "modeling_glcm_mae/modeling_glcm_mae.py",
         "init.normal_(module.mask_token, std=self.config.initializer_range)",
         "init.zeros_(module.mask_token)",
         "tests/test_model.py::test_new_tokens_and_layers_follow_mae",
@@ -225,27 +219,9 @@ MUTATIONS = [
     ),
     Mutation(
         "modeling_glcm_mae/modeling_glcm_mae.py",
-        'mode="bicubic"',
-        'mode="bilinear"',
-        "tests/test_positions.py::test_interpolated_positions_equal_positions_put_in_by_hand[32-new_size0]",
-    ),
-    Mutation(
-        "modeling_glcm_mae/modeling_glcm_mae.py",
-        "patches = nn.functional.interpolate(patches, size=new_grid,",
-        "patches = nn.functional.interpolate(patches, size=new_grid[::-1],",
-        "tests/test_positions.py::test_decoder_places_patches_rightly_at_real_sizes",
-    ),
-    Mutation(
-        "modeling_glcm_mae/modeling_glcm_mae.py",
         "extremes = [x.clamp(low, high) for x in _extremes(pred)]",
         "extremes = list(_extremes(pred))",
         "tests/test_published_loss.py::test_terms_and_gradients_of_the_paper_written_out[True]",
-    ),
-    Mutation(
-        "modeling_glcm_mae/modeling_glcm_mae.py",
-        "visible = int(patches.shape[1] * (1 - mask_ratio))",
-        "visible = int(patches.shape[1] * (1 - self.config.mask_ratio))",
-        "tests/test_positions.py::test_reconstruct_masks_as_many_as_are_asked_for",
     ),
     Mutation(
         "modeling_glcm_mae/modeling_glcm_mae.py",
@@ -270,6 +246,30 @@ MUTATIONS = [
         "embeddings.projection.weight.copy_(old.weight.sum(dim=1, keepdim=True))",
         "embeddings.projection.weight.copy_(old.weight.mean(dim=1, keepdim=True))",
         "tests/test_model.py::test_one_channel_from_three_equals_replicated_grey",
+    ),
+    Mutation(
+        "modeling_glcm_mae/positions.py",
+        "return torch.cat([columns, rows], dim=-1).unsqueeze(0)",
+        "return torch.cat([rows, columns], dim=-1).unsqueeze(0)",
+        "tests/test_model.py::test_new_model_knows_where_patches_are",
+    ),
+    Mutation(
+        "modeling_glcm_mae/positions.py",
+        'mode="bicubic"',
+        'mode="bilinear"',
+        "tests/test_positions.py::test_interpolated_positions_equal_positions_put_in_by_hand[32-new_size0]",
+    ),
+    Mutation(
+        "modeling_glcm_mae/positions.py",
+        "patches = nn.functional.interpolate(patches, size=new_grid,",
+        "patches = nn.functional.interpolate(patches, size=new_grid[::-1],",
+        "tests/test_positions.py::test_decoder_places_patches_rightly_at_real_sizes",
+    ),
+    Mutation(
+        "modeling_glcm_mae/positions.py",
+        "visible = int(patches.shape[1] * (1 - mask_ratio))",
+        "visible = int(patches.shape[1] * (1 - self.config.mask_ratio))",
+        "tests/test_positions.py::test_reconstruct_masks_as_many_as_are_asked_for",
     ),
     Mutation(
         "modeling_glcm_mae/ssim.py",
