@@ -4,7 +4,6 @@ Axis letters in trailing shape comments: B images, N patches, M masked patches, 
 """
 
 import math
-from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -18,64 +17,18 @@ from transformers.models.vit_mae.modeling_vit_mae import (
     ViTMAEDecoder,
     ViTMAEDecoderOutput,
     ViTMAEEmbeddings,
-    ViTMAEForPreTrainingOutput,
     ViTMAEModelOutput,
 )
-from transformers.utils import ModelOutput
 from transformers.utils.generic import can_return_tuple, merge_with_config_defaults
 from transformers.utils.output_capturing import capture_outputs
 
 from .configuration_glcm_mae import GLCMMAEConfig
 from .glcm import glcm_loss
+from .outputs import GLCMMAEForPreTrainingOutput, GLCMMAEReconstructionOutput
 from .positions import GLCMMAEEmbeddings, grid_of, resample_positions, sin_cos_positions
 from .ssim import ssim_loss
 
 _SSIM_PATCHES = 2**14  # at once; 48 MiB in float32 for patches of 16 x 16 x 3
-
-
-@dataclass
-class GLCMMAEForPreTrainingOutput(ViTMAEForPreTrainingOutput):
-    r"""Output of `GLCMMAEForPreTraining`; the fields of ViTMAE's, and the terms of the loss.
-
-    Args:
-        loss (`torch.Tensor` of shape `()`):
-            The objective: weighted sum of the terms over masked patches (plain mean squared error with
-            `texture=False`).
-        logits (`torch.Tensor` of shape `(batch_size, num_patches, patch_size ** 2 * num_channels)`):
-            Reconstructed pixels of all patches, in the units of `pixel_values`.
-        mask (`torch.Tensor` of shape `(batch_size, num_patches)`):
-            1 for masked patches, 0 for visible ones.
-        ids_restore (`torch.LongTensor` of shape `(batch_size, num_patches)`):
-            Original index of the shuffled patches.
-        hidden_states, attentions: as in ViTMAE.
-        glcm_loss (`torch.Tensor` of shape `()`, or `None` where its weight is 0 or texture does not count):
-            Unweighted co-occurrence term.
-        ssim_loss (`torch.Tensor` of shape `()`, or `None` where its weight is 0 or texture does not count):
-            Unweighted mean of 1 - SSIM.
-        mse_loss (`torch.Tensor` of shape `()`):
-            Unweighted mean squared error.
-    """
-
-    glcm_loss: torch.Tensor | None = None
-    ssim_loss: torch.Tensor | None = None
-    mse_loss: torch.Tensor | None = None
-
-
-@dataclass
-class GLCMMAEReconstructionOutput(ModelOutput):
-    r"""What `GLCMMAEForPreTraining.reconstruct` makes of images; all without a gradient.
-
-    Args:
-        reconstruction: `(B, C, H, W)`, all patches as predicted, in the units of the images.
-        pasted: `(B, C, H, W)`, `reconstruction` in masked patches, the given image elsewhere.
-        mask: `(B, N)`, 1 for masked patches, 0 for visible ones.
-        pixel_mask: `(B, 1, H, W)`, True for the pixels of masked patches.
-    """
-
-    reconstruction: torch.Tensor | None = None
-    pasted: torch.Tensor | None = None
-    mask: torch.Tensor | None = None
-    pixel_mask: torch.Tensor | None = None
 
 
 class GLCMMAEPreTrainedModel(ViTMAEPreTrainedModel):
