@@ -9,6 +9,7 @@ from transformers import PreTrainedConfig, ViTMAEConfig
 from transformers.image_utils import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
 
 KERNELS = ("sigmoid", "linear", "hard")
+HEAD_PATCHES = ("all", "masked")
 
 
 def value_range_from_normalization(
@@ -74,6 +75,14 @@ PRESETS: dict[str, dict[str, Any]] = {
     "mse": {"glcm_weight": 0.0, "ssim_weight": 0.0, "mse_weight": 1.0},
 }
 
+# No head. Left out of what is written where there is none, so that a checkpoint without one is as it always was.
+HEAD_DEFAULTS: dict[str, Any] = {
+    "glcm_head_weight": 0.0,
+    "glcm_head_levels": 8,
+    "glcm_head_offsets": [[0, 1], [1, 0], [1, 1], [1, -1]],
+    "glcm_head_patches": "all",
+}
+
 
 def _require(condition: bool, allowed: str, value: Any) -> None:
     if not condition:
@@ -98,6 +107,10 @@ def _check_offsets(value: Sequence[Sequence[int]]) -> None:
         "a non-empty list of [dy, dx] pairs of whole pixels, none of them [0, 0]",
         value,
     )
+
+
+def _check_head_patches(value: str) -> None:
+    _require(value in HEAD_PATCHES, f"one of {', '.join(HEAD_PATCHES)}", value)
 
 
 def _check_kernel(value: str) -> None:
@@ -138,8 +151,14 @@ class GLCMMAEConfig(ViTMAEConfig):
 
     All fields of `ViTMAEConfig` are kept. Those added say how a reconstruction is judged (Madan et al., "Focus on
     Texture", MICCAI 2025, arXiv 2507.10869):
-    `loss = glcm_weight * L_glcm + ssim_weight * L_ssim + mse_weight * L_mse`, over the masked patches.
-    A term of weight 0 is not computed, but for the mean squared error, which costs nothing.
+    `loss = glcm_weight * L_glcm + ssim_weight * L_ssim + mse_weight * L_mse`, over the masked patches, plus
+    `glcm_head_weight * L_head` where there is a texture head. A term of weight 0 is not computed, but for the mean
+    squared error, which costs nothing.
+
+    The texture head is a linear layer on the decoder that predicts the symmetric, normalised co-occurrence matrix of
+    each patch, as a distribution over the unordered pairs of grey levels, for each offset: with `t` that of the patch
+    (linear kernel) and `p` the softmax of the prediction, `L_head = mean over patches and offsets of KL(t || p)`.
+    Nothing has to be synthesised: the best answer is the expected matrix, given what is visible.
 
     Args:
         glcm_levels (`int`): number K of grey levels, at least 2.
@@ -156,7 +175,12 @@ class GLCMMAEConfig(ViTMAEConfig):
         glcm_normalize (`bool`): divide each matrix by its sum, so that it holds joint probabilities.
         glcm_cumulative (`bool`): compare cumulative matrices, so that a grey value that is off by few levels costs less
             than one that is off by many. Not together with `glcm_reweight`.
-        glcm_weight, ssim_weight, mse_weight (`float`): weights of the terms, at least 0, not all 0.
+        glcm_weight, ssim_weight, mse_weight, glcm_head_weight (`float`): weights of the terms, at least 0, not all 0.
+            With `glcm_head_weight=0` there is no texture head, and its fields are written only if they were changed.
+        glcm_head_levels (`int`): number of grey levels that the head tells apart, over `glcm_value_range`.
+        glcm_head_offsets (`[[int, int], ...]`): offsets (row, column) in pixels, each with a distribution of its own.
+            Each must be shorter than the patch in both directions.
+        glcm_head_patches (`str`): the patches that the head is judged on: "all", visible ones too, or "masked".
 
     Raises:
         huggingface_hub.errors.StrictDataclassError: on a wrong type or value; names the field, the value and what
@@ -190,6 +214,12 @@ class GLCMMAEConfig(ViTMAEConfig):
     glcm_weight: float | int = validated_field(_check_weight, default=_default("glcm_weight"))
     ssim_weight: float | int = validated_field(_check_weight, default=_default("ssim_weight"))
     mse_weight: float | int = validated_field(_check_weight, default=_default("mse_weight"))
+    glcm_head_weight: float | int = validated_field(_check_weight, default=HEAD_DEFAULTS["glcm_head_weight"])
+    glcm_head_levels: int = validated_field(_check_levels, default=HEAD_DEFAULTS["glcm_head_levels"])
+    glcm_head_offsets: list[list[int] | tuple[int, int]] | tuple[list[int] | tuple[int, int], ...] = validated_field(
+        _check_offsets, default_factory=lambda: _copy_list(HEAD_DEFAULTS["glcm_head_offsets"])
+    )
+    glcm_head_patches: str = validated_field(_check_head_patches, default=HEAD_DEFAULTS["glcm_head_patches"])
 
     @classmethod
     def from_preset(cls, preset: str = "texture", **overrides: Any) -> "GLCMMAEConfig":
@@ -222,6 +252,15 @@ class GLCMMAEConfig(ViTMAEConfig):
         own = cls.__dataclass_fields__.keys() - PreTrainedConfig.__dataclass_fields__.keys()
         return super().from_dict(config_dict | {name: kwargs[name] for name in own & kwargs.keys()}, **kwargs)
 
+    def to_dict(self) -> dict[str, Any]:
+        """All fields, as in transformers; without a texture head, those of the head only if they were changed."""
+        fields = super().to_dict()
+        if self.glcm_head_weight:
+            return fields
+        return {
+            name: value for name, value in fields.items() if name not in HEAD_DEFAULTS or value != HEAD_DEFAULTS[name]
+        }
+
     def validate_texture(self) -> None:
         """Check the fields against each other (run by the strict dataclass after the fields were set)."""
         sides = [self.image_size] * 2 if isinstance(self.image_size, int) else list(self.image_size)
@@ -232,12 +271,13 @@ class GLCMMAEConfig(ViTMAEConfig):
             )
         if self.num_channels < 1:
             raise ValueError(f"num_channels must be at least 1, got {self.num_channels}")
-        too_long = [offset for offset in self.glcm_offsets if max(map(abs, offset)) >= self.patch_size]
-        if too_long:
-            raise ValueError(
-                f"glcm_offsets must be shorter than patch_size ({self.patch_size} pixels) in both directions, "
-                f"got {too_long}"
-            )
+        for name in ("glcm_offsets", "glcm_head_offsets"):
+            too_long = [offset for offset in getattr(self, name) if max(map(abs, offset)) >= self.patch_size]
+            if too_long:
+                raise ValueError(
+                    f"{name} must be shorter than patch_size ({self.patch_size} pixels) in both directions, "
+                    f"got {too_long}"
+                )
         if self.glcm_channel != "mean" and self.glcm_channel >= self.num_channels:
             raise ValueError(
                 f'glcm_channel must be "mean" or less than num_channels ({self.num_channels}), got {self.glcm_channel}'
@@ -246,8 +286,10 @@ class GLCMMAEConfig(ViTMAEConfig):
             raise ValueError(
                 "glcm_cumulative=True must not be combined with glcm_reweight=True: set one of them to False"
             )
-        if not (self.glcm_weight or self.ssim_weight or self.mse_weight):
-            raise ValueError("glcm_weight, ssim_weight and mse_weight must not all be 0: nothing would be learned")
+        if not (self.glcm_weight or self.ssim_weight or self.mse_weight or self.glcm_head_weight):
+            raise ValueError(
+                "glcm_weight, ssim_weight, mse_weight and glcm_head_weight must not all be 0: nothing would be learned"
+            )
         if self.norm_pix_loss and (self.glcm_weight or self.ssim_weight):
             raise ValueError(
                 "norm_pix_loss=True must not be combined with glcm_weight or ssim_weight above 0 (got "

@@ -15,7 +15,6 @@ from transformers.conversion_mapping import get_checkpoint_conversion_mapping, r
 from transformers.masking_utils import create_bidirectional_mask
 from transformers.models.vit_mae.modeling_vit_mae import (
     ViTMAEDecoder,
-    ViTMAEDecoderOutput,
     ViTMAEEmbeddings,
     ViTMAEModelOutput,
 )
@@ -24,7 +23,8 @@ from transformers.utils.output_capturing import capture_outputs
 
 from .configuration_glcm_mae import GLCMMAEConfig
 from .glcm import glcm_loss
-from .outputs import GLCMMAEForPreTrainingOutput, GLCMMAEReconstructionOutput
+from .glcm_head import matrices_of_pairs, num_pairs, pair_distribution, pair_divergence
+from .outputs import GLCMMAEDecoderOutput, GLCMMAEForPreTrainingOutput, GLCMMAEReconstructionOutput
 from .positions import GLCMMAEEmbeddings, grid_of, resample_positions, sin_cos_positions
 from .ssim import ssim_loss
 
@@ -95,16 +95,24 @@ class GLCMMAEModel(GLCMMAEPreTrainedModel, ViTMAEModel):
 class GLCMMAEDecoder(ViTMAEDecoder):
     """ViTMAE's decoder, with positions interpolated over the two-dimensional grid of patches.
 
-    (transformers 5.23 interpolates them as one strip, which misplaces every patch of another grid.)
+    (transformers 5.23 interpolates them as one strip, which misplaces every patch of another grid.) With a
+    `glcm_head_weight`, a linear layer beside the pixels' predicts the co-occurrence distributions.
     """
+
+    def __init__(self, config: GLCMMAEConfig, num_patches: int):
+        super().__init__(config, num_patches)
+        self.glcm_head = None
+        if config.glcm_head_weight:
+            answers = len(config.glcm_head_offsets) * num_pairs(config.glcm_head_levels)
+            self.glcm_head = nn.Linear(config.decoder_hidden_size, answers)
 
     def initialize_weights(self, num_patches: int) -> None:
         """Nothing: the stock values fit square images only; `_init_weights` of the model sets them for any grid."""
 
     def forward(
         self, hidden_states: torch.Tensor, ids_restore: torch.Tensor, grid: tuple[int, int]
-    ) -> ViTMAEDecoderOutput:
-        """Predict the pixels of all patches.
+    ) -> GLCMMAEDecoderOutput:
+        """Predict the pixels of all patches, and with a texture head their co-occurrence distributions.
 
         Args:
             hidden_states: `(batch_size, 1 + visible, hidden_size)` from the encoder, CLS first.
@@ -112,7 +120,7 @@ class GLCMMAEDecoder(ViTMAEDecoder):
             grid: number of patches (down, across).
 
         Returns:
-            `logits` of shape `(batch_size, num_patches, patch_size ** 2 * num_channels)`.
+            `logits` of shape `(batch_size, num_patches, patch_size ** 2 * num_channels)`, and `glcm_head_logits`.
         """
         embedded = self.decoder_embed(hidden_states)
         cls_token, visible = embedded[:, :1], embedded[:, 1:]
@@ -125,7 +133,11 @@ class GLCMMAEDecoder(ViTMAEDecoder):
         hidden = torch.cat([cls_token, patches], dim=1) + positions
         for layer in self.decoder_layers:
             hidden = layer(hidden)
-        return ViTMAEDecoderOutput(logits=self.decoder_pred(self.decoder_norm(hidden))[:, 1:])
+        hidden = self.decoder_norm(hidden)
+        head_logits = None
+        if self.glcm_head is not None:
+            head_logits = self.glcm_head(hidden[:, 1:]).unflatten(-1, (len(self.config.glcm_head_offsets), -1))
+        return GLCMMAEDecoderOutput(logits=self.decoder_pred(hidden)[:, 1:], glcm_head_logits=head_logits)
 
 
 class GLCMMAEForPreTraining(GLCMMAEPreTrainedModel, ViTMAEForPreTraining):
@@ -133,7 +145,8 @@ class GLCMMAEForPreTraining(GLCMMAEPreTrainedModel, ViTMAEForPreTraining):
 
     `loss = glcm_weight * L_glcm + ssim_weight * L_ssim + mse_weight * L_mse`, on masked patches only, in float32
     (Madan, Satia et al., "Focus on Texture", MICCAI 2025, arXiv 2507.10869; the weights and the details are fields of
-    `GLCMMAEConfig`).
+    `GLCMMAEConfig`). With a `glcm_head_weight`, the decoder also predicts the co-occurrence matrices themselves, and
+    `glcm_head_weight * L_head` is added, `L_head` the mean of `KL(true || predicted)`.
 
     Example:
 
@@ -186,6 +199,9 @@ class GLCMMAEForPreTraining(GLCMMAEPreTrainedModel, ViTMAEForPreTraining):
 
         With `num_channels=1`, a checkpoint of several channels becomes one for grey images: the patch embedding is
         summed over channels (equal to feeding the grey image to each of them), the predicted channels are averaged.
+
+        A texture head starts new where the checkpoint has none; that of a checkpoint is left out only if the
+        configuration says so (`glcm_head_weight=0`). The load report of transformers names it in either case.
 
         Args:
             pretrained_model_name_or_path: Hub id or folder, as in transformers.
@@ -266,15 +282,21 @@ class GLCMMAEForPreTraining(GLCMMAEPreTrainedModel, ViTMAEForPreTraining):
         """
         outputs = self.vit(pixel_values, noise, interpolate_pos_encoding, attention_mask, mask_ratio, **kwargs)
         grid = grid_of(pixel_values.shape[-2:], self.config.patch_size)
-        logits = self.decoder(outputs.last_hidden_state, outputs.ids_restore, grid).logits
+        decoded = self.decoder(outputs.last_hidden_state, outputs.ids_restore, grid)
         # The number of masked patches is known from the shapes: to count them would wait for the device.
         num_masked = outputs.mask.numel() - len(outputs.mask) * (outputs.last_hidden_state.shape[1] - 1)
         terms = self.reconstruction_loss(
-            pixel_values, logits, outputs.mask, num_masked, texture=texture, glcm_sharpness=glcm_sharpness
+            pixel_values,
+            decoded.logits,
+            outputs.mask,
+            num_masked,
+            texture=texture,
+            glcm_sharpness=glcm_sharpness,
+            glcm_head_logits=decoded.glcm_head_logits,
         )
         return GLCMMAEForPreTrainingOutput(
             loss=terms["loss"],
-            logits=logits,
+            logits=decoded.logits,
             mask=outputs.mask,
             ids_restore=outputs.ids_restore,
             hidden_states=outputs.hidden_states,
@@ -282,6 +304,8 @@ class GLCMMAEForPreTraining(GLCMMAEPreTrainedModel, ViTMAEForPreTraining):
             glcm_loss=terms["glcm"],
             ssim_loss=terms["ssim"],
             mse_loss=terms["mse"],
+            glcm_head_loss=terms["glcm_head"],
+            glcm_head_logits=decoded.glcm_head_logits,
         )
 
     def reconstruction_loss(
@@ -293,6 +317,7 @@ class GLCMMAEForPreTraining(GLCMMAEPreTrainedModel, ViTMAEForPreTraining):
         *,
         texture: bool = True,
         glcm_sharpness: float | None = None,
+        glcm_head_logits: torch.Tensor | None = None,
     ) -> dict[str, torch.Tensor | None]:
         r"""Judge a reconstruction.
 
@@ -304,10 +329,13 @@ class GLCMMAEForPreTraining(GLCMMAEPreTrainedModel, ViTMAEForPreTraining):
             texture: True for the configured objective, False for plain mean squared error of weight 1 (the first stage
                 of a training, say).
             glcm_sharpness: of the sigmoid kernel, finite and above 0; `config.glcm_sharpness` if not given.
+            glcm_head_logits: `(batch_size, num_patches, D, Q)`, as the decoder gives them; without them the texture
+                head is not judged.
 
         Returns:
-            Scalars `loss` (the weighted sum), `glcm`, `ssim`, `mse` (unweighted; `None` where the weight is 0 or
-            `texture` is False, but for `mse`). All are 0 where nothing is masked.
+            Scalars `loss` (the weighted sum), `glcm`, `ssim`, `mse`, `glcm_head` (unweighted; `None` where the weight
+            is 0 or `texture` is False, but for `mse`). All but that of a head judged on all patches are 0 where nothing
+            is masked.
 
         Raises:
             ValueError: if the image is not in whole patches, the shapes do not fit, or `glcm_sharpness` is not allowed.
@@ -379,13 +407,65 @@ class GLCMMAEForPreTraining(GLCMMAEPreTrainedModel, ViTMAEForPreTraining):
                     per_patch = torch.cat([checkpoint(patch_ssim, *part, use_reentrant=False) for part in parts])
                 ssim = per_patch.sum() / max(num_masked, 1)
             if not texture:
-                return {"loss": mse, "glcm": None, "ssim": None, "mse": mse}
+                loss = mse
+                if glcm_head_logits is not None:
+                    # Distributed training wants a gradient of every parameter in every step, if only of 0.
+                    loss = mse + 0 * glcm_head_logits.to(mse.dtype).sum()
+                return {"loss": loss, "glcm": None, "ssim": None, "mse": mse, "glcm_head": None}
+            head = None
+            if glcm_head_logits is not None:
+                head_logits, judged = glcm_head_logits.to(logits.dtype).flatten(0, 1), target.flatten(0, 1)  # BN ...
+                if config.glcm_head_patches == "masked":
+                    head_logits, judged = head_logits.index_select(0, rows), target_masked  # M ...
+                divergence = pair_divergence(head_logits, self.pair_distribution(judged))
+                head = divergence.sum() / max(len(divergence), 1)
             loss = config.mse_weight * mse
             if with_glcm:
                 loss = loss + config.glcm_weight * glcm
             if with_ssim:
                 loss = loss + config.ssim_weight * ssim
-            return {"loss": loss, "glcm": glcm, "ssim": ssim, "mse": mse}
+            if head is not None:
+                loss = loss + config.glcm_head_weight * head
+            return {"loss": loss, "glcm": glcm, "ssim": ssim, "mse": mse, "glcm_head": head}
+
+    def pair_distribution(self, patches: torch.Tensor) -> torch.Tensor:
+        """What the texture head shall answer of patches `(M, p, p, C)` in the units of `pixel_values`: `(M, D, Q)`.
+
+        For the D `glcm_head_offsets`, the distribution over the Q unordered pairs of the `glcm_head_levels`, in the
+        order (0, 0), (0, 1), ..., (1, 1), ... No gradient.
+        """
+        config = self.config
+        return pair_distribution(
+            self.grey(patches),
+            levels=config.glcm_head_levels,
+            value_range=config.glcm_value_range,
+            offsets=config.glcm_head_offsets,
+        )
+
+    @torch.no_grad()
+    def predict_cooccurrence(self, pixel_values: torch.Tensor, noise: torch.Tensor | None = None) -> torch.Tensor:
+        """The co-occurrence matrices that the texture head foretells for every patch from the visible ones.
+
+        Softmax of the head's answer over the unordered pairs of grey levels; of a pair of two levels, each of its two
+        cells gets half. Comparable with `cooccurrence_matrix(..., kernel="linear", symmetric=True, normalize=True)`.
+
+        Args:
+            pixel_values: `(batch_size, num_channels, height, width)`, normalised.
+            noise: `(batch_size, num_patches)`, decides which patches are masked; random if not given.
+
+        Returns:
+            `(batch_size, num_patches, D, K, K)` probabilities for the D `glcm_head_offsets` and K `glcm_head_levels`:
+            symmetric, each matrix of sum 1. float64 of a float64 model, else float32.
+
+        Raises:
+            ValueError: if the model has no texture head, or the images are not in whole patches.
+        """
+        if self.decoder.glcm_head is None:
+            raise ValueError("the model has no texture head: its glcm_head_weight is 0")
+        outputs = self(pixel_values, noise, interpolate_pos_encoding=True, texture=False, return_dict=True)
+        logits = outputs.glcm_head_logits
+        pairs = logits.to(torch.promote_types(logits.dtype, torch.float32)).softmax(-1)
+        return matrices_of_pairs(pairs, self.config.glcm_head_levels)
 
     @torch.no_grad()
     def reconstruct(

@@ -1,12 +1,12 @@
 """What the model answers: dataclasses of tensors.
 
-Axis letters in shapes: B images, N patches, C channels, H W pixels.
+Axis letters in shapes: B images, N patches, C channels, H W pixels, D offsets, Q pairs of grey levels.
 """
 
 from dataclasses import dataclass
 
 import torch
-from transformers.models.vit_mae.modeling_vit_mae import ViTMAEForPreTrainingOutput
+from transformers.models.vit_mae.modeling_vit_mae import ViTMAEDecoderOutput, ViTMAEForPreTrainingOutput
 from transformers.utils import ModelOutput
 
 
@@ -16,8 +16,8 @@ class GLCMMAEForPreTrainingOutput(ViTMAEForPreTrainingOutput):
 
     Args:
         loss (`torch.Tensor` of shape `()`):
-            The objective: weighted sum of the terms over masked patches (plain mean squared error with
-            `texture=False`).
+            The objective: weighted sum of the terms over masked patches, the texture head's as configured (plain mean
+            squared error with `texture=False`).
         logits (`torch.Tensor` of shape `(batch_size, num_patches, patch_size ** 2 * num_channels)`):
             Reconstructed pixels of all patches, in the units of `pixel_values`.
         mask (`torch.Tensor` of shape `(batch_size, num_patches)`):
@@ -31,11 +31,24 @@ class GLCMMAEForPreTrainingOutput(ViTMAEForPreTrainingOutput):
             Unweighted mean of 1 - SSIM.
         mse_loss (`torch.Tensor` of shape `()`):
             Unweighted mean squared error.
+        glcm_head_loss (`torch.Tensor` of shape `()`, or `None` without a texture head or where texture does not count):
+            Unweighted divergence of the predicted co-occurrence distributions from the true ones, in nats.
+        glcm_head_logits (`torch.Tensor` of shape `(batch_size, num_patches, D, Q)`, or `None` without a texture head):
+            Of all patches, for each of the D offsets: logits of the Q unordered pairs of grey levels.
     """
 
     glcm_loss: torch.Tensor | None = None
     ssim_loss: torch.Tensor | None = None
     mse_loss: torch.Tensor | None = None
+    glcm_head_loss: torch.Tensor | None = None
+    glcm_head_logits: torch.Tensor | None = None
+
+
+@dataclass
+class GLCMMAEDecoderOutput(ViTMAEDecoderOutput):
+    """ViTMAE's, and what the texture head answers: `(batch_size, num_patches, D, Q)`, `None` without a head."""
+
+    glcm_head_logits: torch.Tensor | None = None
 
 
 @dataclass
@@ -55,4 +68,4 @@ class GLCMMAEReconstructionOutput(ModelOutput):
     pixel_mask: torch.Tensor | None = None
 
 
-__all__ = ["GLCMMAEForPreTrainingOutput", "GLCMMAEReconstructionOutput"]
+__all__ = ["GLCMMAEDecoderOutput", "GLCMMAEForPreTrainingOutput", "GLCMMAEReconstructionOutput"]

@@ -95,6 +95,10 @@ BAD_VALUES = [
     ("ssim_weight", -0.5, "at least 0"),
     ("mse_weight", math.inf, "finite"),
     ("mse_weight", "1", "float"),
+    ("glcm_head_weight", -1.0, "at least 0"),
+    ("glcm_head_levels", 1, "at least 2"),
+    ("glcm_head_offsets", [[0, 0]], "none of them [0, 0]"),
+    ("glcm_head_patches", "visible", "all, masked"),
     ("mask_ratio", 1.5, "less than 1.0"),
     ("mask_ratio", 1.0, "less than 1.0"),
     ("mask_ratio", -0.1, "at least 0.0"),
@@ -125,6 +129,7 @@ def test_bad_value_is_refused_when_assigned_later(field, value, allowed):
     [
         ({"glcm_offsets": [[0, 1], [8, 0]], "patch_size": 8}, ["glcm_offsets", "patch_size", "8", "[[8, 0]]"]),
         ({"glcm_offsets": [[1, -16]]}, ["glcm_offsets", "patch_size", "16", "[[1, -16]]"]),
+        ({"glcm_head_offsets": [[0, 16]]}, ["glcm_head_offsets", "patch_size", "16", "[[0, 16]]"]),
         ({"image_size": 100}, ["image_size", "multiples of patch_size (16", "100"]),
         ({"image_size": [224, 0]}, ["image_size", "[224, 0]"]),
         ({"image_size": [16, 16, 16]}, ["image_size", "one or two", "[16, 16, 16]"]),
@@ -147,7 +152,12 @@ def test_fields_that_do_not_fit_each_other_are_named(fields, said):
 
 
 def test_the_longest_offset_that_fits_is_accepted():
-    GLCMMAEConfig(patch_size=8, glcm_offsets=[[7, -7]])
+    GLCMMAEConfig(patch_size=8, glcm_offsets=[[7, -7]], glcm_head_offsets=[[-7, 7]])
+
+
+def test_a_texture_head_alone_is_an_objective():
+    nothing = {"glcm_weight": 0.0, "ssim_weight": 0.0, "mse_weight": 0.0}
+    assert GLCMMAEConfig(**nothing, glcm_head_weight=1.0).glcm_head_weight == 1
 
 
 def test_norm_pix_loss_is_allowed_without_texture():
@@ -179,6 +189,10 @@ def test_save_and_load_keep_every_field(tmp_path):
         glcm_weight=3,
         ssim_weight=0.25,
         mse_weight=0.0,
+        glcm_head_weight=2,
+        glcm_head_levels=6,
+        glcm_head_offsets=((0, 2), (1, -1)),
+        glcm_head_patches="masked",
         mask_ratio=0.5,
         image_size=[32, 64],
     )
@@ -197,7 +211,13 @@ def test_defaults_are_written_too(tmp_path):
     method = {
         name for name in GLCMMAEConfig.__dataclass_fields__ if name.startswith("glcm_") or name.endswith("weight")
     }
-    assert len(method) == 13 and method <= stored.keys()
+    head = {name for name in method if name.startswith("glcm_head_")}
+    assert len(method) == 17 and len(head) == 4 and method - head <= stored.keys()
+    assert not head & stored.keys(), "without a head, a checkpoint is as it was before there were heads"
+    GLCMMAEConfig(glcm_head_weight=2.0).save_pretrained(tmp_path)
+    assert method <= json.loads((tmp_path / "config.json").read_text()).keys()
+    GLCMMAEConfig(glcm_head_levels=6).save_pretrained(tmp_path)
+    assert GLCMMAEConfig.from_pretrained(tmp_path).glcm_head_levels == 6
 
 
 def test_a_stored_bad_value_is_refused(tmp_path):

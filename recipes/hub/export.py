@@ -243,7 +243,12 @@ def write_card(file: Path, model: GLCMMAEForPreTraining, facts: dict[str, Any]) 
         pipeline_tag=None if model.config.num_channels == 1 else "image-feature-extraction",
         base_model=facts.get("base_model"),
         datasets=facts.get("datasets"),
-        tags=["medical", "masked-autoencoder", *(["texture", "glcm"] if model.config.glcm_weight else []), "vit"],
+        tags=[
+            "medical",
+            "masked-autoencoder",
+            *(["texture", "glcm"] if model.config.glcm_weight or model.config.glcm_head_weight else []),
+            "vit",
+        ],
     )
     card = ModelCard.from_template(metadata, template_path=str(CARD_TEMPLATE), config=model.config, **facts)
     card.save(file)

@@ -73,6 +73,12 @@ class ModelArguments:
     glcm_weight: float | None = option(None, "Weight of the co-occurrence term.")
     ssim_weight: float | None = option(None, "Weight of 1 - SSIM.")
     mse_weight: float | None = option(None, "Weight of the mean squared error.")
+    glcm_head_weight: float | None = option(
+        None, "Weight of the texture head, which predicts co-occurrence matrices; 0: no head."
+    )
+    glcm_head_levels: int | None = option(None, "Grey levels of the texture head.")
+    glcm_head_offsets: str | None = option(None, "Offsets of the texture head's pixel pairs: [[dy, dx], ...].")
+    glcm_head_patches: str | None = option(None, "Patches that the texture head is judged on: all or masked.")
 
     def config_overrides(self) -> dict[str, Any]:
         """The fields of `GLCMMAEConfig` that were given, in its types.
@@ -85,7 +91,7 @@ class ModelArguments:
             for name, value in vars(self).items()
             if value is not None and name in GLCMMAEConfig.__dataclass_fields__
         }
-        for name in ("image_size", "glcm_offsets"):
+        for name in ("image_size", "glcm_offsets", "glcm_head_offsets"):
             if name in given:
                 try:
                     given[name] = json.loads(given[name])

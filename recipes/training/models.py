@@ -1,6 +1,7 @@
 """Models before their first step: from nothing, or from a checkpoint."""
 
 import contextlib
+import logging
 from collections.abc import Iterator
 from typing import Any
 
@@ -15,9 +16,21 @@ from hub.vit_mean_pooling import ViTMeanPoolingForImageClassification
 from modeling_glcm_mae import GLCMMAEConfig, GLCMMAEForPreTraining, value_range_from_normalization
 from training.arguments import POOLINGS, SIZES, DataArguments, ModelArguments
 
+logger = logging.getLogger(__name__)
+
+HEAD = "decoder.glcm_head."
+HEAD_SIZES = ("glcm_head_levels", "glcm_head_offsets")  # decide what the weights of the head mean
+
 
 def build_model(model_args: ModelArguments, data_args: DataArguments) -> GLCMMAEForPreTraining:
-    """Load or initialise the model; the grey range follows the normalisation unless it was given."""
+    """Load or initialise the model; the grey range follows the normalisation unless it was given.
+
+    A texture head starts new where the checkpoint has none. One of the checkpoint is left out only if this was asked
+    for, and its levels and offsets stay.
+
+    Raises:
+        UsageError: on arguments that do not fit each other or the checkpoint.
+    """
     overrides = model_args.config_overrides()
     for name in SIZES:
         if overrides.get(name, 1) < 1:
@@ -30,8 +43,12 @@ def build_model(model_args: ModelArguments, data_args: DataArguments) -> GLCMMAE
         stored = GLCMMAEForPreTraining.checkpoint_config(model_args.model_name_or_path, **source)
         preset = GLCMMAEConfig.from_preset(model_args.preset)
         settings = {name: getattr(preset, name) for name in vars(preset) if name.startswith(("glcm_", "ssim_", "mse_"))}
+        has_head = bool(stored.get("glcm_head_weight"))
+        if has_head:
+            settings = {name: value for name, value in settings.items() if name not in HEAD_SIZES}
         fixed = stored | settings | {"norm_pix_loss": False} | overrides
         config = GLCMMAEConfig.from_dict(fixed)
+        _check_head(model_args.model_name_or_path, stored, config, overrides)
         if config.image_size != stored.get("image_size", config.image_size):
             raise UsageError(
                 f"image_size must be that of the checkpoint ({stored['image_size']}), got {config.image_size}"
@@ -54,20 +71,48 @@ def build_model(model_args: ModelArguments, data_args: DataArguments) -> GLCMMAE
         )
     if model_args.model_name_or_path is None:
         return GLCMMAEForPreTraining(config)
+    head_differs = has_head != bool(config.glcm_head_weight)
     try:
-        model, report = GLCMMAEForPreTraining.from_pretrained(
-            model_args.model_name_or_path, config=config, output_loading_info=True, **source
-        )
+        with _quiet() if head_differs else contextlib.nullcontext():  # of the head, it was said
+            model, report = GLCMMAEForPreTraining.from_pretrained(
+                model_args.model_name_or_path, config=config, output_loading_info=True, **source
+            )
     except RuntimeError as error:  # sizes of tensors
         given = ", ".join(name for name in overrides if name in SIZES) or "none"
         raise UsageError(
             f"{model_args.model_name_or_path} does not fit the model: leave sizes to the checkpoint (given: {given}). "
             f"{str(error).splitlines()[0]}"
         ) from error
-    wrong = {name: sorted(keys) for name, keys in report.items() if keys}
+    found = {
+        name: sorted(key for key in keys if not (head_differs and str(key).startswith(HEAD)))
+        for name, keys in report.items()
+    }
+    wrong = {name: keys for name, keys in found.items() if keys}
     if wrong:
         raise UsageError(f"{model_args.model_name_or_path} does not fit the model: {wrong}")
     return model
+
+
+def _check_head(name: str, stored: dict[str, Any], config: GLCMMAEConfig, overrides: dict[str, Any]) -> None:
+    """Refuse to lose or to reinterpret the texture head of a checkpoint; say where it starts new or is left out."""
+    weight = stored.get("glcm_head_weight")
+    if not weight:
+        if config.glcm_head_weight:
+            logger.info("%s has no texture head: it starts new", name)
+        return
+    if not config.glcm_head_weight:
+        if "glcm_head_weight" not in overrides:
+            raise UsageError(
+                f"{name} has a texture head (glcm_head_weight {weight:g}), which the preset does without: give "
+                f"glcm_head_weight, {weight:g} to train it on or 0 to leave it out"
+            )
+        logger.info("the texture head of %s is left out, as asked for by glcm_head_weight 0", name)
+        return
+    for field in HEAD_SIZES:
+        now = getattr(config, field)
+        before = stored.get(field, now)
+        if before != now:
+            raise UsageError(f"{field} must be that of the texture head of {name} ({before}), got {now}")
 
 
 CLASSIFIERS = dict(zip(POOLINGS, (ViTForImageClassification, ViTMeanPoolingForImageClassification), strict=True))

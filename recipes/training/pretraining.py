@@ -103,7 +103,13 @@ class Pretraining(Run):
 
     def _look_at_grey_levels(self) -> dict:
         config = self.model.config
-        statistics = grey_statistics(self.data.train, config.glcm_value_range, config.glcm_levels, config.glcm_channel)
+        statistics = grey_statistics(
+            self.data.train,
+            config.glcm_value_range,
+            config.glcm_levels,
+            config.glcm_channel,
+            distribution_of=self._distribution_of if config.glcm_head_weight else None,
+        )
         logger.info(
             "grey levels: the images occupy %d of %d over %s (%.2f %% of the pixels lie outside)",
             statistics["occupied_levels"],
@@ -111,7 +117,7 @@ class Pretraining(Run):
             [round(value, 3) for value in config.glcm_value_range],
             100 * statistics["outside_fraction"],
         )
-        if config.glcm_weight and statistics["occupied_levels"] < config.glcm_levels / 4:
+        if (config.glcm_weight or config.glcm_head_weight) and statistics["occupied_levels"] < config.glcm_levels / 4:
             logger.warning(
                 "only %d of %d grey levels are occupied, so little texture is seen: check white_level, or narrow "
                 "glcm_value_range to where the grey values lie",
@@ -119,6 +125,9 @@ class Pretraining(Run):
                 config.glcm_levels,
             )
         return statistics
+
+    def _distribution_of(self, pixel_values: torch.Tensor) -> torch.Tensor:
+        return self.model.pair_distribution(self.model.image_patches(pixel_values[None])[0])
 
     @property
     def may_change(self) -> dict[str, frozenset[str]]:
@@ -142,6 +151,7 @@ class Pretraining(Run):
             args.eval_strategy, args.eval_on_start = IntervalStrategy.NO, False
         trainer = PretrainTrainer(
             dataset_mean=torch.tensor(self.statistics["mean_pixel"]),
+            mean_distribution=self.statistics.get("mean_distribution"),
             model=self.model,
             args=args,
             train_dataset=data.train,

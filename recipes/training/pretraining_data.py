@@ -2,6 +2,7 @@
 
 import itertools
 import logging
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -157,8 +158,11 @@ def grey_statistics(
     levels: int,
     channel: int | str,
     max_images: int = 512,
+    distribution_of: Callable[[torch.Tensor], torch.Tensor] | None = None,
 ) -> dict[str, Any]:
     """What the texture loss gets to see: the mean pixel, and how much of the grey levels the data occupies.
+
+    And the mean of what a texture head has to predict, the best answer of one that knows nothing of a patch.
 
     Args:
         pretrain_dataset: where the images come from, transformed as in the first epoch.
@@ -166,11 +170,13 @@ def grey_statistics(
         levels: number of grey levels over `value_range`.
         channel: the channel that is judged, or "mean" of the channels.
         max_images: look at this many images at most, spread evenly over the data set (a stream: its first).
+        distribution_of: gives the distributions of the patches of an image: `(C, H, W)` to `(N, D, Q)`.
 
     Returns:
         `mean_pixel`: a list, mean of each channel in units of `pixel_values`; `occupied_levels`: levels that hold at
         least 0.1 % of the pixels (`MIN_LEVEL_SHARE`), after clamping to the range; `levels`; `outside_fraction`: share
-        of the pixels outside the range; `num_images`: images looked at.
+        of the pixels outside the range; `num_images`: images looked at; with `distribution_of`, `mean_distribution`:
+        `(D, Q)`, as if one more patch had held all of the Q pairs of levels equally often, so that none is impossible.
     """
     lo, hi = value_range
     if isinstance(pretrain_dataset, PretrainDataset):
@@ -179,6 +185,7 @@ def grey_statistics(
     else:
         items = itertools.islice(pretrain_dataset, max_images)
     sums, histogram, outside, num_pixels, num_images = 0.0, torch.zeros(levels), 0, 0, 0
+    distributions, num_patches = torch.zeros(()), 0
     for item in items:
         pixels = item["pixel_values"].double()  # (C, H, W)
         sums = sums + pixels.sum((1, 2))
@@ -189,12 +196,19 @@ def grey_statistics(
         histogram += torch.bincount(level.flatten(), minlength=levels)
         num_pixels += grey.numel()
         num_images += 1
+        if distribution_of is not None:
+            found = distribution_of(item["pixel_values"]).double()
+            distributions = distributions + found.sum(0)
+            num_patches += len(found)
     if num_images == 0:
         raise ValueError("There is no image to take grey statistics of.")
-    return {
+    statistics = {
         "mean_pixel": (sums / num_pixels).tolist(),
         "occupied_levels": int((histogram / num_pixels >= MIN_LEVEL_SHARE).sum()),
         "levels": levels,
         "outside_fraction": outside / num_pixels,
         "num_images": num_images,
     }
+    if distribution_of is not None:
+        statistics["mean_distribution"] = (distributions + 1 / distributions.shape[-1]) / (num_patches + 1)
+    return statistics

@@ -17,7 +17,7 @@ from modeling_glcm_mae import GLCMMAEForPreTraining, texture_fidelity
 from training.feeding import EpochSampler
 from training.models import parameter_groups
 
-TERMS = ("loss", "glcm", "ssim", "mse")
+TERMS = ("loss", "glcm", "ssim", "mse", "glcm_head")
 # Besides the objective, every evaluation measures texture in a way that no preset was trained on.
 EVALUATED = (*TERMS, "glcm_l1")
 PREDICTORS = ("patch_mean", "dataset_mean")
@@ -29,12 +29,14 @@ class PretrainTrainer(Trainer):
     Args:
         dataset_mean: `(num_channels,)`, mean of the training pixels in normalised units; one of the trivial predictors
             that every evaluation is held against (the other predicts the mean of each patch).
+        mean_distribution: `(D, Q)`, mean of what a texture head has to predict of the training images: what both
+            trivial predictors answer for it, since a patch of one grey level has no texture; `None` without a head.
         **kwargs: of `Trainer`. Items of the data sets are `pixel_values`, `noise` and `file_name`.
     """
 
-    def __init__(self, *, dataset_mean: torch.Tensor, **kwargs: Any):
+    def __init__(self, *, dataset_mean: torch.Tensor, mean_distribution: torch.Tensor | None = None, **kwargs: Any):
         super().__init__(compute_metrics=self._mean_terms, **kwargs)
-        self._dataset_mean = dataset_mean
+        self._dataset_mean, self._mean_distribution = dataset_mean, mean_distribution
         self._sums: torch.Tensor | None = None  # of the terms since the last log
         self._counts: torch.Tensor | None = None
         self._files: Sequence[str] = ()
@@ -106,7 +108,7 @@ class PretrainTrainer(Trainer):
         self._files = inputs.pop("file_name")
         texture, sharpness = self.objective_at(self.state.global_step)
         outputs = model(**inputs, interpolate_pos_encoding=True, texture=texture, glcm_sharpness=sharpness)
-        terms = [outputs.loss, outputs.glcm_loss, outputs.ssim_loss, outputs.mse_loss]
+        terms = [outputs.loss, outputs.glcm_loss, outputs.ssim_loss, outputs.mse_loss, outputs.glcm_head_loss]
         if not torch.isfinite(outputs.loss):
             broken = [
                 f"{name} ({term.item()})"
@@ -179,16 +181,24 @@ class PretrainTrainer(Trainer):
             outputs = model(  # texture is judged below, image by image
                 pixel_values=pixel_values, noise=inputs["noise"], interpolate_pos_encoding=True, texture=False
             )
-        predictions = {"": outputs.logits.float()}
+        head = outputs.glcm_head_logits
+        predictions = [(outputs.logits.float(), None if head is None else head.float())]
         if self._baselines is None:
-            predictions |= trivial_predictions(inner, pixel_values, self._dataset_mean)
+            if head is not None:
+                head = self._mean_distribution.log().to(predictions[0][1]).expand_as(head)
+            trivial = trivial_predictions(inner, pixel_values, self._dataset_mean)
+            predictions += [(trivial[name], head) for name in PREDICTORS]
         terms = torch.tensor(
             [
                 [
                     value
-                    for logits in predictions.values()
+                    for logits, head in predictions
                     for value in self._evaluate_image(
-                        inner, pixel_values[i : i + 1], logits[i : i + 1], outputs.mask[i]
+                        inner,
+                        pixel_values[i : i + 1],
+                        logits[i : i + 1],
+                        outputs.mask[i],
+                        None if head is None else head[i : i + 1],
                     )
                 ]
                 for i in range(len(pixel_values))
@@ -198,8 +208,8 @@ class PretrainTrainer(Trainer):
         return terms[:, 0].mean(), terms, terms
 
     @staticmethod
-    def _evaluate_image(model: GLCMMAEForPreTraining, pixel_values, logits, mask) -> list[float]:
-        terms = model.reconstruction_loss(pixel_values, logits, mask[None])
+    def _evaluate_image(model: GLCMMAEForPreTraining, pixel_values, logits, mask, head_logits) -> list[float]:
+        terms = model.reconstruction_loss(pixel_values, logits, mask[None], glcm_head_logits=head_logits)
         masked = mask.bool()
         target = model.image_patches(pixel_values)
         pred = model.pixels_of_logits(logits, target)
@@ -214,6 +224,7 @@ class PretrainTrainer(Trainer):
         config = self.accelerator.unwrap_model(self.model).config
         absent = {"glcm"} if not config.glcm_weight else set()
         absent |= {"ssim"} if not config.ssim_weight else set()
+        absent |= {"glcm_head"} if not config.glcm_head_weight else set()
         names = [(term, suffix) for suffix in ("", *(f"_{name}" for name in PREDICTORS)) for term in EVALUATED]
         # zip stops early where the trivial predictors are already known
         means = zip(names, prediction.predictions.mean(axis=0), strict=False)

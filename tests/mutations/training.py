@@ -349,6 +349,24 @@ MUTATIONS = [
         "tests/test_repository.py::test_a_repository_that_is_not_ours_is_known_before_the_training",
     ),
     Mutation(
+        "recipes/training/models.py",
+        'if "glcm_head_weight" not in overrides:',
+        "if False:",
+        "tests/test_pretrain_head.py::test_the_head_of_a_checkpoint_is_left_out_only_if_asked_for",
+    ),
+    Mutation(
+        "recipes/training/models.py",
+        "if not (head_differs and str(key).startswith(HEAD))",
+        "if not head_differs",
+        "tests/test_pretrain_head.py::test_another_missing_weight_is_still_an_error",
+    ),
+    Mutation(
+        "recipes/training/pretraining_data.py",
+        "(distributions + 1 / distributions.shape[-1]) / (num_patches + 1)",
+        "distributions / num_patches",
+        "tests/test_pretrain_head.py::test_a_run_logs_the_head_and_evaluates_it_beside_the_mean_of_the_images",
+    ),
+    Mutation(
         "recipes/training/trainers.py",
         "texture=texture, glcm_sharpness=sharpness)",
         "texture=texture)",
