@@ -13,11 +13,7 @@ from transformers import PreTrainedConfig, ViTMAEForPreTraining, ViTMAEModel, Vi
 from transformers import initialization as init
 from transformers.conversion_mapping import get_checkpoint_conversion_mapping, register_checkpoint_conversion_mapping
 from transformers.masking_utils import create_bidirectional_mask
-from transformers.models.vit_mae.modeling_vit_mae import (
-    ViTMAEDecoder,
-    ViTMAEEmbeddings,
-    ViTMAEModelOutput,
-)
+from transformers.models.vit_mae.modeling_vit_mae import ViTMAEDecoder, ViTMAEEmbeddings, ViTMAEModelOutput
 from transformers.utils.generic import can_return_tuple, merge_with_config_defaults
 from transformers.utils.output_capturing import capture_outputs
 

@@ -13,7 +13,6 @@ for all folds, or a path with `{fold}` in it. The same command again goes on whe
 and curves.png; `compare` writes comparison.json and comparison.md.
 """
 
-import logging
 import sys
 from collections.abc import Sequence
 
@@ -23,8 +22,6 @@ from hub.publication import Publication
 from hub.repository import open_repository, publish
 from output_folder import check_output
 from training.cross_validation import CompareArguments, CrossValidationArguments, compare_runs, cross_validate
-
-logger = logging.getLogger("cross_validate")
 
 
 def run_folds(args: CrossValidationArguments) -> None:

@@ -15,7 +15,6 @@ Writes features.parquet (file_name, label, group and sha256 if the corpus has th
 IBSI, or 0000, 0001, ...; the order of the corpus), config.yaml, and with `--plot pca` the picture features.png.
 """
 
-import logging
 import math
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
@@ -42,8 +41,6 @@ from modeling_glcm_mae import cooccurrence_matrix, offsets_from_angles, texture_
 from output_folder import check_output, replaced_folder
 from training.feeding import ImagesAsEvaluated
 from training.models import load_classifier
-
-logger = logging.getLogger(__name__)
 
 FEATURES = ("texture", "cls", "mean")
 PLOTS = ("none", "pca")

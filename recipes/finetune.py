@@ -9,14 +9,11 @@ all_results.json, predictions.parquet (the test part), validation_predictions.pa
 `ViTForImageClassification` with its processor and card, as it goes to the Hub).
 """
 
-import logging
 from collections.abc import Sequence
 
 from training.arguments import ClassifierArguments, FinetuningArguments, LabelledDataArguments
 from training.finetuning import FineTuning
 from training.run import run_training
-
-logger = logging.getLogger("finetune")
 
 
 def main(argv: Sequence[str] | None = None) -> None:

@@ -28,10 +28,7 @@ from hub.cards import DATA_ADDRESS
 from hub.contents import PublishArguments, publication_of
 from hub.export import without_paths
 from hub.repository import publish
-from images.fingerprint import (
-    merged_groups,
-    similar_pairs,
-)
+from images.fingerprint import merged_groups, similar_pairs
 from images.items import MIN_SALT, PrepareArguments, build_dataset, find_conflicts, read_items, write_parquet
 from images.pseudonyms import PRIVATE, publishable, with_written_names, write_names
 from images.report import write_report

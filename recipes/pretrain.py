@@ -7,14 +7,11 @@ many GPUs, and how to resume. `output_dir` receives config.yaml (resolved), metr
 reconstructions/*.png, checkpoints and export/ (the encoder, the whole model and a card, as they go to the Hub).
 """
 
-import logging
 from collections.abc import Sequence
 
 from training.arguments import DataArguments, ModelArguments, PretrainingArguments
 from training.pretraining import Pretraining
 from training.run import run_training
-
-logger = logging.getLogger("pretrain")
 
 
 def main(argv: Sequence[str] | None = None) -> None:

@@ -9,17 +9,7 @@ import datasets
 import numpy as np
 import pytest
 import torch
-from helpers import (
-    colour,
-    encode,
-    grey,
-    png16,
-    tiff16,
-    truncated_png,
-    write,
-    write_folder,
-    write_mixed_folder,
-)
+from helpers import colour, encode, grey, png16, tiff16, truncated_png, write, write_folder, write_mixed_folder
 from PIL import Image
 from transformers import AutoImageProcessor
 

@@ -6,13 +6,7 @@ import datasets
 import numpy as np
 import pytest
 import torch
-from helpers import (
-    encode,
-    grey,
-    truncated_png,
-    write,
-    write_folder,
-)
+from helpers import encode, grey, truncated_png, write, write_folder
 from test_data import (
     ONE_CHANNEL,
     PLAIN,

@@ -8,17 +8,11 @@ import sys
 import pytest
 import torch
 from test_hub_code import run_without_package
-from test_model import assert_same_tensors, cut, fixed_noise, images, scrambled
+from test_model import assert_compiled_whole_and_once, assert_same_tensors, cut, fixed_noise, images, scrambled
 from transformers import ViTMAEConfig, ViTMAEForPreTraining
 
 from modeling_glcm_mae import GLCMMAEConfig, GLCMMAEForPreTraining, cooccurrence_matrix, glcm_head
-from modeling_glcm_mae.glcm_head import (
-    matrices_of_pairs,
-    num_pairs,
-    pair_distribution,
-    pair_divergence,
-    pair_index,
-)
+from modeling_glcm_mae.glcm_head import matrices_of_pairs, num_pairs, pair_distribution, pair_divergence, pair_index
 
 RANGE = (-1.0, 1.0)
 OFFSETS = [[0, 1], [1, 0], [1, 1], [1, -1], [0, -3], [-2, 1], [5, -4], [0, 6]]
@@ -358,21 +352,7 @@ print(json.dumps({"module": type(ours).__module__, "errors": errors, "trained": 
 
 @pytest.mark.slow
 def test_compiled_whole_and_once(head_model):
-    model = head_model(glcm_head_patches="masked").train()
-    parameters = [parameter for parameter in model.parameters() if parameter.requires_grad]
-    steps = [(torch.randn(2, 3, 32, 32), torch.rand(2, 16)) for _ in range(2)]
-    expected = []
-    for pixel_values, noise in steps:
-        loss = model(pixel_values, noise=noise).loss
-        expected.append((loss, *torch.autograd.grad(loss, parameters)))
-    torch._dynamo.reset()
-    compiled = torch.compile(model, fullgraph=True)
-    for index, ((pixel_values, noise), (loss, *gradients)) in enumerate(zip(steps, expected, strict=True)):
-        with torch.compiler.set_stance("fail_on_recompile" if index else "default"):
-            found = compiled(pixel_values, noise=noise).loss
-            torch.testing.assert_close(found, loss)
-            for one, other in zip(torch.autograd.grad(found, parameters), gradients, strict=True):
-                torch.testing.assert_close(one, other, rtol=1e-3, atol=1e-5)
+    assert_compiled_whole_and_once(head_model(glcm_head_patches="masked").train())
 
 
 @pytest.mark.parametrize("which", ["all", "masked"])

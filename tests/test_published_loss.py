@@ -8,11 +8,7 @@ import torch
 from test_model import cut, fixed_noise
 from torch.nn.functional import conv2d
 
-from modeling_glcm_mae import (
-    GLCMMAEForPreTraining,
-    cooccurrence_matrix,
-    glcm_loss,
-)
+from modeling_glcm_mae import GLCMMAEForPreTraining, cooccurrence_matrix, glcm_loss
 
 GOLDEN = sorted((Path(__file__).parent / "data" / "official_loss").glob("*.npz"))
 

@@ -310,7 +310,11 @@ def test_a_cross_validated_model_by_its_hub_id(hub, space, exported, classifier,
         ("nowhere/at-all", None, "model 'nowhere/at-all' cannot be opened"),
         ("no/such/folder", None, "model 'no/such/folder' is neither a folder here nor a Hub id, OWNER/NAME"),
         (None, b"no image", "Image 'notes.png' cannot be read as any of PNG, JPEG, TIFF, BMP."),
-        (None, encode(np.zeros((8, 8), np.float32), "TIFF"), "'notes.png' stores float32 grey values up to 0.0, whose white is unknown"),
+        (
+            None,
+            encode(np.zeros((8, 8), np.float32), "TIFF"),
+            "'notes.png' stores float32 grey values up to 0.0, whose white is unknown",
+        ),
     ],
 )
 def test_mistakes_are_one_sentence(server, classifier, image, tmp_path, model, data, message):  # noqa: F811

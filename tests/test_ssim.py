@@ -6,9 +6,7 @@ import torch
 from scipy.ndimage import correlate1d
 from test_glcm import patches
 
-from modeling_glcm_mae import (
-    ssim_loss,
-)
+from modeling_glcm_mae import ssim_loss
 
 
 def ssim_by_scipy(a: np.ndarray, b: np.ndarray, taps: int) -> float:

@@ -3,12 +3,9 @@
 A corpus module has `CLASS_NAMES` (label 0 first), `find_root(data_dir)` and `find_images(data_dir, bad_images=...)`.
 """
 
-import logging
 from pathlib import Path
 
 from corpora.record import IMAGE_SUFFIXES, CorpusError, ImageRecord, existing_folder, list_images
-
-logger = logging.getLogger(__name__)
 
 SPLIT_FOLDERS = {"train": "train", "test": "test", "val": "validation", "validation": "validation"}
 

@@ -1,4 +1,4 @@
-"""Cards of models and data sets."""
+"""What a model card says beside its template: where the weights come from, figures in the metadata, the address."""
 
 import math
 import re
@@ -6,11 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from huggingface_hub import (
-    EvalResult,
-    ModelCard,
-    ModelCardData,
-)
+from huggingface_hub import EvalResult, ModelCard, ModelCardData
 from transformers.utils import cached_file
 
 RESULTS = re.compile(r"<!-- results -->.*<!-- end of results -->", re.DOTALL)

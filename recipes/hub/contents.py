@@ -4,10 +4,7 @@ import json
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
-from huggingface_hub import (
-    EvalResult,
-    ModelCard,
-)
+from huggingface_hub import EvalResult, ModelCard
 
 from commandline import UsageError, check_repo_id, option
 from corpora.facts import facts_of

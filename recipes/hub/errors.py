@@ -5,11 +5,7 @@ import time
 from collections.abc import Callable
 from typing import TypeVar
 
-from huggingface_hub import (
-    HfApi,
-    get_session,
-    get_token,
-)
+from huggingface_hub import HfApi, get_session, get_token
 from huggingface_hub.errors import (
     GatedRepoError,
     HfHubHTTPError,

@@ -7,10 +7,7 @@ from pathlib import Path, PurePath, PurePosixPath
 from typing import Any
 
 import torch
-from huggingface_hub import (
-    ModelCard,
-    ModelCardData,
-)
+from huggingface_hub import ModelCard, ModelCardData
 from PIL import Image
 from transformers import (
     AutoImageProcessor,

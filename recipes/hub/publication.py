@@ -1,15 +1,14 @@
-"""Onto the Hub: which files are sent, in one commit, whether they load from there as they do here, and the tag."""
+"""What goes to the Hub, and how: a plain record that is filled in, sent and tagged elsewhere in this room."""
 
 import logging
 import shlex
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from huggingface_hub import (
-    HfApi,
-)
+from huggingface_hub import HfApi
 
-logger = logging.getLogger("publish")
+SAME_COMMAND = "the same command goes on where this one stopped"  # how to go on after a failure
+
 for client in ("httpx", "httpx2"):
     logging.getLogger(client).setLevel(logging.WARNING)  # otherwise a line a request
 
@@ -64,9 +63,6 @@ class Publication:
     def where(self) -> dict[str, str]:
         """The repository, as the functions of `HfApi` are told of it."""
         return {"repo_id": self.repo_id, "repo_type": self.repo_type}
-
-
-SAME_COMMAND = "the same command goes on where this one stopped"  # how to go on after a failure
 
 
 def text_of(content: Path | bytes) -> str:

@@ -1,4 +1,4 @@
-"""Items for a classifier: augmentation keyed by (seed, epoch, index), evaluation as `pipeline` does it."""
+"""Augmentation of a classifier's images, keyed by (seed, epoch, index), and the mixing of a batch."""
 
 from dataclasses import dataclass
 

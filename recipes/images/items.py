@@ -22,13 +22,7 @@ from corpora.table import NONE, read_table
 from images.check import white_level_of
 from images.decode import decode_image, luma
 from images.dicom import NotAPictureError, read_dicom
-from images.fingerprint import (
-    FLAT_STD,
-    Fingerprint,
-    SimilarPair,
-    fingerprint,
-    looks_coloured,
-)
+from images.fingerprint import FLAT_STD, Fingerprint, SimilarPair, fingerprint, looks_coloured
 from images.pseudonyms import pseudonym_of_file
 
 logger = logging.getLogger("prepare_corpus")

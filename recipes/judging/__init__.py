@@ -1,1 +1,1 @@
-"""Figures and pictures of what was trained. Imports nothing of ours but the package."""
+"""Figures and pictures of what was trained. Imports nothing of ours but the package and the metrics."""

@@ -1,1 +1,1 @@
-"""What trains: feeding, the runs of pretraining and fine-tuning, frozen features."""
+"""What trains: feeding, the runs of pretraining and fine-tuning, folds, frozen features."""

@@ -6,19 +6,16 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from transformers import TrainingArguments
-from transformers.image_utils import (
-    IMAGENET_DEFAULT_MEAN,
-    IMAGENET_DEFAULT_STD,
-)
+from transformers.image_utils import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
 from transformers.trainer_utils import IntervalStrategy
 
 from commandline import UsageError, option
 from modeling_glcm_mae import GLCMMAEConfig
 from training.frozen import FROZEN_MODES
 
-# How an image is brought to the model's size and range: fields of ImageTransform, as of the command line.
 MODES = ("finetune", *FROZEN_MODES)
 POOLINGS = ("cls", "mean")  # what the classifier reads: the CLS token, or the mean of the patch tokens
+# How an image is brought to the model's size and range: fields of ImageTransform, as of the command line.
 FITTING = ("resize", "resize_to", "image_mean", "image_std")
 OPTIMIZERS = ("adamw_torch_fused", "adamw_torch")  # AdamW over the groups of parameter_groups is made for both
 

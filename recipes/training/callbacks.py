@@ -1,4 +1,4 @@
-"""What happens beside the training: progress, the log, pictures."""
+"""What happens beside the training: progress, the log, pictures, publishing."""
 
 import json
 import logging
@@ -15,6 +15,8 @@ from hub.publication import Publication
 from hub.repository import send
 from judging.pictures import draw_reconstructions
 from output_folder import replaced_file
+
+logger = logging.getLogger(__name__)
 
 
 class ImagesProgressCallback(ProgressCallback):
@@ -108,9 +110,6 @@ class PictureCallback(TrainerCallback):
             draw_reconstructions(
                 self.folder / name, model.config, pixel_values, rebuilt, self.image_mean, self.image_std
             )
-
-
-logger = logging.getLogger(__name__)
 
 
 class PublishEverySave(TrainerCallback):

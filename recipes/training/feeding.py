@@ -1,4 +1,4 @@
-"""From files to batches: load any corpus, transform its images on the fly, feed the training.
+"""From a corpus to batches: the data sets and the sampler that training and judging read.
 
 Everything random about a training image (crop, flips, masking noise) is a pure function of (seed, epoch, index). So a
 resume, the number of workers or processes and gradient accumulation change none of it.
@@ -21,13 +21,7 @@ from corpora.record import BadImageError
 from images.augment import Augmentation
 from images.check import white_level_of
 from images.decode import decode_image, to_8_bits
-from images.randomness import (
-    CLASSIFIER_SAMPLE,
-    EVALUATION_SAMPLE,
-    IMAGE_ORDER,
-    TRAINING_SAMPLE,
-    keyed_generator,
-)
+from images.randomness import CLASSIFIER_SAMPLE, EVALUATION_SAMPLE, IMAGE_ORDER, TRAINING_SAMPLE, keyed_generator
 from images.transform import ImageTransform
 
 logger = logging.getLogger(__name__)
@@ -265,9 +259,6 @@ def collate(items: list[dict[str, Any]]) -> dict[str, Any]:
         "noise": torch.stack([item["noise"] for item in items]),
         "file_name": [item["file_name"] for item in items],
     }
-
-
-PARTS = ("train", "validation", "test")
 
 
 class ImagesAsEvaluated(torch.utils.data.Dataset):

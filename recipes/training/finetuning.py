@@ -11,12 +11,7 @@ import torch
 from accelerate import PartialState
 from torch.utils.data import DataLoader
 from tqdm.auto import tqdm
-from transformers import (
-    AutoImageProcessor,
-    EarlyStoppingCallback,
-    EvalPrediction,
-    ViTForImageClassification,
-)
+from transformers import AutoImageProcessor, EarlyStoppingCallback, EvalPrediction, ViTForImageClassification
 
 from commandline import UsageError
 from corpora.facts import facts_of

@@ -1,4 +1,4 @@
-"""From arguments to model and data, for the recipes that train."""
+"""The images of a pretraining, from its arguments: checked, split, and what their grey levels are."""
 
 import itertools
 import logging

@@ -25,8 +25,6 @@ from output_folder import check_output, replaced_file
 from training.callbacks import ImagesProgressCallback, MetricsFileCallback, PublishEverySave
 from training.resume import MAY_CHANGE, begin_run, checkpoint_to_resume, refuse_another_training
 
-logger = logging.getLogger(__name__)
-
 
 class Run(ABC):
     """A training: the constructor finds all that can be wrong, `train` then deletes an earlier run, trains and exports.

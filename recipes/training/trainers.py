@@ -7,15 +7,14 @@ from collections.abc import Sequence
 from typing import Any
 
 import torch
-from transformers import (
-    EvalPrediction,
-    Trainer,
-)
+from transformers import EvalPrediction, Trainer
 
 from images.augment import Mixing
 from modeling_glcm_mae import GLCMMAEForPreTraining, texture_fidelity
 from training.feeding import EpochSampler
 from training.models import parameter_groups
+
+logger = logging.getLogger(__name__)
 
 TERMS = ("loss", "glcm", "ssim", "mse", "glcm_head")
 # Besides the objective, every evaluation measures texture in a way that no preset was trained on.
@@ -254,9 +253,6 @@ def trivial_predictions(
         "dataset_mean": dataset_mean.to(target).expand_as(target),
     }
     return {name: model.logits_of_pixels(paint, target).flatten(2) for name, paint in paints.items()}
-
-
-logger = logging.getLogger(__name__)
 
 
 class ClassifierTrainer(Trainer):
