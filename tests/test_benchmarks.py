@@ -10,10 +10,12 @@ from pathlib import Path
 import datasets
 import numpy as np
 import pytest
+import torch
 from helpers import encode, grey, write
 from huggingface_hub import constants
 
 from images.items import PrepareArguments
+from modeling_glcm_mae import GLCMMAEConfig, GLCMMAEForPreTraining, cooccurrence_matrix
 from prepare_corpus import prepare
 
 BENCHMARKS = Path(__file__).parents[1] / "recipes" / "benchmarks"
@@ -33,6 +35,7 @@ TINY_RUN = {
     "num_images": 48,
     "num_test_images": 20,
 }
+SMALL = {name: size for name, size in TINY_RUN.items() if "hidden" in name or "heads" in name or "intermediate" in name}
 
 
 def load(name: str):
@@ -117,50 +120,140 @@ def test_texture_learning_of_a_corpus_that_cannot_be_probed(learn, tmp_path):
         learn(*arguments, "--num_test_images", "8")
     with pytest.raises(SystemExit, match="error: corpus .*raw' has no groups.*prepare_corpus.py"):
         learn("--presets", "mse", "--corpus", str(tmp_path / "raw"), "--num_test_images", "8")
-    with pytest.raises(SystemExit, match="error: held_out must be .* below 24.*got 24"):
-        learn(*arguments, "--num_test_images", "24")
+    with pytest.raises(SystemExit, match="error: speckle cannot be pretrained on together with other corpora"):
+        learn("--presets", "mse", "--corpus", "speckle", str(tmp_path / "raw"))
 
 
-def test_texture_learning_trains_without_a_look_at_the_test_images(learning, tmp_path):
-    options, extra = learning.parse_options(["--corpus", str(tmp_path), "--num_test_images", "8"])
-    _, data_args, args = learning.arguments_of("mse", 0, options, extra, "unused")
-    assert data_args.held_out == 8 and args.eval_strategy == "no" and not args.load_best_model_at_end
+def contrasts(folder: Path, seed: int, count: int = 40) -> str:
+    """A prepared corpus of two classes that differ in contrast."""
+    for index in range(count):
+        contrast = 1 if index < count // 2 else 8
+        image = 112 + grey(40, 40, seed=seed + index) // contrast - 112 // contrast
+        write(folder / "raw" / f"contrast_{contrast}" / f"{index}.png", encode(image.astype(np.uint8)))
+    output = folder / f"prepared_{seed}"
+    return str(prepare(PrepareArguments(data_dir=str(folder / "raw"), output_dir=str(output))))
+
+
+def test_texture_learning_holds_out_whole_groups_and_trains_on_the_rest(learning, tmp_path):
+    corpora = [contrasts(tmp_path / "a", 0), contrasts(tmp_path / "b", 100, count=24)]
+    options, extra = learning.parse_options(["--corpus", *corpora, "--num_test_images", "0.25"])
+    parts = learning.divide(options, seed=1)
+    assert list(parts) == ["prepared_0", "prepared_100"]
+    trained_on = datasets.Dataset.from_parquet(str(Path(learning.write_union(parts, tmp_path)) / "train.parquet"))
+    expected = [f"{name}/{file}" for name, (train, _) in parts.items() for file in train["file_name"]]
+    assert trained_on["file_name"] == expected and "label" not in trained_on.column_names
+    for (train, test), total in zip(parts.values(), (40, 24), strict=True):
+        assert len(train) + len(test) == total and len(test) == total // 4
+        assert not set(train["group"]) & set(test["group"])
+    assert parts["prepared_0"][1]["file_name"] != learning.divide(options, seed=2)["prepared_0"][1]["file_name"]
+    _, data_args, args = learning.arguments_of("mse", 0, options, extra, "union", "unused")
+    assert data_args.corpus == "union" and data_args.held_out == 0
+    assert args.eval_strategy == "no" and not args.load_best_model_at_end
+    with pytest.raises(ValueError, match="held_out must be .* below 40.*got 40"):
+        learning.divide(learning.parse_options(["--corpus", corpora[0], "--num_test_images", "40"])[0], seed=0)
+    with pytest.raises(ValueError, match="two corpora are called prepared_0"):
+        twice = ["--corpus", corpora[0], corpora[0], "--num_test_images", "0.25"]
+        learning.divide(learning.parse_options(twice)[0], seed=0)
+
+
+def results_of(right: str, groups: list[str]) -> dict:
+    return {"corpora": {"ct": {"right": {"mean": right}, "groups": groups}}}
+
+
+def test_differences_are_points_with_the_spread_of_seeds_and_groups(learning):
+    groups = [str(i) for i in range(40)]
+    ours = [results_of("1" * 30 + "0" * 10, groups), results_of("1" * 20 + "0" * 20, groups)]
+    theirs = [results_of("1" * 20 + "0" * 20, groups)] * 2
+    point, low, high = learning.differences(ours, theirs, "mean")["ct"]
+    assert point == pytest.approx(12.5)  # 25 points and none
+    assert low == 0 and high > 25, "a seed without and one with a gain"
+    assert learning.differences(ours, ours, "mean")["mean"] == (0, 0, 0)
+    # Of images that stand and fall together, less is known.
+    few = [results_of(result["corpora"]["ct"]["right"]["mean"], [str(i // 10) for i in range(40)]) for result in ours]
+    _, low_few, high_few = learning.differences(few[:1], theirs[:1], "mean")["ct"]
+    _, low_one, high_one = learning.differences(ours[:1], theirs[:1], "mean")["ct"]
+    assert low_few < low_one < 25 < high_one < high_few
+
+
+def test_the_learned_query_reads_the_token_that_tells():
+    readouts = load("readouts")
+    random = np.random.default_rng(0)
+    tokens, labels = random.normal(size=(600, 9, 6)).astype("f"), np.arange(600) % 2
+    tokens[:, 4, 0] += 4  # where to look, by a mark that says nothing of the class
+    tokens[:, 4, 1] += 2 * labels - 1
+    (half, other), (classes, others) = np.split(tokens, 2), np.split(labels, 2)
+    groups = [str(i) for i in range(300)]
+
+    def accuracy(features: np.ndarray, of_others: np.ndarray) -> float:
+        return float(readouts.probe_of_all(features, classes, groups, of_others, others).mean())
+
+    by_query = accuracy(*readouts.attended(half, classes, other))
+    assert by_query > accuracy(half.mean(1), other.mean(1)) + 0.1
+    assert by_query == pytest.approx(accuracy(half[:, 4], other[:, 4]), abs=0.05)
+
+
+def test_classical_features_are_those_of_the_matrices(learning, tmp_path):
+    readouts = load("readouts")
+    model = GLCMMAEForPreTraining(GLCMMAEConfig.from_preset("mse", image_size=32, patch_size=8, **SMALL))
+    images = [{"pixel_values": torch.randn(3, 32, 32)} for _ in range(3)]
+    found = readouts.classical_features(model, images)
+    grey_images = torch.stack([image["pixel_values"] for image in images]).mean(1)
+    assert found["image"].shape == (3, 4 * 36) and found["tiles"].shape == (3, 16 * 4 * 36)
+    for pixels, features in ((grey_images, found["image"]), (grey_images[:, 8:16, 24:], found["tiles"][:, 7 * 144 :])):
+        matrices = cooccurrence_matrix(
+            pixels,
+            levels=8,
+            value_range=model.config.glcm_value_range,
+            offsets=[[0, 2], [2, 0], [2, 2], [2, -2]],
+            kernel="linear",
+            symmetric=True,
+            normalize=True,
+        ).mean(1)  # of distance 2, over directions
+        np.testing.assert_allclose(features[:, 36], matrices[:, 0, 0], atol=1e-5)
+        np.testing.assert_allclose(features[:, 37], 2 * matrices[:, 0, 1], atol=1e-5)
 
 
 @pytest.mark.slow
-def test_texture_learning_of_a_corpus(learn, tmp_path):
-    for index in range(40):
-        contrast = 1 if index < 20 else 8
-        image = 112 + grey(40, 40, seed=index) // contrast - 112 // contrast
-        write(tmp_path / "raw" / f"contrast_{contrast}" / f"{index}.png", encode(image.astype(np.uint8)))
-    prepared = prepare(PrepareArguments(data_dir=str(tmp_path / "raw"), output_dir=str(tmp_path / "prepared")))
-    runs, table = learn("--presets", "mse", "--corpus", str(prepared), "--num_test_images", "10", "--epochs", "8")
-    assert [run["settings"]["pretraining"] for run in runs] == ["none", "mse"]
+def test_texture_learning_of_corpora(learn, tmp_path):
+    corpora = [contrasts(tmp_path / "a", 0), contrasts(tmp_path / "b", 100)]
+    row = "texture --mse_weight 0.5"
+    given = ["--presets", "mse", row, "--corpus", *corpora, "--labels", "10", "all", "--num_test_images", "10"]
+    runs, table = learn(*given, "--epochs", "8")
+    assert [run["settings"]["pretraining"] for run in runs] == ["none", "classical", "mse", row]
+    assert runs[-1]["settings"]["model"]["mse_weight"] == 0.5
     for run in runs:
         assert run["settings"]["num_test_images"] == 10 and run["settings"]["classes"] is None
-        assert run["results"]["probe"]["10"]["mean"] > 0.9, "classes that a glance tells apart"
-    untrained, trained = (run["results"]["gradient_energy_ratio"] for run in runs)
+        for found in run["results"]["corpora"].values():
+            for probe in found["probe"]["10"].values():
+                assert probe["accuracy"] > 0.9, "classes that a glance tells apart"
+            assert {len(right) for right in found["right"].values()} == {len(found["groups"])} == {10}
+    untrained, trained = (runs[i]["results"]["corpora"]["prepared_0"]["gradient_energy_ratio"] for i in (0, 2))
     assert untrained > trained > 0, "the noise of an untrained decoder goes first"
-    assert len(table) == 4
+    trivial = [runs[2]["results"]["corpora"][name]["mse_dataset_mean"] for name in ("prepared_0", "prepared_100")]
+    assert trivial[0] != trivial[1], "of the images of the first corpus"
+    assert len(table) == 2 * (2 + 5) * 2 + 2 + 5
 
 
 @pytest.mark.slow
 def test_texture_learning(learning, learn, monkeypatch):
     runs, table = learn("--presets", "mse", "texture")
-    assert [run["settings"]["pretraining"] for run in runs] == ["none", "mse", "texture"]
-    for run in runs:
-        results = run["results"]
-        assert 0 <= results["probe"]["10"]["mean"] <= 1 and results["probe"]["10"]["std"] >= 0
+    assert [run["settings"]["pretraining"] for run in runs] == ["none", "classical", "mse", "texture"]
+    classical = runs[1]["results"]["corpora"]["speckle"]["probe"]["10"]
+    assert set(classical) == {"image", "tiles"} and 0 <= classical["image"]["accuracy"] <= 1
+    for run in (runs[0], *runs[2:]):
+        results = run["results"]["corpora"]["speckle"]
+        assert 0 <= results["probe"]["10"]["mean"]["accuracy"] <= 1 and results["probe"]["10"]["mean"]["std"] >= 0
         assert 0 < results["glcm_l1"] <= 2 and results["mse"] > 0 and results["gradient_energy_ratio"] > 0
         # A patch painted with its mean has the smallest squared error that one value can have, and one grey level.
         assert results["mse_patch_mean"] < min(results["mse"], results["mse_dataset_mean"])
         assert results["glcm_l1_patch_mean"] > 1
         assert run["machine"]["threads"] > 0
-    none, mse, texture = (run["results"] for run in runs)
+    none, mse, texture = (runs[i]["results"]["corpora"]["speckle"] for i in (0, 2, 3))
     assert none["mse_dataset_mean"] == mse["mse_dataset_mean"] == texture["mse_dataset_mean"], "tested on other images"
     assert mse["mse"] < none["mse"], "nothing was trained"
     assert mse["glcm_l1"] != texture["glcm_l1"]
-    assert [line.split(" | ")[0] for line in table[2:]] == ["| none", "| mse", "| texture"]
+    named = ["| none", "| classical, whole image", "| classical, 4x4 tiles", "| mse", "| texture"]
+    assert [line.split(" | ")[0] for line in table[2:]] == named
 
     # What is in the file is not repeated; another setting is another run.
     trained = []
@@ -169,9 +262,9 @@ def test_texture_learning(learning, learn, monkeypatch):
     assert learn("--presets", "mse", "texture") == (runs, table)
     assert not trained
     more, table = learn("--presets", "texture", "--glcm_weight", "100")
-    assert trained == ["none", "texture"] and len(more) == 5
+    assert trained == ["none", "classical", "texture"] and len(more) == 7
     assert more[-1]["settings"]["model"]["glcm_weight"] == 100
-    assert len(table) == 4, "the table mixes settings"
+    assert len(table) == 6, "the table mixes settings"
 
 
 @pytest.mark.parametrize(

@@ -1,12 +1,14 @@
-"""Does pretraining learn texture? Trains presets at equal budget, on generated speckle or any corpus.
+"""Does pretraining learn texture? Trains presets at equal budget, on generated speckle or prepared corpora.
 
     python recipes/benchmarks/texture_learning.py --presets mse texture --json texture_learning.json
     python recipes/prepare_corpus.py --corpus busi --data_dir DOWNLOAD --output_dir data/busi
-    python recipes/benchmarks/texture_learning.py --corpus data/busi --num_test_images 200
+    python recipes/benchmarks/texture_learning.py --corpus data/busi data/covid_ct --num_test_images 0.25 \\
+        --labels 50 500 all --presets mse texture "texture --glcm_weight 0"
 
 About 5 minutes per preset and seed on two CPU cores. The classes of the speckle differ in texture and nothing else.
 Every run is one of pretrain.py with the sizes of recipes/configs/quickstart.yaml; an option that is not listed by
---help goes to it as it is (`--glcm_weight 5000`).
+--help goes to it as it is (`--glcm_weight 5000`), and one behind a preset, in quotes, for that row alone. Several
+corpora are pretrained on together and probed one by one.
 
 Columns: accuracy of a linear probe of the frozen encoder (mean patch token of whole images), fitted to a few labelled
 training images and tested on other images (speckle: of the test split, the same for all seeds; another corpus: images
@@ -14,7 +16,12 @@ held out of the training, whole groups, drawn by the seed; one without groups is
 would be tested on); then, on masked patches of these test images with fixed masks: the L1 distance of the hard,
 normalised 16-level co-occurrence matrices of reconstruction and original (0 to 2), the mean absolute horizontal
 difference of the reconstruction over that of the original (1 best, less is blur, more is noise), and the mean squared
-error in units of `pixel_values`. `none` is the model before training.
+error in units of `pixel_values`. `none` is the model before training; `classical` a probe of the co-occurrence matrices
+of the same pixels, of the whole image and of a grid of tiles, without any encoder.
+
+With --labels all, also: probes of all training images by what they read (mean token, CLS, one learned query over the
+patch tokens, and the layer half way), and how far each row is above `mse`, in points with 95 % intervals: both the
+seeds (trainings and splits) and the groups of test images are drawn with replacement.
 
 With --json, results are written after each run and runs found there with equal settings are not repeated: interrupt it
 and start it again as you like.
@@ -23,6 +30,7 @@ and start it again as you like.
 import argparse
 import json
 import logging
+import shlex
 import sys
 import tempfile
 import time
@@ -32,6 +40,7 @@ from pathlib import Path
 from statistics import mean, stdev
 from typing import Any
 
+import datasets
 import numpy as np
 import torch
 from huggingface_hub.errors import StrictDataclassError
@@ -40,24 +49,37 @@ from tqdm.auto import tqdm
 # The recipes import each other by bare names, and Python looks beside this file only.
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
+from readouts import TOKENS, attended, classical_features, features_of_encoder, probe_of_all
 from side_by_side import machine, markdown_table
 
 from commandline import UsageError, parse_args
 from corpora.load import load_corpus
 from corpora.speckle import CLASS_SETS
 from hub.export import stock_encoder
+from images.splits import split_held_out
 from modeling_glcm_mae import GLCMMAEForPreTraining, texture_fidelity
 from output_folder import replaced_file
 from training.arguments import DataArguments, ModelArguments, PretrainingArguments
 from training.feeding import PretrainDataset, collate
-from training.frozen import encoder_features, probe_accuracy
+from training.frozen import probe_accuracy
 from training.models import build_model
 from training.pretraining import Pretraining
 
 CONFIG = Path(__file__).resolve().parents[1] / "configs" / "quickstart.yaml"
-UNTRAINED = "none"
+UNTRAINED, CLASSICAL, BASELINE = "none", "classical", "mse"
+SPECKLE = "speckle"
+ALL = "all"
 COLUMNS = {"glcm_l1": "GLCM L1", "gradient_energy_ratio": "gradient energy", "mse": "MSE"}
+READOUTS = {  # name in the results -> title
+    "mean": "mean token",
+    "cls": "CLS",
+    "attentive": "attentive",
+    "middle mean": "half way, mean token",
+    "middle cls": "half way, CLS",
+}
+OF_CLASSICAL = {"image": "whole image", "tiles": "4x4 tiles"}
 TEST_SEED = 0  # all runs are tested on the same images; the splits share no random stream, whatever the seed
+NUM_RESAMPLES = 2000
 # Nothing but the training: what a run shows on its way costs time and changes no weight.
 QUIET = {
     "held_out": 0,
@@ -66,8 +88,15 @@ QUIET = {
     "save_strategy": "no",
     "logging_steps": 50,
 }
-# Settings that say where a run writes or what it shows, not what is trained.
-NOT_SETTINGS = {"output_dir", "overwrite_output_dir", "report_to", "dataloader_num_workers", *QUIET}
+# Settings that say where a run reads, writes or what it shows, not what is trained.
+NOT_SETTINGS = {"corpus", "output_dir", "overwrite_output_dir", "report_to", "dataloader_num_workers", *QUIET}
+
+# Labelled images and test images of each corpus, by its name.
+Divided = dict[str, tuple[datasets.Dataset, datasets.Dataset]]
+
+
+def _number_of_labels(text: str) -> int | str:
+    return text if text == ALL else int(text)
 
 
 def parse_options(argv: Sequence[str] | None = None) -> tuple[argparse.Namespace, list[str]]:
@@ -75,14 +104,18 @@ def parse_options(argv: Sequence[str] | None = None) -> tuple[argparse.Namespace
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False
     )
-    parser.add_argument("--presets", nargs="+", default=["mse", "texture"], help="presets to compare")
-    parser.add_argument("--corpus", default="speckle", help="as for pretrain.py; with groups, as prepared")
+    parser.add_argument(
+        "--presets", nargs="+", default=["mse", "texture"], help='presets to compare, or "PRESET --option value"'
+    )
+    parser.add_argument("--corpus", nargs="+", default=[SPECKLE], help="folders made by prepare_corpus.py, with groups")
     parser.add_argument("--class_set", choices=sorted(CLASS_SETS), default="easy", help="classes of the speckle corpus")
     parser.add_argument("--seeds", nargs="+", type=int, default=[0], help="of images, weights and masks")
     parser.add_argument("--epochs", type=float, default=30)
     parser.add_argument("--num_images", type=int, default=2048, help="images to pretrain on; of a corpus, all others")
-    parser.add_argument("--num_test_images", type=int, default=1000)
-    parser.add_argument("--labels", nargs="+", type=int, default=[50, 500], help="labelled images of the probe")
+    parser.add_argument("--num_test_images", type=float, default=1000, help="of each corpus; a share, if below 1")
+    parser.add_argument(
+        "--labels", nargs="+", type=_number_of_labels, default=[50, 500], help='labelled images of the probe, or "all"'
+    )
     parser.add_argument("--config", default=CONFIG, help="sizes and rates")
     parser.add_argument("--threads", type=int, help="CPU threads of PyTorch")
     parser.add_argument("--json", type=Path, help="results so far; read first, if it exists")
@@ -90,28 +123,28 @@ def parse_options(argv: Sequence[str] | None = None) -> tuple[argparse.Namespace
 
 
 def arguments_of(
-    preset: str, seed: int, options: argparse.Namespace, extra: list[str], output_dir: str
+    row: str, seed: int, options: argparse.Namespace, extra: list[str], corpus: str, output_dir: str
 ) -> tuple[ModelArguments, DataArguments, PretrainingArguments]:
     """The command line of one run of pretrain.py, parsed as pretrain.py does."""
+    preset, *own = shlex.split(row)
     given = {
         "config": options.config,
-        "preset": "mse" if preset == UNTRAINED else preset,
-        "corpus": options.corpus,
+        "preset": BASELINE if preset in (UNTRAINED, CLASSICAL) else preset,
+        "corpus": corpus,
         "num_train_epochs": options.epochs,
         "seed": seed,
         "output_dir": output_dir,
+        "eval_strategy": "no",
         **QUIET,
     }
-    if options.corpus == "speckle":
+    if corpus == SPECKLE:
         given |= {"speckle_classes": options.class_set, "speckle_images": options.num_images}
-    else:
-        given |= {"held_out": options.num_test_images, "eval_strategy": "no"}
     argv = [f"--{name}={value}" for name, value in given.items()]
-    return parse_args((ModelArguments, DataArguments, PretrainingArguments), argv + extra)
+    return parse_args((ModelArguments, DataArguments, PretrainingArguments), [*argv, *extra, *own])
 
 
 def settings_of(
-    preset: str,
+    row: str,
     options: argparse.Namespace,
     model_args: ModelArguments,
     data_args: DataArguments,
@@ -121,11 +154,12 @@ def settings_of(
     training = {name: getattr(args, name) for name in (*PretrainingArguments.__annotations__, "seed")}
     chosen = {name: value for name, value in (training | vars(data_args)).items() if name not in NOT_SETTINGS}
     settings = {
-        "pretraining": preset,
+        "pretraining": row,
         "model": build_model(model_args, data_args).config.to_dict(),
         "training": chosen,
+        "corpora": options.corpus,
         "classes": [asdict(speckle_class) for speckle_class in CLASS_SETS[options.class_set]]
-        if options.corpus == "speckle"
+        if options.corpus == [SPECKLE]
         else None,
         "num_test_images": options.num_test_images,
         "labels": options.labels,
@@ -133,70 +167,140 @@ def settings_of(
     return json.loads(json.dumps(settings, default=str))
 
 
-def measure(
-    preset: str, run: Pretraining, labelled: PretrainDataset, test: PretrainDataset, labels: Sequence[int]
-) -> dict[str, Any]:
+def divide(options: argparse.Namespace, seed: int) -> Divided:
+    """Hold images of each prepared corpus out, whole groups; nothing for speckle, which is generated."""
+    parts: Divided = {}
+    if options.corpus == [SPECKLE]:
+        return parts
+    for corpus in options.corpus:
+        if corpus == SPECKLE:
+            raise UsageError("speckle cannot be pretrained on together with other corpora")
+        images, name = load_corpus(corpus), Path(corpus).name
+        if name in parts:
+            raise UsageError(f"two corpora are called {name}: rename the folder of one")
+        if "label" not in images.column_names:
+            raise UsageError(f"corpus {corpus!r} needs labels for the probe")
+        if "group" not in images.column_names:
+            raise UsageError(
+                f"corpus {corpus!r} has no groups, so copies of training images would be tested on: give the folder "
+                "that prepare_corpus.py made of it"
+            )
+        train, test = split_held_out(images, options.num_test_images, seed)
+        if test is None:
+            raise UsageError("num_test_images must be above 0")
+        parts[name] = (train, test)
+    return parts
+
+
+def write_union(parts: Divided, folder: Path) -> str:
+    """The training images of all corpora as one folder for pretrain.py, without their labels."""
+    tables = []
+    for name, (train, _) in parts.items():
+        columns = {"file_name": [f"{name}/{file}" for file in train["file_name"]]}
+        unknown = [None] * len(train)
+        columns["white_level"] = train["white_level"] if "white_level" in train.column_names else unknown
+        table = train.select_columns("image")
+        for column, feature in (("file_name", datasets.Value("string")), ("white_level", datasets.Value("float64"))):
+            table = table.add_column(column, columns[column], feature=feature)
+        tables.append(table)
+    datasets.concatenate_datasets(tables).to_parquet(folder / "train.parquet")
+    return str(folder)
+
+
+def measure(row: str, run: Pretraining, parts: Divided, labels: Sequence[int | str]) -> dict[str, Any]:
     """Train one run, then probe its encoder and judge its reconstructions.
 
     Returns:
-        `probe`: number of labels -> accuracy, mean and standard deviation over draws of the labelled images;
-        `glcm_l1`, `mse`, and the same of two predictors that learned nothing (`_patch_mean`, `_dataset_mean`);
-        `gradient_energy_ratio`; `minutes` of training.
+        `minutes` of training, and `corpora`: name -> `probe`, number of labels -> what is read -> accuracy, mean and
+        standard deviation over draws of the labelled images; with all labels, `right`: what is read -> a 0 or 1 for
+        each test image, and their `groups`; for encoders also `glcm_l1`, `mse`, the same of two predictors that learned
+        nothing (`_patch_mean`, `_dataset_mean`), and `gradient_energy_ratio`.
     """
     started = time.monotonic()
-    if preset == UNTRAINED:
-        encoder = stock_encoder(run.model)
-    else:
+    if row not in (UNTRAINED, CLASSICAL):
         run.trainer.train()
-        encoder = stock_encoder(run.trainer.accelerator.unwrap_model(run.trainer.model))
     minutes = (time.monotonic() - started) / 60
-
-    encoder = encoder.to(run.args.device)
-    features, test_features = (encoder_features(encoder, dataset) for dataset in (labelled, test))
-    classes, test_classes = (np.array(dataset.dataset["label"]) for dataset in (labelled, test))
-    probe = {
-        str(count): dict(
-            zip(
-                ("mean", "std"),
-                probe_accuracy(features, classes, test_features, test_classes, num_labels=count),
-                strict=True,
-            )
-        )
-        for count in labels
+    model = run.trainer.accelerator.unwrap_model(run.trainer.model)
+    encoder = stock_encoder(model).to(run.args.device)
+    settings = {
+        "patch_size": model.config.patch_size,
+        "num_channels": model.config.num_channels,
+        "white_level": run.data_args.white_level,
+        "train": False,
     }
-    metrics = run.trainer.evaluate(test)
-    judged = {
-        name.removeprefix("eval_"): value
-        for name, value in metrics.items()
-        if name.removeprefix("eval_").startswith(tuple(COLUMNS))
-    }
-    ratio = _gradient_energy_ratio(run.trainer.accelerator.unwrap_model(run.trainer.model), test, run.args)
-    return {"probe": probe, **judged, "gradient_energy_ratio": ratio, "minutes": minutes}
+    found = {}
+    for name, division in parts.items():
+        labelled, test = (PretrainDataset(images, run.data.transform, **settings) for images in division)
+        if row == CLASSICAL:
+            features, test_features = (classical_features(model, dataset) for dataset in (labelled, test))
+            found[name] = _probes(list(features), features, test_features, division, labels)
+            continue
+        features, test_features = (features_of_encoder(encoder, dataset) for dataset in (labelled, test))
+        judged = run.trainer.evaluate(test)
+        found[name] = {
+            **_probes(["mean"], features, test_features, division, labels),
+            **{
+                column.removeprefix("eval_"): value
+                for column, value in judged.items()
+                if column.removeprefix("eval_").startswith(tuple(COLUMNS))
+            },
+            "gradient_energy_ratio": _gradient_energy_ratio(model, test, run.args),
+        }
+    return {"minutes": minutes, "corpora": found}
 
 
-def _labelled_and_test(run: Pretraining, options: argparse.Namespace) -> tuple[PretrainDataset, PretrainDataset]:
-    """Whole images that the probe learns from, and those that it is tested on."""
-    if options.corpus != "speckle":
-        if run.data.labelled is None:
-            raise UsageError(f"corpus {options.corpus!r} needs labels for the probe, and must not be a stream")
-        if "group" not in run.data.labelled.dataset.column_names:
-            raise UsageError(
-                f"corpus {options.corpus!r} has no groups, so copies of training images would be tested on: give the "
-                "folder that prepare_corpus.py made of it"
+def _probes(
+    few: Sequence[str],
+    features: dict[str, np.ndarray],
+    test_features: dict[str, np.ndarray],
+    division: tuple[datasets.Dataset, datasets.Dataset],
+    labels: Sequence[int | str],
+) -> dict[str, Any]:
+    """Probes of few labels for the features named, of all labels for each."""
+    classes, test_classes = (np.array(images["label"]) for images in division)
+    probe = {}
+    for count in labels:
+        if count == ALL:
+            continue
+        probe[str(count)] = {
+            name: dict(
+                zip(
+                    ("accuracy", "std"),
+                    probe_accuracy(features[name], classes, test_features[name], test_classes, num_labels=int(count)),
+                    strict=True,
+                )
             )
-        return run.data.labelled, run.data.held_out
-    images = load_corpus(
-        "speckle",
+            for name in few
+        }
+    if ALL not in labels:
+        return {"probe": probe}
+    groups, test_groups = (
+        [str(group) if group is not None else f"image {i}" for i, group in enumerate(images["group"])]
+        if "group" in images.column_names
+        else [str(i) for i in range(len(images))]
+        for images in division
+    )
+    read = {name: (features[name], test_features[name]) for name in features if name != TOKENS}
+    if TOKENS in features:
+        read["attentive"] = attended(features[TOKENS], classes, test_features[TOKENS])
+    right = {name: probe_of_all(x, classes, groups, test, test_classes) for name, (x, test) in read.items()}
+    return {
+        "probe": probe,
+        "right": {name: "".join(str(int(answer)) for answer in answers) for name, answers in right.items()},
+        "groups": test_groups,
+    }
+
+
+def _speckle_parts(run: Pretraining, options: argparse.Namespace) -> Divided:
+    test = load_corpus(
+        SPECKLE,
         split="test",
-        speckle_images=options.num_test_images,
+        speckle_images=int(options.num_test_images),
         image_size=max(run.data.transform.image_size),
         seed=TEST_SEED,
         class_set=options.class_set,
     )
-    config = run.model.config
-    settings = {"patch_size": config.patch_size, "num_channels": config.num_channels, "train": False}
-    datasets = (run.data.train.dataset, images)
-    return tuple(PretrainDataset(dataset, run.data.transform, **settings) for dataset in datasets)
+    return {SPECKLE: (run.data.train.dataset, test)}
 
 
 @torch.no_grad()
@@ -218,21 +322,104 @@ def _mean_and_spread(values: list[float], digits: int) -> str:
     return f"{mean(values):.{digits}f}{spread}"
 
 
-def table(records: list[dict[str, Any]], labels: Sequence[int]) -> str:
+def _share_right(answers: str) -> float:
+    return answers.count("1") / len(answers)
+
+
+def _by_row(records: list[dict[str, Any]]) -> dict[str, list[dict[str, Any]]]:
+    """The results of each row, a seed each."""
+    found: dict[str, list[dict[str, Any]]] = {}
+    for record in records:
+        found.setdefault(record["settings"]["pretraining"], []).append(record["results"])
+    return found
+
+
+def table(records: list[dict[str, Any]], corpus: str, labels: Sequence[int | str]) -> str:
     """Markdown: a row a preset; mean, and standard deviation over the seeds if there are several."""
-    header = ["pretraining", "seeds", *(f"probe, {count} labels" for count in labels), *COLUMNS.values(), "minutes"]
-    lines = [header]
-    for preset in dict.fromkeys(record["settings"]["pretraining"] for record in records):
-        results = [record["results"] for record in records if record["settings"]["pretraining"] == preset]
-        lines.append(
-            [
-                preset,
-                str(len(results)),
-                *(_mean_and_spread([result["probe"][str(count)]["mean"] for result in results], 3) for count in labels),
-                *(_mean_and_spread([result[name] for result in results], 3) for name in COLUMNS),
-                _mean_and_spread([result["minutes"] for result in results], 1),
-            ]
-        )
+    few = [str(count) for count in labels if count != ALL]
+    lines = [["pretraining", "seeds", *(f"probe, {count} labels" for count in few), *COLUMNS.values(), "minutes"]]
+    for row, results in _by_row(records).items():
+        found = [result["corpora"][corpus] for result in results]
+        for name, title in OF_CLASSICAL.items() if row == CLASSICAL else [("mean", "")]:
+            probes = [[result["probe"][count][name]["accuracy"] for result in found] for count in few]
+            lines.append(
+                [
+                    f"{row}, {title}" if title else row,
+                    str(len(found)),
+                    *(_mean_and_spread(probe, 3) for probe in probes),
+                    *(
+                        _mean_and_spread([result[column] for result in found], 3) if column in found[0] else ""
+                        for column in COLUMNS
+                    ),
+                    "" if row == CLASSICAL else _mean_and_spread([result["minutes"] for result in results], 1),
+                ]
+            )
+    return markdown_table(lines)
+
+
+def readout_table(records: list[dict[str, Any]], corpus: str) -> str:
+    """Markdown: accuracy with all labels, by what is read of the encoder."""
+    lines = [["pretraining, all labels", *READOUTS.values()]]
+    for row, results in _by_row(records).items():
+        right = [result["corpora"][corpus]["right"] for result in results]
+        if row == CLASSICAL:
+            for name, title in OF_CLASSICAL.items():
+                value = _mean_and_spread([_share_right(answers[name]) for answers in right], 3)
+                lines.append([f"{row}, {title}", value, *[""] * (len(READOUTS) - 1)])
+        else:
+            values = (_mean_and_spread([_share_right(answers[name]) for answers in right], 3) for name in READOUTS)
+            lines.append([row, *values])
+    return markdown_table(lines)
+
+
+def differences(
+    results: list[dict[str, Any]], baseline: list[dict[str, Any]], readout: str
+) -> dict[str, tuple[float, float, float]]:
+    """How many points more of the test images are right than with the baseline, all labels.
+
+    Args:
+        results, baseline: of the same seeds, in the same order.
+        readout: what is read of both.
+
+    Returns:
+        corpus, and "mean" of them -> (difference, low, high), its 95 % interval by the bootstrap of seeds and groups.
+    """
+    names = list(baseline[0]["corpora"])
+    sums: dict[str, list[tuple[np.ndarray, np.ndarray]]] = {name: [] for name in names}
+    for result, other in zip(results, baseline, strict=True):
+        for name in names:
+            ours, theirs = (np.array(list(found["corpora"][name]["right"][readout]), int) for found in (result, other))
+            _, group = np.unique(result["corpora"][name]["groups"], return_inverse=True)
+            sums[name].append((np.bincount(group, ours - theirs), np.bincount(group)))
+    random, draws = np.random.default_rng(0), []
+    for _ in range(NUM_RESAMPLES):
+        seeds = random.integers(0, len(results), len(results))  # the same trainings for all corpora
+        of_corpora = []
+        for name in names:
+            shares = []
+            for seed in seeds:
+                gained, size = sums[name][seed]
+                drawn = random.integers(0, len(size), len(size))
+                shares.append(gained[drawn].sum() / size[drawn].sum())
+            of_corpora.append(mean(shares))
+        draws.append([*of_corpora, mean(of_corpora)])
+    whole = [mean(gained.sum() / size.sum() for gained, size in sums[name]) for name in names]
+    low, high = np.quantile(draws, [0.025, 0.975], axis=0)
+    points = zip([*whole, mean(whole)], low, high, strict=True)
+    return {name: tuple(100 * float(x) for x in point) for name, point in zip([*names, "mean"], points, strict=True)}
+
+
+def difference_table(records: list[dict[str, Any]]) -> str:
+    """Markdown: points above the baseline, for each row and what is read."""
+    rows = _by_row(records)
+    baseline = rows.pop(BASELINE)
+    lines = [[f"points above {BASELINE}, all labels", "read", *baseline[0]["corpora"], "mean"]]
+    for row, results in rows.items():
+        if row in (UNTRAINED, CLASSICAL):
+            continue
+        for readout, title in READOUTS.items():
+            found = differences(results, baseline, readout)
+            lines.append([row, title, *(f"{x:+.1f} ({low:+.1f} to {high:+.1f})" for x, low, high in found.values())])
     return markdown_table(lines)
 
 
@@ -241,45 +428,65 @@ def _write(file: Path, records: list[dict[str, Any]]) -> None:
         new.write_text(json.dumps({"runs": records}, indent=2) + "\n")
 
 
-def main(argv: Sequence[str] | None = None) -> None:
-    options, extra = parse_options(argv)
-    logging.basicConfig(level=logging.WARNING, format="%(levelname)s %(name)s: %(message)s", stream=sys.stderr)
-    if options.threads:
-        torch.set_num_threads(options.threads)
+def run_all(options: argparse.Namespace, extra: list[str], scratch: Path) -> list[dict[str, Any]]:
+    """Every row for every seed, or what the JSON file knows of it."""
     # Runs of other settings stay in the file and out of the table.
     stored = json.loads(options.json.read_text())["runs"] if options.json and options.json.exists() else []
-    plan = [(preset, seed) for seed in options.seeds for preset in dict.fromkeys([UNTRAINED, *options.presets])]
-    try:  # before the first run, so that a mistake in the last one does not cost an hour
-        settings = [settings_of(p, options, *arguments_of(p, seed, options, extra, "unused")) for p, seed in plan]
-    except (ValueError, OSError, StrictDataclassError) as error:
-        sys.exit(f"error: {error}")
-    records = []
-    bar = tqdm(list(zip(plan, settings, strict=True)), unit=" runs", smoothing=0)
-    for (preset, seed), wanted in bar:
-        bar.set_description(f"{preset}, seed {seed}")
+    rows = list(dict.fromkeys([UNTRAINED, CLASSICAL, *options.presets]))
+    union = SPECKLE if options.corpus == [SPECKLE] else str(scratch)
+    # Before the first run, so that a mistake in the last one does not cost an hour.
+    plan = [
+        (row, seed, settings_of(row, options, *arguments_of(row, seed, options, extra, union, "unused")))
+        for seed in options.seeds
+        for row in rows
+    ]
+    divided = {seed: divide(options, seed) for seed in options.seeds}
+    records, written = [], None
+    bar = tqdm(plan, unit=" runs", smoothing=0)
+    for row, seed, wanted in bar:
+        bar.set_description(f"{row}, seed {seed}")
         record = next((record for record in stored if record["settings"] == wanted), None)
         if record is None:
+            parts = divided[seed]
+            if parts and written != seed:
+                write_union(parts, scratch)
+                written = seed
             with tempfile.TemporaryDirectory() as folder:
-                try:
-                    run = Pretraining(*arguments_of(preset, seed, options, extra, folder))
-                    labelled_and_test = _labelled_and_test(run, options)
-                except (ValueError, OSError, StrictDataclassError) as error:
-                    sys.exit(f"error: {error}")
-                results = measure(preset, run, *labelled_and_test, options.labels)
+                run = Pretraining(*arguments_of(row, seed, options, extra, union, folder))
+                results = measure(row, run, parts or _speckle_parts(run, options), options.labels)
             record = {"settings": wanted, "results": results, "machine": machine(run.args.device)}
             stored.append(record)
             if options.json:
                 _write(options.json, stored)
         records.append(record)
-    images, at_most = f"speckle {options.class_set}, {options.num_images} images", ""
-    if options.corpus != "speckle":
-        images, at_most = options.corpus, "at most "  # whole groups
+    return records
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    options, extra = parse_options(argv)
+    logging.basicConfig(level=logging.WARNING, format="%(levelname)s %(name)s: %(message)s", stream=sys.stderr)
+    if options.threads:
+        torch.set_num_threads(options.threads)
+    with tempfile.TemporaryDirectory() as scratch:
+        try:
+            records = run_all(options, extra, Path(scratch))
+        except (ValueError, OSError, StrictDataclassError) as error:
+            sys.exit(f"error: {error}")
+    if options.corpus == [SPECKLE]:
+        images, at_most = f"speckle {options.class_set}, {options.num_images} images", ""
+    else:
+        images, at_most = " and ".join(options.corpus), "at most "  # whole groups
+    tested = f"{options.num_test_images:g}" if options.num_test_images >= 1 else f"{options.num_test_images:.0%} of the"
     print(
-        f"{images}, {options.epochs:g} epochs; tested on "
-        f"{at_most}{options.num_test_images} other images; torch {torch.__version__}, "
-        f"{torch.get_num_threads()} threads\n"
+        f"{images}, {options.epochs:g} epochs; tested on {at_most}{tested} other images; torch {torch.__version__}, "
+        f"{torch.get_num_threads()} threads"
     )
-    print(table(records, options.labels))
+    for corpus in records[0]["results"]["corpora"]:
+        print(f"\n{corpus}\n\n{table(records, corpus, options.labels)}")
+        if ALL in options.labels:
+            print(f"\n{readout_table(records, corpus)}")
+    if ALL in options.labels and BASELINE in options.presets and len(set(options.presets)) > 1:
+        print(f"\n{difference_table(records)}")
 
 
 if __name__ == "__main__":

@@ -40,6 +40,7 @@ class PretrainTrainer(Trainer):
         self._counts: torch.Tensor | None = None
         self._files: Sequence[str] = ()
         self._baselines: dict[str, float] | None = None
+        self._judged: Any = None  # the data set that they are of
         self._clock: tuple[int, float] | None = None  # step and time from which the speed is counted
 
     # Order of the images
@@ -160,9 +161,11 @@ class PretrainTrainer(Trainer):
         self._clock = (self.state.global_step, time.monotonic())
         return metrics
 
-    def evaluation_loop(self, *args, **kwargs):
-        """As `Trainer`'s. The trivial predictors never change, so they are judged once."""
-        output = super().evaluation_loop(*args, **kwargs)
+    def evaluation_loop(self, dataloader, *args, **kwargs):
+        """As `Trainer`'s. The trivial predictors never change, so they are judged once for a data set."""
+        if dataloader.dataset is not self._judged:
+            self._baselines, self._judged = None, dataloader.dataset
+        output = super().evaluation_loop(dataloader, *args, **kwargs)
         if self._baselines is None:
             self._baselines = {
                 name: value for name, value in output.metrics.items() if any(name.endswith(p) for p in PREDICTORS)
