@@ -458,8 +458,7 @@ class GLCMMAEForPreTraining(GLCMMAEPreTrainedModel, ViTMAEForPreTraining):
         """
         if self.decoder.glcm_head is None:
             raise ValueError("the model has no texture head: its glcm_head_weight is 0")
-        outputs = self(pixel_values, noise, interpolate_pos_encoding=True, texture=False, return_dict=True)
-        logits = outputs.glcm_head_logits
+        logits = self.reconstruct(pixel_values, noise).glcm_head_logits
         pairs = logits.to(torch.promote_types(logits.dtype, torch.float32)).softmax(-1)
         return matrices_of_pairs(pairs, self.config.glcm_head_levels)
 
@@ -476,7 +475,7 @@ class GLCMMAEForPreTraining(GLCMMAEPreTrainedModel, ViTMAEForPreTraining):
 
         Returns:
             All patches as predicted, in the units of `pixel_values` also with `norm_pix_loss`; the same with the
-            visible patches of the images put back; and the mask.
+            visible patches of the images put back; the mask; and what a texture head answers.
 
         Raises:
             ValueError: if the images are not in whole patches, or `mask_ratio` is out of its range.
@@ -490,7 +489,9 @@ class GLCMMAEForPreTraining(GLCMMAEPreTrainedModel, ViTMAEForPreTraining):
         hidden = outputs.mask.bool()[..., None, None, None].expand_as(pred)
         size, shown = tuple(pixel_values.shape[-2:]), (pred, torch.where(hidden, pred, target), hidden)
         reconstruction, pasted, pixel_mask = (self.unpatchify(patches.flatten(2), size) for patches in shown)
-        return GLCMMAEReconstructionOutput(reconstruction, pasted, outputs.mask, pixel_mask[:, :1])
+        return GLCMMAEReconstructionOutput(
+            reconstruction, pasted, outputs.mask, pixel_mask[:, :1], outputs.glcm_head_logits
+        )
 
     def image_patches(self, pixel_values: torch.Tensor) -> torch.Tensor:
         """Cut images `(B, C, H, W)` into patches `(B, N, p, p, C)`, row by row.

@@ -60,12 +60,14 @@ class GLCMMAEReconstructionOutput(ModelOutput):
         pasted: `(B, C, H, W)`, `reconstruction` in masked patches, the given image elsewhere.
         mask: `(B, N)`, 1 for masked patches, 0 for visible ones.
         pixel_mask: `(B, 1, H, W)`, True for the pixels of masked patches.
+        glcm_head_logits: `(B, N, D, Q)`, what the texture head answers of every patch; `None` without a head.
     """
 
     reconstruction: torch.Tensor | None = None
     pasted: torch.Tensor | None = None
     mask: torch.Tensor | None = None
     pixel_mask: torch.Tensor | None = None
+    glcm_head_logits: torch.Tensor | None = None
 
 
 __all__ = ["GLCMMAEDecoderOutput", "GLCMMAEForPreTrainingOutput", "GLCMMAEReconstructionOutput"]

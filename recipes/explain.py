@@ -1,9 +1,15 @@
-"""Where does a fine-tuned classifier look? Heat maps over images, by occlusion or attention roll-out.
+"""Where does a classifier look, and where does a texture surprise an autoencoder? Heat maps over images.
 
-    python recipes/explain.py --model_name_or_path path/to/export --corpus path/to/images --output_dir overlays
+    python recipes/explain.py --model_name_or_path path/to/classifier --corpus path/to/images --output_dir overlays
+    python recipes/explain.py --method surprise --model_name_or_path path/to/encoder --corpus path/to/images
 
-A map shows where the model's answer is sensitive. It does not show why, does not outline a lesion, and looks convincing
-for a wrong answer too. Use it to find models that look at calipers and labels, not to trust one. CPU is enough.
+Occlusion and attention roll-out show where a classifier's answer is sensitive. They do not show why, do not outline a
+lesion, and look convincing for a wrong answer too. Use them to find models that look at calipers and labels, not to
+trust one.
+
+Surprise takes the export of a pretraining with a texture head: each patch is hidden several times, and the map shows
+how far its co-occurrence matrices are from what the head predicts from what is around it (KL divergence, in nats).
+Borders, labels and noise surprise too; a lesion that looks like its surroundings does not. CPU is enough for all.
 """
 
 import logging
@@ -16,7 +22,7 @@ import numpy as np
 import torch
 from matplotlib.figure import Figure
 from tqdm.auto import tqdm
-from transformers import AutoConfig, AutoImageProcessor
+from transformers import AutoConfig, AutoImageProcessor, ViTForImageClassification
 
 from commandline import UsageError, option, run_main
 from corpora.load import load_corpus
@@ -24,19 +30,23 @@ from corpora.table import NONE
 from images.check import verify_images
 from images.transform import transform_of_processor
 from judging.overlay import attention_rollout, draw_overlay, occlusion_map
+from judging.surprise import draw_surprise, surprise
+from modeling_glcm_mae import GLCMMAEForPreTraining
 from output_folder import check_output
-from training.feeding import ImagesAsEvaluated
+from training.feeding import ImagesAsEvaluated, PretrainDataset
 from training.models import CLASSIFIERS
 
 logger = logging.getLogger(__name__)
-METHODS = ("occlusion", "rollout")
+METHODS = ("occlusion", "rollout", "surprise")
 
 
 @dataclass
 class ExplainArguments:
     """Which model, which images."""
 
-    model_name_or_path: str | None = option(None, "Export of finetune.py, or any ViTForImageClassification.")
+    model_name_or_path: str | None = option(
+        None, "Export of finetune.py, or any ViTForImageClassification; for surprise, export of pretrain.py."
+    )
     model_revision: str = option("main", "Branch, tag or commit of the model on the Hub.")
     corpus: str = option("folder", "A folder of images or Parquet, a known corpus (with data_dir), or a Hub id.")
     data_dir: str | None = option(None, "Folder of the download, for a corpus that is given by name.")
@@ -44,7 +54,11 @@ class ExplainArguments:
     image_column: str | None = option(None, "Column of the images, if there are several.")
     bad_images: str = option("error", "error: stop at an unreadable file; skip: leave it out, by name.")
     output_dir: str = option("runs/overlays", "Receives one picture per image.")
-    method: str = option("occlusion", "occlusion (of one class; slower) or rollout (of attention; the same for all).")
+    method: str = option(
+        "occlusion",
+        "occlusion (of one class; slower), rollout (of attention; the same for all), or surprise (by an encoder's "
+        "texture head).",
+    )
     target: str | None = option(None, "Class to explain, for occlusion; the answer if left out.")
     window: int | None = option(None, "Side of the occluding window in pixels; two patches if left out.")
     stride: int | None = option(None, "Step of the window in pixels; one patch if left out.")
@@ -52,39 +66,63 @@ class ExplainArguments:
 
     def __post_init__(self):
         if self.model_name_or_path is None:
-            raise UsageError("model_name_or_path is needed: an export of finetune.py")
+            raise UsageError("model_name_or_path is needed: an export of finetune.py, for surprise one of pretrain.py")
         if self.method not in METHODS:
             raise UsageError(f"method must be one of {', '.join(METHODS)}, got {self.method!r}")
         if self.max_images < 1:
             raise UsageError(f"max_images must be at least 1, got {self.max_images}")
+        for name in ("target", "window", "stride"):
+            if getattr(self, name) is not None and self.method != "occlusion":
+                raise UsageError(f"{name} is for method occlusion, got method {self.method!r}")
 
 
-def explain(args: ExplainArguments) -> list[Path]:
-    """Draw the overlays; returns their files."""
-    output = check_output(args.output_dir)
+def _classifier(args: ExplainArguments) -> ViTForImageClassification:
     source = {"revision": args.model_revision}
-    try:
-        # eager: no other implementation returns attention
-        config = AutoConfig.from_pretrained(args.model_name_or_path, **source)
-        known = {classifier.__name__: classifier for classifier in CLASSIFIERS.values()}
-        name = (config.architectures or ["unknown"])[0]
-        if name not in known:
-            raise UsageError(f"{args.model_name_or_path!r} is a {name}; allowed are {', '.join(known)}")
-        # Not by AutoModel, which would open a classifier of the mean token as one of the CLS token.
-        model, report = known[name].from_pretrained(
-            args.model_name_or_path, attn_implementation="eager", output_loading_info=True, **source
-        )
-        processor = AutoImageProcessor.from_pretrained(args.model_name_or_path, **source)
-    except UsageError:
-        raise
-    except (OSError, ValueError) as error:
-        raise UsageError(f"model_name_or_path {args.model_name_or_path!r} cannot be opened: {error}") from error
+    config = AutoConfig.from_pretrained(args.model_name_or_path, **source)
+    known = {classifier.__name__: classifier for classifier in CLASSIFIERS.values()}
+    name = (config.architectures or ["unknown"])[0]
+    if name not in known:
+        raise UsageError(f"{args.model_name_or_path!r} is a {name}; allowed are {', '.join(known)}")
+    # Not by AutoModel, which would open a classifier of the mean token as one of the CLS token.
+    model, report = known[name].from_pretrained(
+        args.model_name_or_path,
+        attn_implementation="eager",  # no other implementation returns attention
+        output_loading_info=True,
+        **source,
+    )
     if report["missing_keys"]:
         raise UsageError(f"model_name_or_path {args.model_name_or_path!r} lacks {', '.join(report['missing_keys'])}")
     names = list(model.config.id2label.values())
     if args.target is not None and args.target not in names:
         raise UsageError(f"target must be one of {', '.join(names)}, got {args.target!r}")
-    transform, white = transform_of_processor(processor, model.config.image_size)
+    return model
+
+
+def _autoencoder(args: ExplainArguments) -> GLCMMAEForPreTraining:
+    where = {"revision": args.model_revision, "subfolder": "pretraining"}
+    model = GLCMMAEForPreTraining.from_pretrained(args.model_name_or_path, **where)
+    if not model.config.glcm_head_weight:
+        raise UsageError(
+            f"model_name_or_path {args.model_name_or_path!r} has no texture head, so it foretells no texture: method "
+            "surprise needs an encoder that was pretrained with a glcm_head_weight above 0"
+        )
+    return model
+
+
+def explain(args: ExplainArguments) -> list[Path]:
+    """Draw the overlays; returns their files."""
+    output = check_output(args.output_dir)
+    try:
+        model = (_autoencoder if args.method == "surprise" else _classifier)(args)
+        processor = AutoImageProcessor.from_pretrained(args.model_name_or_path, revision=args.model_revision)
+    except UsageError:
+        raise
+    except (OSError, ValueError) as error:
+        raise UsageError(f"model_name_or_path {args.model_name_or_path!r} cannot be opened: {error}") from error
+    channels, patch = model.config.num_channels, model.config.patch_size
+    # Without this, the transform is one for three channels.
+    own = {} if channels == 3 else {name: tuple(getattr(processor, name)) for name in ("image_mean", "image_std")}
+    transform, white = transform_of_processor(processor, model.config.image_size, **own)
     images = load_corpus(
         args.corpus,
         data_dir=args.data_dir,
@@ -100,28 +138,41 @@ def explain(args: ExplainArguments) -> list[Path]:
     if "white_level" in images.column_names:  # each image says its own
         white = None
     images, _ = verify_images(
-        images, num_channels=3, white_level=white, bad_images=args.bad_images, transform=transform
+        images, num_channels=channels, white_level=white, bad_images=args.bad_images, transform=transform
     )
-    items = ImagesAsEvaluated(images, transform, white_level=white)
-    patch = model.config.patch_size
+    if args.method == "surprise":
+        settings = {"patch_size": patch, "num_channels": channels, "white_level": white, "train": False}
+        items = PretrainDataset(images, transform, **settings)
+    else:
+        items = ImagesAsEvaluated(images, transform, white_level=white)
     model.eval()
     output.mkdir(parents=True, exist_ok=True)
     files = []
     for index in tqdm(range(len(items)), unit=" images"):
         pixel_values, name = items[index]["pixel_values"], images[index]["file_name"]
-        with torch.no_grad():
-            probabilities = model(pixel_values=pixel_values[None]).logits.softmax(dim=1)[0]
-        target = int(probabilities.argmax()) if args.target is None else names.index(args.target)
-        if args.method == "occlusion":
-            window = args.window or min(2 * patch, *pixel_values.shape[1:])
-            heat = occlusion_map(model, pixel_values, target, window=window, stride=args.stride or patch).numpy()
-        else:
-            heat = attention_rollout(model, pixel_values).numpy().repeat(patch, 0).repeat(patch, 1)
         mean, std = (np.array(values)[:, None, None] for values in (transform.image_mean, transform.image_std))
         shown = (pixel_values.numpy() * std + mean).clip(0, 1).transpose(1, 2, 0)
         files.append(output / f"{index:04d}_{Path(name).stem}.png")
-        _draw(files[-1], name, shown, heat, args.method, target, names, probabilities.numpy())
+        if args.method == "surprise":
+            with matplotlib.rc_context({"text.parse_math": False}):
+                figure = draw_surprise(surprise(model, pixel_values[None]), shown, f"{name}, as the model sees it")
+                figure.savefig(files[-1], dpi=100)
+        else:
+            _explain_answer(files[-1], name, shown, args, model, pixel_values)
     return files
+
+
+def _explain_answer(file: Path, name: str, shown: np.ndarray, args: ExplainArguments, model, pixel_values) -> None:
+    patch, names = model.config.patch_size, list(model.config.id2label.values())
+    with torch.no_grad():
+        probabilities = model(pixel_values=pixel_values[None]).logits.softmax(dim=1)[0]
+    target = int(probabilities.argmax()) if args.target is None else names.index(args.target)
+    if args.method == "occlusion":
+        window = args.window or min(2 * patch, *pixel_values.shape[1:])
+        heat = occlusion_map(model, pixel_values, target, window=window, stride=args.stride or patch).numpy()
+    else:
+        heat = attention_rollout(model, pixel_values).numpy().repeat(patch, 0).repeat(patch, 1)
+    _draw(file, name, shown, heat, args.method, target, names, probabilities.numpy())
 
 
 @matplotlib.rc_context({"text.parse_math": False})  # a $ in a name is a dollar

@@ -13,6 +13,7 @@ from opened_models import Model, Network
 from PIL import Image
 
 from judging.overlay import draw_overlay, occlusion_map
+from judging.surprise import CAVEAT, draw_surprise, surprise
 from modeling_glcm_mae import cooccurrence_matrix, texture_features
 
 FUNCTIONS = ("softmax", "sigmoid", "none")
@@ -147,6 +148,22 @@ def overlay(network: Network, image: Image.Image) -> tuple[Image.Image, str]:
     return _image(figure), (
         f"Red: hiding this lowers the probability of **{name}**, by {max(float(heat.max()), 0):.1f} points at most; "
         "blue: it raises it. It shows where the model is sensitive: not why, and no outline of a lesion."
+    )
+
+
+def surprise_map(network: Network, image: Image.Image) -> tuple[Image.Image, str]:
+    """Where the texture is not what the head of an autoencoder foretells from around it.
+
+    Raises:
+        ValueError: the autoencoder has no texture head.
+    """
+    pixels = network.pixels(image)
+    found = surprise(network.model, pixels)
+    figure = draw_surprise(found, network.picture(pixels[0]) / 255, "what the model sees")
+    figure.set_dpi(100)
+    return _image(figure), (
+        "Each patch was hidden under several masks; the map shows how far its co-occurrence matrices are from those "
+        f"that the model foretold from what is around it. {CAVEAT}"
     )
 
 

@@ -19,7 +19,17 @@ from pathlib import Path
 
 import gradio as gr
 import uvicorn
-from answers import FUNCTIONS, classify, draw_reconstruction, draw_texture, enlarged, overlay, rebuild, texture
+from answers import (
+    FUNCTIONS,
+    classify,
+    draw_reconstruction,
+    draw_texture,
+    enlarged,
+    overlay,
+    rebuild,
+    surprise_map,
+    texture,
+)
 from fastapi import FastAPI, Request
 from fastapi.responses import JSONResponse, RedirectResponse
 from opened_models import Model, load, opened, read
@@ -69,20 +79,27 @@ def build(first: str) -> gr.Blocks:
     def answer(name, path, *settings):
         model, image, window = opened(name, path)
         seen, probabilities, words, *others = panels(model, image, *settings)
-        visible = [gr.Column(visible=part is not None) for part in (seen, model.classifier, model.autoencoder)]
+        head = model.autoencoder if model.autoencoder and model.autoencoder.model.config.glcm_head_weight else None
+        visible = [gr.Column(visible=part is not None) for part in (seen, model.classifier, model.autoencoder, head)]
         return seen, probabilities, words, f"{model.note} {window}".strip(), *others, model.figures, *visible
 
     def answer_again(name, path, *settings):
         return gr.skip() if path is None else answer(name, path, *settings)
 
     def clear():
-        return "", *[gr.Column(visible=False)] * 4
+        return "", *[gr.Column(visible=False)] * 6
 
     def explain(name, path):
         model, image, _ = opened(name, path)
         if model.classifier is None:
             raise ValueError(f"{name} has no classifier to explain")
         return *overlay(model.classifier, image), gr.Column(visible=True)
+
+    def foretell(name, path):
+        model, image, _ = opened(name, path)
+        if model.autoencoder is None:
+            raise ValueError(f"{name} has no autoencoder that could foretell a texture")
+        return *surprise_map(model.autoencoder, image), gr.Column(visible=True)
 
     def picture(what):  # label and buttons would lie over it
         return gr.Image(label=what, alt_text=what, show_label=False, buttons=[])
@@ -122,6 +139,10 @@ def build(first: str) -> gr.Blocks:
                     down = gr.Slider(0, 100, 50, step=1, label="Patch, % from the top")
                     right = gr.Slider(0, 100, 50, step=1, label="Patch, % from the left")
                     matrices = picture("Co-occurrence matrices of the chosen patch")
+            with gr.Column(visible=False) as foretelling:
+                surprising = gr.Button("Where is the texture surprising? (slower)")
+                with gr.Column(visible=False) as foretold:
+                    surprises, caveat = picture("Surprise map"), gr.Markdown()
             table = gr.Dataframe(
                 headers=["feature", "original", "rebuilt"],
                 label="Texture features of the patch",
@@ -131,7 +152,7 @@ def build(first: str) -> gr.Blocks:
                 max_height=2000,  # all of it: no scrolling within the page
             )
         inputs = [name, path, mask_ratio, seed, down, right]
-        parts = [given, classified, reconstructed]
+        parts = [given, classified, reconstructed, foretelling]
         outputs = [seen, label, words, note, rebuilt, matrices, table, figures, *parts]
         # A new image or model: nothing of the former one may stay, whatever becomes of the new.
         hidden = {"api_visibility": "private"}
@@ -140,7 +161,7 @@ def build(first: str) -> gr.Blocks:
             (name.submit, answer, hidden),
             (path.change, answer_again, hidden),
         ):
-            cleared = change(clear, None, [note, explained, *parts], queue=False, **hidden)
+            cleared = change(clear, None, [note, explained, foretold, *parts], queue=False, **hidden)
             cleared.then(_shown_errors(reply), inputs, outputs, concurrency_limit=2, **api)
         for slider in (mask_ratio, seed, down, right):
             # Not `release`, which a keyboard does not do. While an answer is on its way, only the last position waits.
@@ -149,6 +170,13 @@ def build(first: str) -> gr.Blocks:
             )
         sensitive.click(
             _shown_errors(explain), [name, path], [heat, meaning, explained], api_name="overlay", concurrency_limit=1
+        )
+        surprising.click(
+            _shown_errors(foretell),
+            [name, path],
+            [surprises, caveat, foretold],
+            api_name="surprise",
+            concurrency_limit=1,
         )
     return page.queue(max_size=64)
 
