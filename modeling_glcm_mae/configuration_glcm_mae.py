@@ -43,6 +43,14 @@ def value_range_from_normalization(
     return [lows[channel], highs[channel]]
 
 
+# What a texture head predicts. Left out of what is written where there is no head, so that a checkpoint without one is
+# as it always was.
+HEAD_FIELDS: dict[str, Any] = {
+    "glcm_head_levels": 8,
+    "glcm_head_offsets": [[0, 1], [1, 0], [1, 1], [1, -1]],
+    "glcm_head_patches": "all",
+}
+
 # `texture` is the measured default for new work. Its glcm_weight is 10 * 16 ** 2: the loss is a mean over the
 # levels x levels cells, and 10 is the weight of the sum over them. `paper` is the published setting, kept for
 # comparison. `mse` is plain ViTMAE.
@@ -57,7 +65,9 @@ PRESETS: dict[str, dict[str, Any]] = {
         "glcm_normalize": True,
         "glcm_weight": 2560.0,
         "ssim_weight": 0.0,
-        "mse_weight": 0.1,
+        "mse_weight": 1.0,
+        "glcm_head_weight": 2.0,
+        **HEAD_FIELDS,
     },
     "paper": {
         "glcm_kernel": "sigmoid",
@@ -71,16 +81,9 @@ PRESETS: dict[str, dict[str, Any]] = {
         "glcm_weight": 1.0,
         "ssim_weight": 1.0,
         "mse_weight": 0.1,
+        "glcm_head_weight": 0.0,
     },
-    "mse": {"glcm_weight": 0.0, "ssim_weight": 0.0, "mse_weight": 1.0},
-}
-
-# No head. Left out of what is written where there is none, so that a checkpoint without one is as it always was.
-HEAD_DEFAULTS: dict[str, Any] = {
-    "glcm_head_weight": 0.0,
-    "glcm_head_levels": 8,
-    "glcm_head_offsets": [[0, 1], [1, 0], [1, 1], [1, -1]],
-    "glcm_head_patches": "all",
+    "mse": {"glcm_weight": 0.0, "ssim_weight": 0.0, "mse_weight": 1.0, "glcm_head_weight": 0.0},
 }
 
 
@@ -176,7 +179,8 @@ class GLCMMAEConfig(ViTMAEConfig):
         glcm_cumulative (`bool`): compare cumulative matrices, so that a grey value that is off by few levels costs less
             than one that is off by many. Not together with `glcm_reweight`.
         glcm_weight, ssim_weight, mse_weight, glcm_head_weight (`float`): weights of the terms, at least 0, not all 0.
-            With `glcm_head_weight=0` there is no texture head, and its fields are written only if they were changed.
+            With `glcm_head_weight=0` there is no texture head, and its fields are written only if they were changed:
+            stored fields (a config.json) without a `glcm_head_weight` mean that there is none.
         glcm_head_levels (`int`): number of grey levels that the head tells apart, over `glcm_value_range`.
         glcm_head_offsets (`[[int, int], ...]`): offsets (row, column) in pixels, each with a distribution of its own.
             Each must be shorter than the patch in both directions.
@@ -214,12 +218,12 @@ class GLCMMAEConfig(ViTMAEConfig):
     glcm_weight: float | int = validated_field(_check_weight, default=_default("glcm_weight"))
     ssim_weight: float | int = validated_field(_check_weight, default=_default("ssim_weight"))
     mse_weight: float | int = validated_field(_check_weight, default=_default("mse_weight"))
-    glcm_head_weight: float | int = validated_field(_check_weight, default=HEAD_DEFAULTS["glcm_head_weight"])
-    glcm_head_levels: int = validated_field(_check_levels, default=HEAD_DEFAULTS["glcm_head_levels"])
+    glcm_head_weight: float | int = validated_field(_check_weight, default=_default("glcm_head_weight"))
+    glcm_head_levels: int = validated_field(_check_levels, default=_default("glcm_head_levels"))
     glcm_head_offsets: list[list[int] | tuple[int, int]] | tuple[list[int] | tuple[int, int], ...] = validated_field(
-        _check_offsets, default_factory=lambda: _copy_list(HEAD_DEFAULTS["glcm_head_offsets"])
+        _check_offsets, default_factory=lambda: _default("glcm_head_offsets")
     )
-    glcm_head_patches: str = validated_field(_check_head_patches, default=HEAD_DEFAULTS["glcm_head_patches"])
+    glcm_head_patches: str = validated_field(_check_head_patches, default=_default("glcm_head_patches"))
 
     @classmethod
     def from_preset(cls, preset: str = "texture", **overrides: Any) -> "GLCMMAEConfig":
@@ -244,22 +248,28 @@ class GLCMMAEConfig(ViTMAEConfig):
         """Build from stored fields, as in transformers; overrides are checked together with them.
 
         (transformers assigns overrides later, so `norm_pix_loss=False` could not repair a checkpoint that has it True.)
+        Where no `glcm_head_weight` is stored, there is no texture head: checkpoints without one do not name it.
 
         Args:
             config_dict: the stored fields.
             **kwargs: fields that override them, and transformers' own options.
         """
         own = cls.__dataclass_fields__.keys() - PreTrainedConfig.__dataclass_fields__.keys()
-        return super().from_dict(config_dict | {name: kwargs[name] for name in own & kwargs.keys()}, **kwargs)
+        stored = {"glcm_head_weight": 0.0} | config_dict
+        return super().from_dict(stored | {name: kwargs[name] for name in own & kwargs.keys()}, **kwargs)
+
+    @classmethod
+    def from_json_file(cls, json_file: str) -> "GLCMMAEConfig":
+        """Build from a file of stored fields, as `from_dict` does."""
+        return cls.from_dict(cls._dict_from_json_file(json_file))
 
     def to_dict(self) -> dict[str, Any]:
         """All fields, as in transformers; without a texture head, those of the head only if they were changed."""
         fields = super().to_dict()
         if self.glcm_head_weight:
             return fields
-        return {
-            name: value for name, value in fields.items() if name not in HEAD_DEFAULTS or value != HEAD_DEFAULTS[name]
-        }
+        without = {"glcm_head_weight": self.glcm_head_weight} | HEAD_FIELDS
+        return {name: value for name, value in fields.items() if name not in without or value != without[name]}
 
     def validate_texture(self) -> None:
         """Check the fields against each other (run by the strict dataclass after the fields were set)."""

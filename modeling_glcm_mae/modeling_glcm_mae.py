@@ -28,7 +28,10 @@ _SSIM_PATCHES = 2**14  # at once; 48 MiB in float32 for patches of 16 x 16 x 3
 
 
 class GLCMMAEPreTrainedModel(ViTMAEPreTrainedModel):
-    """Initialisation of MAE (He et al. 2022): sin-cos positions, tokens from N(0, 0.02), Xavier-uniform layers."""
+    """Initialisation of MAE (He et al. 2022): sin-cos positions, tokens from N(0, 0.02), Xavier-uniform layers.
+
+    The pixels are predicted alike in all channels at first.
+    """
 
     config: GLCMMAEConfig
     config_class = GLCMMAEConfig
@@ -57,6 +60,11 @@ class GLCMMAEPreTrainedModel(ViTMAEPreTrainedModel):
         elif isinstance(module, ViTMAEDecoder):
             init.copy_(module.decoder_pos_embed, sin_cos_positions(grid, self.config.decoder_hidden_size))
             init.normal_(module.mask_token, std=self.config.initializer_range)
+            # Channels begin equal: those of grey images then stay together. Where their mean alone is judged by its
+            # texture, nothing but the squared error would bring them together, and it takes long over colour noise.
+            weight = module.decoder_pred.weight
+            first = weight.unflatten(0, (-1, self.config.num_channels))[:, :1]  # the channel is the fastest axis
+            init.copy_(weight, first.expand(-1, self.config.num_channels, -1).flatten(0, 1))
         else:
             super()._init_weights(module)
 

@@ -94,7 +94,11 @@ def test_card_of_a_pretraining_names_its_objective_and_no_other(preset, facts, t
     card = export(tmp_path / "export", tiny_config(preset), **facts)
     assert_tables_are_whole(card)
     row = re.search(r"\| Objective \| (.*) \|", card)[1]
-    terms = {"texture": "2560 x GLCM + 0.1 x MSE", "paper": "1 x GLCM + 1 x (1 - SSIM) + 0.1 x MSE", "mse": "1 x MSE"}
+    terms = {
+        "texture": "2560 x GLCM + 1 x MSE + 2 x KL of the texture head",
+        "paper": "1 x GLCM + 1 x (1 - SSIM) + 0.1 x MSE",
+        "mse": "1 x MSE",
+    }
     assert row == (f"preset `{preset}`: " if facts else "") + terms[preset]
     assert ("glcm" in ModelCard(card).data.tags) == (preset != "mse")
     assert ("no texture\nterm" in card) == (preset == "mse")

@@ -20,6 +20,7 @@ def test_paper_preset_is_the_published_setting():
     assert config.glcm_channel == 0
     assert config.glcm_value_range == pytest.approx([-0.485 / 0.229, 0.515 / 0.229])
     assert (config.glcm_weight, config.ssim_weight, config.mse_weight) == (1.0, 1.0, 0.1)
+    assert config.glcm_head_weight == 0
     assert config.mask_ratio == 0.75
 
 
@@ -27,12 +28,13 @@ def test_texture_preset_is_the_default():
     config = GLCMMAEConfig.from_preset("texture")
     assert config.to_dict() == GLCMMAEConfig.from_preset().to_dict() == GLCMMAEConfig().to_dict()
     assert (config.glcm_kernel, config.glcm_normalize) == ("linear", True)
-    assert config.glcm_weight > 0
+    assert config.glcm_weight > 0 and config.glcm_head_weight > 0
 
 
 def test_mse_preset_is_plain_vitmae():
     config = GLCMMAEConfig.from_preset("mse")
     assert (config.glcm_weight, config.ssim_weight, config.mse_weight) == (0.0, 0.0, 1.0)
+    assert config.glcm_head_weight == 0
 
 
 def test_fields_of_vitmae_keep_their_defaults():
@@ -136,7 +138,10 @@ def test_bad_value_is_refused_when_assigned_later(field, value, allowed):
         ({"num_channels": 0}, ["num_channels", "at least 1", "0"]),
         ({"glcm_channel": 3}, ["glcm_channel", "num_channels", "3", "mean"]),
         ({"glcm_channel": 1, "num_channels": 1}, ["glcm_channel", "num_channels", "1"]),
-        ({"glcm_weight": 0.0, "ssim_weight": 0.0, "mse_weight": 0.0}, ["glcm_weight", "ssim_weight", "mse_weight"]),
+        (
+            {"glcm_weight": 0.0, "ssim_weight": 0.0, "mse_weight": 0.0, "glcm_head_weight": 0.0},
+            ["glcm_weight", "ssim_weight", "mse_weight", "glcm_head_weight"],
+        ),
         ({"norm_pix_loss": True}, ["norm_pix_loss", "glcm_weight", "grey levels", "each patch"]),
         ({"glcm_cumulative": True, "glcm_reweight": True}, ["glcm_cumulative", "glcm_reweight"]),
         (
@@ -206,18 +211,32 @@ def test_save_and_load_keep_every_field(tmp_path):
 
 def test_defaults_are_written_too(tmp_path):
     # Otherwise a checkpoint would change its meaning with the defaults of a later release.
-    GLCMMAEConfig().save_pretrained(tmp_path)
-    stored = json.loads((tmp_path / "config.json").read_text())
     method = {
         name for name in GLCMMAEConfig.__dataclass_fields__ if name.startswith("glcm_") or name.endswith("weight")
     }
     head = {name for name in method if name.startswith("glcm_head_")}
-    assert len(method) == 17 and len(head) == 4 and method - head <= stored.keys()
-    assert not head & stored.keys(), "without a head, a checkpoint is as it was before there were heads"
-    GLCMMAEConfig(glcm_head_weight=2.0).save_pretrained(tmp_path)
-    assert method <= json.loads((tmp_path / "config.json").read_text()).keys()
-    GLCMMAEConfig(glcm_head_levels=6).save_pretrained(tmp_path)
+    GLCMMAEConfig().save_pretrained(tmp_path)
+    assert len(method) == 17 and method <= json.loads((tmp_path / "config.json").read_text()).keys()
+    for preset in ("paper", "mse"):
+        GLCMMAEConfig.from_preset(preset).save_pretrained(tmp_path)
+        stored = json.loads((tmp_path / "config.json").read_text())
+        assert len(head) == 4 and method - head <= stored.keys()
+        assert not head & stored.keys(), "without a head, a checkpoint is as it was before there were heads"
+    GLCMMAEConfig(glcm_head_weight=0.0, glcm_head_levels=6).save_pretrained(tmp_path)
     assert GLCMMAEConfig.from_pretrained(tmp_path).glcm_head_levels == 6
+
+
+def test_what_is_stored_without_a_head_has_none(tmp_path):
+    before = {"model_type": "vit_mae", "glcm_weight": 2560.0, "mse_weight": 0.1}
+    (tmp_path / "config.json").write_text(json.dumps(before))
+    for config in (
+        GLCMMAEConfig.from_pretrained(tmp_path),
+        GLCMMAEConfig.from_json_file(tmp_path / "config.json"),
+        GLCMMAEConfig.from_dict(before),
+    ):
+        assert (config.glcm_head_weight, config.mse_weight) == (0, 0.1)
+    assert GLCMMAEConfig.from_pretrained(tmp_path, glcm_head_weight=3.0).glcm_head_weight == 3
+    assert GLCMMAEConfig().glcm_head_weight > 0
 
 
 def test_a_stored_bad_value_is_refused(tmp_path):

@@ -76,7 +76,8 @@ def launch(arguments, launcher=(sys.executable,), check=True) -> subprocess.Comp
 
 def losses(output_dir: Path) -> dict[int, dict[str, float]]:
     rows = [json.loads(line) for line in (output_dir / "metrics.jsonl").read_text().splitlines()]
-    return {row["step"]: {k: row[k] for k in ("loss", "mse", "glcm") if k in row} for row in rows if "loss" in row}
+    terms = ("loss", "mse", "glcm", "glcm_head")
+    return {row["step"]: {name: row[name] for name in terms if name in row} for row in rows if "loss" in row}
 
 
 def evaluations(output_dir: Path) -> list[dict]:
@@ -130,7 +131,8 @@ def test_schedule_switches_from_mse_to_texture(run):
     for step in (1, 2, 3):
         assert steps[step]["loss"] == pytest.approx(steps[step]["mse"]) and "glcm" not in steps[step]
     for step in (4, 5, 6):
-        assert steps[step]["loss"] == pytest.approx(2560 * steps[step]["glcm"] + 0.1 * steps[step]["mse"], rel=1e-5)
+        parts = 2560 * steps[step]["glcm"] + steps[step]["mse"] + 2 * steps[step]["glcm_head"]
+        assert steps[step]["loss"] == pytest.approx(parts, rel=1e-5)
 
 
 def test_evaluation_stands_beside_trivial_predictors(run):
@@ -141,7 +143,8 @@ def test_evaluation_stands_beside_trivial_predictors(run):
         assert len(values) == 1, "fixed images and masks: trivial predictors never change"
     assert rows[0]["eval_mse_patch_mean"] < rows[0]["eval_mse_dataset_mean"]
     assert rows[-1]["eval_loss"] < rows[0]["eval_loss"]
-    assert rows[0]["eval_loss"] == pytest.approx(2560 * rows[0]["eval_glcm"] + 0.1 * rows[0]["eval_mse"], rel=1e-5)
+    parts = 2560 * rows[0]["eval_glcm"] + rows[0]["eval_mse"] + 2 * rows[0]["eval_glcm_head"]
+    assert rows[0]["eval_loss"] == pytest.approx(parts, rel=1e-5)
 
 
 def test_export_opens_in_plain_transformers(run):

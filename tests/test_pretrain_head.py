@@ -51,17 +51,17 @@ def test_a_run_logs_the_head_and_evaluates_it_beside_the_mean_of_the_images(imag
         if step <= 3:
             assert row["loss"] == pytest.approx(row["mse"]) and "glcm_head" not in row
         else:
-            parts = 2560 * row["glcm"] + 0.1 * row["mse"] + 2 * row["glcm_head"]
+            parts = 2560 * row["glcm"] + row["mse"] + 2 * row["glcm_head"]
             assert row["loss"] == pytest.approx(parts, rel=1e-5)
     evaluations = [row for row in rows if "eval_loss" in row]
     assert evaluations[-1]["eval_glcm_head"] < evaluations[0]["eval_glcm_head"]
     for suffix in ("", "_patch_mean", "_dataset_mean"):
         first = {name: evaluations[0][f"eval_{name}{suffix}"] for name in ("loss", "glcm", "mse", "glcm_head")}
-        parts = 2560 * first["glcm"] + 0.1 * first["mse"] + 2 * first["glcm_head"]
+        parts = 2560 * first["glcm"] + first["mse"] + 2 * first["glcm_head"]
         assert first["loss"] == pytest.approx(parts, rel=1e-4)
 
     card = (tmp_path / "run" / "export" / "README.md").read_text()
-    assert "0.1 x MSE + 2 x KL of the texture head" in card and "| glcm_head | " in card
+    assert "2560 x GLCM + 1 x MSE + 2 x KL of the texture head" in card and "| glcm_head | " in card
     assert "| Texture head | predicts GLCMs of 4 levels, offsets [[0, 1], [2, -1]], of all patches |" in card
     model = GLCMMAEForPreTraining.from_pretrained(tmp_path / "run" / "export" / "pretraining")
     assert model.decoder.glcm_head.out_features == 20
@@ -96,7 +96,7 @@ def test_a_head_starts_new_beside_a_checkpoint_and_that_is_said_once(tiny_fields
     assert model.decoder.glcm_head.weight.abs().sum() > 0
     assert caplog.text.count("has no texture head: it starts new") == 1 and "MISSING" not in caplog.text
     caplog.clear()
-    assert build(tmp_path).decoder.glcm_head is None
+    assert build(tmp_path, preset="mse").decoder.glcm_head is None
     assert "texture head" not in caplog.text
 
 
@@ -121,7 +121,8 @@ def test_the_head_of_a_checkpoint_is_trained_on(with_head, caplog):
 def test_the_head_of_a_checkpoint_is_left_out_only_if_asked_for(with_head, caplog):
     _, folder = with_head
     with pytest.raises(UsageError, match=r"texture head \(glcm_head_weight 3\).*give glcm_head_weight, 3 .* or 0"):
-        build(folder)
+        build(folder, preset="mse")
+    assert build(folder).config.glcm_head_weight == 2, "as the preset has it"
     caplog.set_level("INFO")
     model = build(folder, glcm_head_weight=0.0)
     assert model.decoder.glcm_head is None and model.config.glcm_head_weight == 0

@@ -16,7 +16,8 @@ rounds, with the lowest and the highest. Patches are 16x16, three quarters of an
   image, beyond inputs and libraries (MiB of resident memory on Linux, of allocated memory on CUDA). Preset `paper`.
 - levels_256_over_16: time of the loss with 256 levels over that with 16.
 - offsets_8_over_2: the same for eight offsets over two.
-- ms_per_image: milliseconds of the loss and its gradient for an image of a batch, by preset.
+- ms_per_image: milliseconds of the loss and its gradient for an image of a batch, by preset; and of the targets, loss
+  and gradient of the texture head that `texture` has beside it.
 
 Few rounds (or --tiny) only show that the script works. On a shared machine, take --threads 1: threads wait for
 each other, and short calls suffer most.
@@ -39,7 +40,8 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 from side_by_side import machine, markdown_table, ratio, seconds_side_by_side, training_steps
 
 from corpora.speckle import CLASS_SETS, speckle_image
-from modeling_glcm_mae import GLCMMAEConfig, GLCMMAEForPreTraining, glcm_loss
+from modeling_glcm_mae import GLCMMAEConfig, glcm_loss
+from modeling_glcm_mae.glcm_head import num_pairs, pair_distribution, pair_divergence
 
 PATCH_SIZE = 16
 MASKED = 0.75
@@ -94,15 +96,36 @@ def loss_call(
     return call
 
 
+def head_call(target: torch.Tensor) -> Callable[[], None]:
+    """Targets, loss and gradient of a texture head, for the setting of the preset `texture`.
+
+    The head judges visible patches too: those of `target`, over the share that is masked.
+    """
+    config = GLCMMAEConfig.from_preset("texture")
+    patches = target.repeat(2, 1, 1)[: round(len(target) / MASKED)]
+    shape = (len(patches), len(config.glcm_head_offsets), num_pairs(config.glcm_head_levels))
+    logits = torch.zeros(shape, device=target.device, requires_grad=True)
+    setting = {
+        "levels": config.glcm_head_levels,
+        "value_range": config.glcm_value_range,
+        "offsets": config.glcm_head_offsets,
+    }
+
+    def call() -> None:
+        torch.autograd.grad(pair_divergence(logits, pair_distribution(patches, **setting)).mean(), logits)
+
+    return call
+
+
 def steps_of_presets(presets: Sequence[str], options: argparse.Namespace) -> dict[str, Callable[[], torch.Tensor]]:
     """A training step of a ViT-B/16 with each preset."""
     torch.manual_seed(0)
     sizes = TINY if options.tiny else {}
-    model = GLCMMAEForPreTraining(GLCMMAEConfig.from_preset("mse", image_size=options.image_size, **sizes))
+    config = GLCMMAEConfig.from_preset("texture", image_size=options.image_size, **sizes)
     pixels = images(options.batch_size, options.image_size).expand(-1, 3, -1, -1).contiguous()
     noise = torch.rand(len(pixels), (options.image_size // PATCH_SIZE) ** 2)
     batch = {"pixel_values": pixels.to(options.device), "noise": noise.to(options.device)}
-    return training_steps(model.to(options.device), presets, batch, bf16=options.bf16)
+    return training_steps(config, presets, batch, bf16=options.bf16)
 
 
 def peak_mib(backend: str, image_size: int, device: str) -> float:
@@ -167,7 +190,7 @@ def measure(options: argparse.Namespace) -> dict[str, dict[str, Any]]:
         preset + suffix: loss_call(pred, target, backend, preset)
         for preset in ("paper", "texture")
         for suffix, backend in (("", "auto"), (", plain PyTorch", "sparse"))
-    }
+    } | {"texture head": head_call(target)}
     results["ms_per_image"] = {
         name: dict(zip(SHOWN, (1e3 / options.batch_size * f(found) for f in (median, min, max)), strict=True))
         for name, found in seconds_side_by_side(calls, **rounds).items()

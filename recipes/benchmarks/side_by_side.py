@@ -13,7 +13,7 @@ import torch
 import transformers
 from tqdm.auto import tqdm
 
-from modeling_glcm_mae import GLCMMAEForPreTraining
+from modeling_glcm_mae import GLCMMAEConfig, GLCMMAEForPreTraining
 from modeling_glcm_mae.configuration_glcm_mae import PRESETS
 
 SHORTEST = 0.2  # seconds that a time is taken over
@@ -81,26 +81,29 @@ def ratio(seconds: dict[str, list[float]], over: str, under: str) -> dict[str, f
 
 
 def training_steps(
-    model: GLCMMAEForPreTraining, presets: Sequence[str], batch: dict[str, torch.Tensor], *, bf16: bool
+    config: GLCMMAEConfig, presets: Sequence[str], batch: dict[str, torch.Tensor], *, bf16: bool
 ) -> dict[str, Callable[[], torch.Tensor]]:
-    """A training step (forward, backward, AdamW) with the objective of each preset, on one model.
+    """A training step (forward, backward, AdamW) with the objective of each preset, on one new model.
 
     Args:
-        model: its objective is exchanged from call to call.
+        config: sizes of the model; its objective, and whether it has a texture head, is exchanged from call to call.
         presets: names of presets.
-        batch: `pixel_values` `(B, C, H, W)` and `noise` `(B, N)`, on the device of the model.
+        batch: `pixel_values` `(B, C, H, W)` and `noise` `(B, N)`; the model is put on their device.
         bf16: forward under bfloat16 autocast.
 
     Returns:
         name of the preset -> a call that makes a step and returns its loss.
     """
-    model.train()
+    device = batch["pixel_values"].device
+    model = GLCMMAEForPreTraining(GLCMMAEConfig.from_dict(config.to_dict() | PRESETS["texture"])).to(device).train()
+    head = model.decoder.glcm_head
     optimizer = torch.optim.AdamW(model.parameters(), lr=1e-6, fused=True)
 
     def step(preset: str) -> torch.Tensor:
         for name, value in PRESETS[preset].items():
             setattr(model.config, name, value)
-        with torch.autocast(model.device.type, torch.bfloat16, enabled=bf16):
+        model.decoder.glcm_head = head if model.config.glcm_head_weight else None
+        with torch.autocast(device.type, torch.bfloat16, enabled=bf16):
             loss = model(batch["pixel_values"], noise=batch["noise"]).loss
         loss.backward()
         optimizer.step()

@@ -33,7 +33,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 from side_by_side import machine, markdown_table, seconds_side_by_side, training_steps
 
 from commandline import parse_args
-from modeling_glcm_mae import GLCMMAEForPreTraining
+from modeling_glcm_mae import GLCMMAEConfig
 from training.arguments import DataArguments, ModelArguments, PretrainingArguments
 from training.feeding import EpochSampler, PretrainDataset, collate
 from training.models import build_model
@@ -62,11 +62,11 @@ def loader_rates(dataset: PretrainDataset, batch_size: int, workers: int, rounds
 
 
 def step_rates(
-    model: GLCMMAEForPreTraining, batch: dict[str, torch.Tensor], options: argparse.Namespace, bf16: bool
+    config: GLCMMAEConfig, batch: dict[str, torch.Tensor], options: argparse.Namespace, bf16: bool
 ) -> dict[str, dict[str, Any]]:
     """Images per second of each preset, round by round, and the peak of memory on CUDA."""
-    device = model.device
-    steps = training_steps(model, options.presets, batch, bf16=bf16)
+    device = batch["noise"].device
+    steps = training_steps(config, options.presets, batch, bf16=bf16)
     results = {}
     for preset, step in steps.items():
         if device.type == "cuda":
@@ -111,14 +111,14 @@ def main(argv: Sequence[str] | None = None) -> None:
         torch.set_num_threads(options.threads)
     try:
         model_args, data_args, args = parse_args((ModelArguments, DataArguments, PretrainingArguments), extra)
-        model = build_model(model_args, data_args).to(args.device)
-        data = load_data(data_args, model.config, args.seed)
+        config = build_model(model_args, data_args).config
+        data = load_data(data_args, config, args.seed)
     except (ValueError, OSError, StrictDataclassError) as error:
         sys.exit(f"error: {error}")
     images = data.train.dataset
     images = images.select(range(min(options.num_images, len(images))))
     batch_size = args.per_device_train_batch_size
-    reading = {"patch_size": model.config.patch_size, "num_channels": model.config.num_channels}
+    reading = {"patch_size": config.patch_size, "num_channels": config.num_channels}
     rows = [["what", "images/s", "lowest", "highest", "peak MiB"]]
     loader = []
     for cached in (False, True):
@@ -134,7 +134,7 @@ def main(argv: Sequence[str] | None = None) -> None:
             rows.append([name, f"{median(rates):.4g}", f"{min(rates):.4g}", f"{max(rates):.4g}", ""])
     batch = collate([dataset[index % len(dataset)] for index in range(batch_size)])
     batch = {name: batch[name].to(args.device) for name in ("pixel_values", "noise")}
-    steps = step_rates(model, batch, options, args.bf16)
+    steps = step_rates(config, batch, options, args.bf16)
     for preset, found in steps.items():
         rates, peak = found["images_per_second"], found.get("peak_mib")
         rows.append(
@@ -148,7 +148,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     if options.json:
         settings = {
             "corpus": Path(data_args.corpus).name,
-            "model": model.config.to_dict(),
+            "model": config.to_dict(),
             "batch_size": batch_size,
             "bf16": args.bf16,
             "num_images": len(images),
