@@ -147,6 +147,13 @@ def test_evaluation_stands_beside_trivial_predictors(run):
     assert rows[0]["eval_loss"] == pytest.approx(parts, rel=1e-5)
 
 
+def test_another_data_set_is_held_against_its_own_trivial_predictors(images, tmp_path):
+    trainer = prepared(images, tmp_path / "run", num_pictures=0).trainer
+    first, second = trainer.evaluate(), trainer.evaluate(trainer.train_dataset)
+    assert first["eval_mse_dataset_mean"] != second["eval_mse_dataset_mean"]
+    assert trainer.evaluate()["eval_mse_dataset_mean"] == first["eval_mse_dataset_mean"]
+
+
 def test_export_opens_in_plain_transformers(run):
     export = run / "export"
     encoder, report = AutoModel.from_pretrained(export, output_loading_info=True)

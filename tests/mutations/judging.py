@@ -177,4 +177,40 @@ MUTATIONS = [
         "parts = [slice(None)] if True else",
         "tests/test_metrics.py::test_two_folds_that_tell_all_images_apart_have_an_auroc_of_1",
     ),
+    Mutation(
+        "recipes/judging/surprise.py",
+        "stretch = torch.arange(hidden) + index * num_patches // count",
+        "stretch = torch.arange(hidden)",
+        "tests/test_surprise.py::test_every_patch_is_hidden_about_equally_often[8-0.6-15]",
+    ),
+    Mutation(
+        "recipes/judging/surprise.py",
+        "count = max(num_masks, math.ceil(num_patches / hidden))",
+        "count = num_masks",
+        "tests/test_surprise.py::test_every_patch_is_hidden_about_equally_often[1-0.6-15]",
+    ),
+    Mutation(
+        "recipes/judging/surprise.py",
+        "divergence += row * pair_divergence(logits, true)",
+        "divergence += pair_divergence(logits, true)",
+        "tests/test_surprise.py::test_surprise_against_a_plain_calculation",
+    ),
+    Mutation(
+        "recipes/judging/surprise.py",
+        "predicted += row[:, None, None] * logits.softmax(-1)",
+        "predicted += logits.softmax(-1)",
+        "tests/test_surprise.py::test_surprise_against_a_plain_calculation",
+    ),
+    Mutation(
+        "recipes/judging/surprise.py",
+        "row, column = divmod(patch, self.divergence.shape[2])",
+        "column, row = divmod(patch, self.divergence.shape[2])",
+        "tests/test_surprise.py::test_surprise_against_a_plain_calculation",
+    ),
+    Mutation(
+        "recipes/judging/pictures.py",
+        "columns = COLUMNS + (OF_HEAD if surprise is not None else ())",
+        "columns = COLUMNS",
+        "tests/test_surprise.py::test_pictures_get_three_columns_of_the_head",
+    ),
 ]

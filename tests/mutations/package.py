@@ -409,4 +409,28 @@ MUTATIONS = [
         "distance = (both[0] - both[1]).square().sum((-2, -1))",
         "tests/test_texture.py::test_fidelity_by_hand",
     ),
+    Mutation(
+        "modeling_glcm_mae/configuration_glcm_mae.py",
+        'stored = {"glcm_head_weight": 0.0} | config_dict',
+        "stored = config_dict",
+        "tests/test_config.py::test_what_is_stored_without_a_head_has_none",
+    ),
+    Mutation(
+        "modeling_glcm_mae/configuration_glcm_mae.py",
+        "return cls.from_dict(cls._dict_from_json_file(json_file))",
+        "return cls(**cls._dict_from_json_file(json_file))",
+        "tests/test_config.py::test_what_is_stored_without_a_head_has_none",
+    ),
+    Mutation(
+        "modeling_glcm_mae/modeling_glcm_mae.py",
+        "init.copy_(weight, first.expand(-1, self.config.num_channels, -1).flatten(0, 1))",
+        "pass",
+        "tests/test_model.py::test_channels_begin_equal_and_those_of_a_checkpoint_stay[mse]",
+    ),
+    Mutation(
+        "modeling_glcm_mae/modeling_glcm_mae.py",
+        "init.copy_(weight, first.expand(-1, self.config.num_channels, -1).flatten(0, 1))",
+        "weight.copy_(first.expand(-1, self.config.num_channels, -1).flatten(0, 1))",
+        "tests/test_model.py::test_channels_begin_equal_and_those_of_a_checkpoint_stay[mse]",
+    ),
 ]

@@ -474,4 +474,10 @@ MUTATIONS = [
         "return EpochSampler(len(self.train_dataset), self.effective_batch_size, 0)",
         "tests/test_finetune.py::test_seed_decides_the_order_of_the_images",
     ),
+    Mutation(
+        "recipes/training/trainers.py",
+        "if dataloader.dataset is not self._judged:",
+        "if self._judged is None:",
+        "tests/test_pretrain.py::test_another_data_set_is_held_against_its_own_trivial_predictors",
+    ),
 ]
