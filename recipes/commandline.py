@@ -144,3 +144,19 @@ def check_repo_id(repo_id: str | None, name: str = "repo_id") -> str:
     if "/" not in repo_id:
         raise UsageError(f"{name} must be OWNER/NAME, got {repo_id!r}")
     return repo_id
+
+
+def check_model_name(name_or_path: str | None) -> None:
+    """See that a model can be meant by it, so that a mistyped folder is called one.
+
+    Raises:
+        UsageError: it is no folder here, and the Hub allows no such id.
+    """
+    if name_or_path is None or Path(name_or_path).is_dir():
+        return
+    try:
+        validate_repo_id(name_or_path)
+    except HFValidationError as error:
+        raise UsageError(
+            f"model_name_or_path {name_or_path!r} is neither a folder here nor an id on the Hub (OWNER/NAME)"
+        ) from error

@@ -31,7 +31,7 @@ from sklearn.preprocessing import StandardScaler
 from tqdm.auto import tqdm
 from transformers import AutoImageProcessor
 
-from commandline import UsageError, run_main
+from commandline import UsageError, check_model_name, run_main
 from corpora.load import load_corpus
 from images.check import verify_images, white_level_of
 from images.decode import decode_image
@@ -93,6 +93,7 @@ class EmbedArguments:
                 f"model_name_or_path is needed for the features cls and mean, and only there; got features "
                 f"{self.features} and model_name_or_path {self.model_name_or_path}"
             )
+        check_model_name(self.model_name_or_path)
         if self.plot not in PLOTS:
             raise UsageError(f"plot must be one of {', '.join(PLOTS)}, got {self.plot!r}")
         if self.batch_size < 1:

@@ -24,7 +24,7 @@ from matplotlib.figure import Figure
 from tqdm.auto import tqdm
 from transformers import AutoConfig, AutoImageProcessor, ViTForImageClassification
 
-from commandline import UsageError, option, run_main
+from commandline import UsageError, check_model_name, option, run_main
 from corpora.load import load_corpus
 from corpora.table import NONE
 from images.check import verify_images
@@ -62,11 +62,12 @@ class ExplainArguments:
     target: str | None = option(None, "Class to explain, for occlusion; the answer if left out.")
     window: int | None = option(None, "Side of the occluding window in pixels; two patches if left out.")
     stride: int | None = option(None, "Step of the window in pixels; one patch if left out.")
-    max_images: int = option(16, "Images to draw, from the first.")
+    max_images: int = option(16, "Images to draw; of more, some that are evenly spread.")
 
     def __post_init__(self):
         if self.model_name_or_path is None:
             raise UsageError("model_name_or_path is needed: an export of finetune.py, for surprise one of pretrain.py")
+        check_model_name(self.model_name_or_path)
         if self.method not in METHODS:
             raise UsageError(f"method must be one of {', '.join(METHODS)}, got {self.method!r}")
         if self.max_images < 1:
@@ -133,8 +134,8 @@ def explain(args: ExplainArguments) -> list[Path]:
         group_column=NONE,
     )
     if len(images) > args.max_images:
-        logger.info("%d of %d images (--max_images)", args.max_images, len(images))
-        images = images.select(range(args.max_images))
+        logger.info("%d of %d images, evenly spread (--max_images)", args.max_images, len(images))
+        images = images.select([index * len(images) // args.max_images for index in range(args.max_images)])
     if "white_level" in images.column_names:  # each image says its own
         white = None
     images, _ = verify_images(

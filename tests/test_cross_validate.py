@@ -98,7 +98,9 @@ def pretended(monkeypatch) -> list[dict]:
     """Fine-tunings that are over at once, with answers by chance; what they were given."""
     started = []
 
-    def answer(command, stdout, stderr, env):
+    def answer(command, stdout=None, stderr=None, env=None, **_):
+        if "--dry_run" in command:
+            return subprocess.CompletedProcess(command, 0)
         given = {name: value for name, value in zip(command, command[1:], strict=False) if name.startswith("--")}
         started.append(given | {"gpu": env.get("CUDA_VISIBLE_DEVICES")})
         parts, names = load_prepared(given["--corpus"], None, given["--fold"])
@@ -187,6 +189,37 @@ def test_folds_of_a_corpus_that_was_prepared_anew_are_not_mixed(corpus, tmp_path
     )
     with pytest.raises(SystemExit, match="another .*splits_sha256"):
         cross_validate.main(given)
+
+
+def test_a_mistake_in_the_fine_tuning_is_known_before_the_pretraining(corpus, tmp_path):
+    pretraining = write(tmp_path / "pretrain.yaml", TINY_PRETRAINING.encode())
+    given = ["--corpus", str(corpus), "--output_dir", str(tmp_path / "out"), "--pretrain_config", str(pretraining)]
+    wrong = [*given, "--finetune_options", "metric_for_best_model=eval_best", "use_cpu=true"]
+    with pytest.raises(SystemExit, match="would fail after the pretraining: metric_for_best_model must be one of"):
+        cross_validate.main(wrong)
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_fold_that_failed_stops_the_others_and_its_settings_can_be_corrected(
+    corpus, tmp_path, pretended, monkeypatch
+):
+    pretend, failed = cross_validation.subprocess.run, []
+
+    def fail(command, stdout=None, **given):
+        failed.append(command)
+        stdout.write("error: no\n")
+        return subprocess.CompletedProcess(command, 1)
+
+    given = ["--corpus", str(corpus), "--output_dir", str(tmp_path / "out")]
+    monkeypatch.setattr(cross_validation.subprocess, "run", fail)
+    with pytest.raises(SystemExit, match="finetune.py failed in .*fold_0.*: no"):
+        cross_validate.main([*given, "--finetune_options", "num_train_epochs=1"])
+    assert len(failed) == 1
+    monkeypatch.setattr(cross_validation.subprocess, "run", pretend)
+    cross_validate.main([*given, "--finetune_options", "num_train_epochs=2"])
+    assert len(pretended) == 3
+    with pytest.raises(SystemExit, match="holds folds that were run with another finetune_options"):
+        cross_validate.main([*given, "--finetune_options", "num_train_epochs=3"])
 
 
 def test_a_fold_that_still_runs_is_not_started_twice(corpus, tmp_path, pretended):

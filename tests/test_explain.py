@@ -84,15 +84,15 @@ def test_the_script_draws_an_overlay_an_image(model, tmp_path, caplog):
     caplog.set_level("INFO")
     model.save_pretrained(tmp_path / "model")
     ImageTransform(32, resize="squash").processor().save_pretrained(tmp_path / "model")
-    for index in range(3):
+    for index in range(4):
         write(tmp_path / "images" / f"{index}.png", encode(grey(seed=index)))
     for method in ("occlusion", "rollout"):
         options = {"model_name_or_path": "model", "corpus": "images", "output_dir": method}
         given = [text for name, value in options.items() for text in (f"--{name}", str(tmp_path / value))]
         explain.main([*given, "--method", method, "--max_images", "2"])
         pictures = sorted((tmp_path / method).glob("*.png"))
-        assert [path.name for path in pictures] == ["0000_0.png", "0001_1.png"]
+        assert [path.name for path in pictures] == ["0000_0.png", "0001_2.png"]
         assert np.asarray(Image.open(pictures[0])).std() > 0
-    assert caplog.messages.count("2 of 3 images (--max_images)") == 2
+    assert caplog.messages.count("2 of 4 images, evenly spread (--max_images)") == 2
     with pytest.raises(SystemExit, match="target must be one of a, b"):
         explain.main([*given, "--target", "c"])

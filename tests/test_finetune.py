@@ -577,6 +577,7 @@ def test_a_metric_that_the_validation_part_cannot_give_is_named_and_means_are_ca
         (["--positive_classes", "mars"], "allowed are coarse, fine"),
         (["--model_name_or_path", "nowhere/at-all-x"], "cannot be opened"),
         (["--corpus", "speckle"], "prepare_corpus.py"),
+        (["--model_name_or_path", "no/such/folder"], "'no/such/folder' is neither a folder here nor an id on the Hub"),
     ],
 )
 def test_mistakes_are_one_clear_line(corpus, tmp_path, options, message, monkeypatch):
@@ -585,6 +586,16 @@ def test_mistakes_are_one_clear_line(corpus, tmp_path, options, message, monkeyp
         run(corpus, tmp_path / "out", *options)
     assert str(stopped.value).startswith("error: ") and message in str(stopped.value)
     assert not (tmp_path / "out").exists()
+
+
+def test_of_two_classes_a_macro_mean_means_the_figure_and_a_dry_run_writes_nothing(corpus, exported, tmp_path, capsys):
+    given = ["--model_name_or_path", str(exported), "--metric_for_best_model", "eval_macro_auroc"]
+    run(corpus, tmp_path / "out", *given, "--dry_run", "true")
+    assert "nothing wrong found" in capsys.readouterr().out and not (tmp_path / "out").exists()
+    kinds = (ClassifierArguments, LabelledDataArguments, FinetuningArguments)
+    arguments = [f"--{name}={value}" for name, value in FAST.items()]
+    arguments += [*given, "--corpus", str(corpus), "--output_dir", str(tmp_path / "out")]
+    assert finetuning.FineTuning(*parse_args(kinds, arguments)).args.metric_for_best_model == "eval_auroc"
 
 
 @pytest.mark.parametrize(

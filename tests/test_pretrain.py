@@ -147,6 +147,19 @@ def test_evaluation_stands_beside_trivial_predictors(run):
     assert rows[0]["eval_loss"] == pytest.approx(parts, rel=1e-5)
 
 
+def test_a_dry_run_checks_and_leaves_everything_as_it_was(images, run, tmp_path, capsys):
+    import pretrain
+
+    before = {path: path.stat().st_mtime_ns for path in run.rglob("*")}
+    given = TINY | {"corpus": images, "dry_run": True}
+    pretrain.main(options(**given, output_dir=run, overwrite_output_dir=True))
+    assert {path: path.stat().st_mtime_ns for path in run.rglob("*")} == before
+    pretrain.main(options(**given, output_dir=tmp_path / "new"))
+    assert capsys.readouterr().out.count("nothing wrong found") == 2 and not (tmp_path / "new").exists()
+    with pytest.raises(SystemExit, match="48 training images are fewer than one batch of 64"):
+        pretrain.main(options(**given | {"per_device_train_batch_size": 64}, output_dir=tmp_path / "new"))
+
+
 def test_another_data_set_is_held_against_its_own_trivial_predictors(images, tmp_path):
     trainer = prepared(images, tmp_path / "run", num_pictures=0).trainer
     first, second = trainer.evaluate(), trainer.evaluate(trainer.train_dataset)
@@ -271,6 +284,8 @@ def test_loss_that_is_not_finite_stops_with_the_files(images, tmp_path):
         ({"glcm_kernel": "hard"}, r"glcm_kernel hard has no gradient.*allowed are linear and sigmoid"),
         ({"mse_epochs": 7}, r"mse_epochs must be .* at most num_train_epochs \(2.*got 7"),
         ({"corpus": "EMPTY"}, r"EMPTY.*no image"),
+        ({"corpus": None}, r"corpus is needed: a folder of images"),
+        ({"model_name_or_path": "no/such/folder"}, r"model_name_or_path 'no/such/folder' is neither a folder here nor"),
         ({"resize": "none"}, r"40 x 48 pixels .* only 32 x 32 is allowed"),
         ({"mask_ration": 0.5}, r"unknown option or value: --mask_ration=0.5"),
         ({"model_name_or_path": "BERT"}, r"model_type is 'bert', allowed is 'vit_mae'"),
@@ -301,13 +316,13 @@ def test_mistake_gives_one_clear_message(arguments, message, images, run, tmp_pa
         arguments = {"corpus": tmp_path / "EMPTY"}
     if arguments.get("model_name_or_path") == "RUN":
         arguments = arguments | {"model_name_or_path": run / "export", "model_subfolder": "pretraining"}
-    elif "model_name_or_path" in arguments:
+    elif arguments.get("model_name_or_path") == "BERT":
         (tmp_path / "BERT").mkdir()
         (tmp_path / "BERT" / "config.json").write_text('{"model_type": "bert"}')
         arguments = {"model_name_or_path": tmp_path / "BERT"}
     given = TINY | {"corpus": images, "output_dir": tmp_path / "run"} | arguments
     with pytest.raises(SystemExit) as stopped:
-        pretrain.main(options(**given))
+        pretrain.main(options(**{name: value for name, value in given.items() if value is not None}))
     assert str(stopped.value.code).startswith("error: ")
     assert re.search(message, str(stopped.value.code)), stopped.value.code
 
@@ -635,12 +650,14 @@ def _tiny_checkpoint(folder: Path, **changes) -> ViTMAEForPreTraining:
 
 def test_start_from_a_stock_checkpoint_keeps_every_weight(tmp_path):
     stock = _tiny_checkpoint(tmp_path)
-    model = build_model(ModelArguments(model_name_or_path=str(tmp_path), preset="paper"), DataArguments())
+    model = build_model(
+        ModelArguments(model_name_or_path=str(tmp_path), preset="paper"), DataArguments(corpus="speckle")
+    )
     assert model.config.glcm_levels == 256 and model.config.mask_ratio == 0.5
     for name, weight in stock.state_dict().items():
         assert torch.equal(model.state_dict()[name], weight), name
     with pytest.raises(UsageError, match=r"image_size must be that of the checkpoint \(32\), got 64"):
-        build_model(ModelArguments(model_name_or_path=str(tmp_path), image_size="64"), DataArguments())
+        build_model(ModelArguments(model_name_or_path=str(tmp_path), image_size="64"), DataArguments(corpus="speckle"))
 
 
 def test_grey_range_follows_the_normalisation(tmp_path):

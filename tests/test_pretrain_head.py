@@ -79,7 +79,7 @@ def test_a_run_logs_the_head_and_evaluates_it_beside_the_mean_of_the_images(imag
 
 
 def build(source, **given):
-    return build_model(ModelArguments(model_name_or_path=str(source), **given), DataArguments())
+    return build_model(ModelArguments(model_name_or_path=str(source), **given), DataArguments(corpus="speckle"))
 
 
 @pytest.fixture

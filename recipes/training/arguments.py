@@ -9,7 +9,7 @@ from transformers import TrainingArguments
 from transformers.image_utils import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
 from transformers.trainer_utils import IntervalStrategy
 
-from commandline import UsageError, option
+from commandline import UsageError, check_model_name, option
 from modeling_glcm_mae import GLCMMAEConfig
 from training.frozen import FROZEN_MODES
 
@@ -77,6 +77,9 @@ class ModelArguments:
     glcm_head_offsets: str | None = option(None, "Offsets of the texture head's pixel pairs: [[dy, dx], ...].")
     glcm_head_patches: str | None = option(None, "Patches that the texture head is judged on: all or masked.")
 
+    def __post_init__(self):
+        check_model_name(self.model_name_or_path)
+
     def config_overrides(self) -> dict[str, Any]:
         """The fields of `GLCMMAEConfig` that were given, in its types.
 
@@ -106,8 +109,8 @@ class ModelArguments:
 class ImageArguments:
     """Which images, and how they become tensors."""
 
-    corpus: str = option(
-        "speckle", "speckle (generated), busi, pneumonia, covid_ct, gbcu, a folder of images or Parquet, or a Hub id."
+    corpus: str | None = option(
+        None, "speckle (generated), busi, pneumonia, covid_ct, gbcu, a folder of images or Parquet, or a Hub id."
     )
     bad_images: str = option("error", "error: stop at an unreadable file; skip: leave it out, named and counted.")
     white_level: float | None = option(None, "Grey value of white; 255 for 8-bit files and 65535 for 16-bit ones.")
@@ -121,6 +124,10 @@ class ImageArguments:
     vertical_flip: bool = option(False, "Mirror every second image top-bottom.")
     image_mean: list[float] | None = option(None, "Mean of each channel in 0..1. Left out: ImageNet's.")
     image_std: list[float] | None = option(None, "Standard deviation of each channel. Left out: ImageNet's.")
+
+    def __post_init__(self):
+        if self.corpus is None:
+            raise UsageError("corpus is needed: a folder of images, a name that --help lists, or a data set on the Hub")
 
     def normalization(self, num_channels: int) -> tuple[list[float], list[float]]:
         """Mean and standard deviation of each channel; for other than three channels the average of ImageNet's."""
@@ -165,6 +172,7 @@ class PretrainingArguments(TrainingArguments):
 
     output_dir: str | None = option("runs/pretrain", "Receives everything that the run writes.")
     overwrite_output_dir: bool = option(False, "Delete what an earlier run left in output_dir.")
+    dry_run: bool = option(False, "Find what is wrong with settings and images, then stop: nothing is written.")
     base_learning_rate: float = option(1.5e-4, "Rate at 256 images per update; scaled by images per update / 256.")
     learning_rate: float | None = option(None, "Learning rate as it is, instead of base_learning_rate.")
     mse_epochs: float = option(
@@ -253,6 +261,7 @@ class ClassifierArguments:
     intermediate_size: int | None = option(None, "Width of the MLPs, without a checkpoint.")
 
     def __post_init__(self):
+        check_model_name(self.model_name_or_path)
         for name, allowed in (("mode", MODES), ("pooling", POOLINGS)):
             if getattr(self, name) not in allowed:
                 raise UsageError(f"{name} must be one of {', '.join(allowed)}, got {getattr(self, name)!r}")
@@ -301,6 +310,7 @@ class LabelledDataArguments(ImageArguments):
     horizontal_flip: bool = option(True, "Mirror every second image left-right.")
 
     def __post_init__(self):
+        super().__post_init__()
         if self.class_weights not in ("none", "balanced"):
             raise UsageError(f"class_weights must be none or balanced, got {self.class_weights!r}")
         if not 0 <= self.randaugment <= 30:
@@ -321,6 +331,7 @@ class FinetuningArguments(TrainingArguments):
 
     output_dir: str | None = option("runs/finetune", "Receives everything that the run writes.")
     overwrite_output_dir: bool = option(False, "Delete what an earlier run left in output_dir.")
+    dry_run: bool = option(False, "Find what is wrong with settings and images, then stop: nothing is written.")
     base_learning_rate: float = option(1e-3, "Rate at 256 images per update; scaled by images per update / 256.")
     learning_rate: float | None = option(None, "Learning rate as it is, instead of base_learning_rate.")
     layer_decay: float = option(0.75, "Factor of the learning rate from one layer to the one below it.")

@@ -103,20 +103,43 @@ def run_fold(args: CrossValidationArguments, fold: str, environment: dict[str, s
         UsageError: a step failed; with its last words, and the log that holds the rest.
     """
     folder = Path(args.output_dir) / f"fold_{fold}"
-    common = ["--corpus", args.corpus, "--fold", fold]
-    if args.splits_file:
-        common += ["--splits_file", args.splits_file]
     encoder = args.checkpoint and args.checkpoint.replace("{fold}", fold)
     if args.pretrain_config is not None:
-        config = ["--config", args.pretrain_config]
-        _run("pretrain", folder / "pretrain", [*config, *common, *_options(args.pretrain_options)], environment)
+        given = ["--config", args.pretrain_config, *_of_fold(args, fold), *_options(args.pretrain_options)]
+        _run("pretrain", folder / "pretrain", given, environment)
         encoder = str(folder / "pretrain" / "export")
-    given = ["--config", args.finetune_config] if args.finetune_config else []
-    given += [*common, *(["--model_name_or_path", encoder] if encoder else []), *_options(args.finetune_options)]
-    if args.positive_classes:
-        given += ["--positive_classes", *args.positive_classes]
+    given = _finetune_options(args, fold) + (["--model_name_or_path", encoder] if encoder else [])
     _run("finetune", folder / "finetune", given, environment)
     return folder / "finetune"
+
+
+def _of_fold(args: CrossValidationArguments, fold: str) -> list[str]:
+    splits = ["--splits_file", args.splits_file] if args.splits_file else []
+    return ["--corpus", args.corpus, "--fold", fold, *splits]
+
+
+def _finetune_options(args: CrossValidationArguments, fold: str) -> list[str]:
+    config = ["--config", args.finetune_config] if args.finetune_config else []
+    positive = ["--positive_classes", *args.positive_classes] if args.positive_classes else []
+    return [*config, *_of_fold(args, fold), *_options(args.finetune_options), *positive]
+
+
+def _rehearse_fine_tuning(args: CrossValidationArguments, fold: str) -> None:
+    """See that the fine-tuning can begin, from random weights, before a pretraining is spent on it.
+
+    Raises:
+        UsageError: what finetune.py says.
+    """
+    folder = Path(args.output_dir) / f"fold_{fold}"
+    if args.pretrain_config is None or whole_checkpoints(folder / "pretrain") or (folder / "finetune").exists():
+        return
+    command = [sys.executable, str(RECIPES / "finetune.py"), *_finetune_options(args, fold)]
+    command += ["--output_dir", str(folder / "finetune"), "--dry_run", "true", "--push_to_hub", "false"]
+    logger.info("checking the settings of the fine-tuning")
+    done = subprocess.run(command, capture_output=True, text=True)
+    if done.returncode:
+        last = [line for line in done.stderr.splitlines() if line.strip()][-1]
+        raise UsageError(f"finetune.py would fail after the pretraining: {last.removeprefix('error: ')}")
 
 
 def _options(entries: list[str] | None) -> list[str]:
@@ -176,6 +199,7 @@ def cross_validate(args: CrossValidationArguments) -> Path:
     labelled = (zip(part["file_name"], part["label"], strict=True) for part in parts.values())
     settings["labels_sha256"] = sha256_of_lines(sorted(f"{name} {label}" for part in labelled for name, label in part))
     settings["splits_sha256"] = hashlib.sha256(splits_file.read_bytes()).hexdigest()
+    _rehearse_fine_tuning(args, folds[0])
     _keep_settings(settings, output)
     devices: Queue[str] = Queue()
     num_gpus = torch.cuda.device_count()
@@ -194,7 +218,12 @@ def cross_validate(args: CrossValidationArguments) -> Path:
             devices.put(device)
 
     with ThreadPoolExecutor(args.jobs) as pool:
-        done = list(tqdm(pool.map(one, folds), total=len(folds), desc="folds"))
+        running = [pool.submit(one, fold) for fold in folds]
+        try:
+            done = [fold.result() for fold in tqdm(running, desc="folds")]
+        except BaseException:
+            pool.shutdown(wait=False, cancel_futures=True)  # what fails in one fold would fail in the next
+            raise
     table = pd.concat([pd.read_parquet(folder / "predictions.parquet") for folder in done], ignore_index=True)
     twice = table["file_name"].duplicated()
     if twice.any():
@@ -228,7 +257,8 @@ def _keep_settings(settings: dict[str, Any], output: Path) -> None:
     if stored_file.exists():
         stored = yaml.safe_load(stored_file.read_text())
         changed = [name for name, value in settings.items() if stored.get(name) != value and name != "folds"]
-        if changed:
+        steps = list(output.glob("fold_*/*/"))
+        if changed and any(whole_checkpoints(step) or (step / "all_results.json").exists() for step in steps):
             raise UsageError(
                 f"output_dir {output} holds folds that were run with another {', '.join(changed)}: take another one"
             )

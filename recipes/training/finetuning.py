@@ -134,9 +134,10 @@ class FineTuning(Run):
         uniform = np.full((len(validation), len(self.class_names)), 1 / len(self.class_names))
         figures = {"loss": 0.0, **self._figures_of(uniform, validation)}
         chosen = args.metric_for_best_model.removeprefix("eval_")
-        if f"macro_{chosen}" in figures:
-            chosen = f"macro_{chosen}"
-            args.metric_for_best_model = f"eval_{chosen}"
+        # Of two classes there is no macro mean, of more nothing else: both names mean what there is.
+        for name in (f"macro_{chosen}", chosen.removeprefix("macro_")):
+            if name in figures:
+                chosen, args.metric_for_best_model = name, f"eval_{name}"
         if chosen not in figures:
             raise UsageError(
                 f"metric_for_best_model must be one of {', '.join(figures)}, got {args.metric_for_best_model!r}"

@@ -24,7 +24,7 @@ MAY_CHANGE: dict[str, frozenset[str]] = {
     "derived": frozenset({"world_size", "skipped_images"}),
     "training": frozenset(
         {
-            *("output_dir", "overwrite_output_dir", "resume_from_checkpoint"),
+            *("output_dir", "overwrite_output_dir", "resume_from_checkpoint", "dry_run"),
             # judged by what follows from them: learning_rate, effective_batch_size, mixed_precision
             *("base_learning_rate", "per_device_train_batch_size", "gradient_accumulation_steps", "train_batch_size"),
             *("bf16", "fp16"),

@@ -4,7 +4,7 @@ import json
 import logging
 import math
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -234,8 +234,20 @@ def run_training(
     run: type[Run], argument_classes: Sequence[type], argv: Sequence[str] | None, description: str | None
 ) -> None:
     """Parse the command line, check everything, and train; see `run_main` for what becomes of a mistake."""
+
+    def check(*arguments: Any) -> Callable[[], None] | None:
+        output_dir = Path(arguments[-1].output_dir).expanduser()
+        made = [folder for folder in (output_dir, *output_dir.parents) if not folder.exists()]
+        checked = run(*arguments)
+        if not checked.args.dry_run:
+            return checked.train
+        for folder in filter(Path.exists, made):  # by Trainer
+            folder.rmdir()
+        print(f"nothing wrong found; output_dir {output_dir} is as it was")
+        return None
+
     run_main(
-        lambda *arguments: run(*arguments).train,
+        check,
         *(argument_classes, argv, description),
         mistakes=(FloatingPointError, BadImageError, UsageError),
     )
