@@ -157,7 +157,7 @@ def test_texture_learning_holds_out_whole_groups_and_trains_on_the_rest(learning
 
 
 def results_of(right: str, groups: list[str]) -> dict:
-    return {"corpora": {"ct": {"right": {"mean": right}, "groups": groups}}}
+    return {"corpora": {"ct": {"right": {"mean": right}, "groups": " ".join(groups)}}}
 
 
 def test_differences_are_points_with_the_spread_of_seeds_and_groups(learning):
@@ -226,7 +226,7 @@ def test_texture_learning_of_corpora(learn, tmp_path):
         for found in run["results"]["corpora"].values():
             for probe in found["probe"]["10"].values():
                 assert probe["accuracy"] > 0.9, "classes that a glance tells apart"
-            assert {len(right) for right in found["right"].values()} == {len(found["groups"])} == {10}
+            assert {len(right) for right in found["right"].values()} == {len(found["groups"].split())} == {10}
     untrained, trained = (runs[i]["results"]["corpora"]["prepared_0"]["gradient_energy_ratio"] for i in (0, 2))
     assert untrained > trained > 0, "the noise of an untrained decoder goes first"
     trivial = [runs[2]["results"]["corpora"][name]["mse_dataset_mean"] for name in ("prepared_0", "prepared_100")]

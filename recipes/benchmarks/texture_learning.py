@@ -213,8 +213,8 @@ def measure(row: str, run: Pretraining, parts: Divided, labels: Sequence[int | s
     Returns:
         `minutes` of training, and `corpora`: name -> `probe`, number of labels -> what is read -> accuracy, mean and
         standard deviation over draws of the labelled images; with all labels, `right`: what is read -> a 0 or 1 for
-        each test image, and their `groups`; for encoders also `glcm_l1`, `mse`, the same of two predictors that learned
-        nothing (`_patch_mean`, `_dataset_mean`), and `gradient_energy_ratio`.
+        each test image, and the numbers of their `groups`; for encoders also `glcm_l1`, `mse`, the same of two
+        predictors that learned nothing (`_patch_mean`, `_dataset_mean`), and `gradient_energy_ratio`.
     """
     started = time.monotonic()
     if row not in (UNTRAINED, CLASSICAL):
@@ -287,7 +287,7 @@ def _probes(
     return {
         "probe": probe,
         "right": {name: "".join(str(int(answer)) for answer in answers) for name, answers in right.items()},
-        "groups": test_groups,
+        "groups": " ".join(str(number) for number in np.unique(test_groups, return_inverse=True)[1]),
     }
 
 
@@ -389,7 +389,7 @@ def differences(
     for result, other in zip(results, baseline, strict=True):
         for name in names:
             ours, theirs = (np.array(list(found["corpora"][name]["right"][readout]), int) for found in (result, other))
-            _, group = np.unique(result["corpora"][name]["groups"], return_inverse=True)
+            group = np.array(result["corpora"][name]["groups"].split(), int)
             sums[name].append((np.bincount(group, ours - theirs), np.bincount(group)))
     random, draws = np.random.default_rng(0), []
     for _ in range(NUM_RESAMPLES):

@@ -47,14 +47,14 @@ MUTATIONS = [
     ),
     Mutation(
         "recipes/training/cross_validation.py",
-        "*common, *_options(args.pretrain_options)]",
+        "*_of_fold(args, fold), *_options(args.pretrain_options)]",
         '"--corpus", args.corpus, *_options(args.pretrain_options)]',
         "tests/test_cross_validate.py::test_the_command_line_of_cross_validate",
     ),
     Mutation(
         "recipes/training/cross_validation.py",
-        "*_options(args.finetune_options)]\n",
-        "]\n",
+        "*_options(args.finetune_options), *positive]\n",
+        "*positive]\n",
         "tests/test_cross_validate.py::test_the_command_line_of_cross_validate",
     ),
     Mutation(
@@ -162,8 +162,8 @@ MUTATIONS = [
     ),
     Mutation(
         "recipes/training/finetuning.py",
-        'if f"macro_{chosen}" in figures:',
-        "if False:",
+        'for name in (f"macro_{chosen}", ',
+        "for name in (",
         "tests/test_finetune.py::test_a_metric_that_the_validation_part_cannot_give_is_named_and_means_are_called_macro",
     ),
     Mutation(
@@ -479,5 +479,35 @@ MUTATIONS = [
         "if dataloader.dataset is not self._judged:",
         "if self._judged is None:",
         "tests/test_pretrain.py::test_another_data_set_is_held_against_its_own_trivial_predictors",
+    ),
+    Mutation(
+        "recipes/training/cross_validation.py",
+        "    _rehearse_fine_tuning(args, folds[0])\n",
+        "",
+        "tests/test_cross_validate.py::test_a_mistake_in_the_fine_tuning_is_known_before_the_pretraining",
+    ),
+    Mutation(
+        "recipes/training/cross_validation.py",
+        "pool.shutdown(wait=False, cancel_futures=True)",
+        "pool.shutdown(wait=False)",
+        "tests/test_cross_validate.py::test_a_fold_that_failed_stops_the_others_and_its_settings_can_be_corrected",
+    ),
+    Mutation(
+        "recipes/training/cross_validation.py",
+        "if changed and any(",
+        "if changed or any(",
+        "tests/test_cross_validate.py::test_a_fold_that_failed_stops_the_others_and_its_settings_can_be_corrected",
+    ),
+    Mutation(
+        "recipes/training/run.py",
+        "        for folder in filter(Path.exists, made):  # by Trainer\n            folder.rmdir()\n",
+        "",
+        "tests/test_pretrain.py::test_a_dry_run_checks_and_leaves_everything_as_it_was",
+    ),
+    Mutation(
+        "recipes/training/finetuning.py",
+        'chosen.removeprefix("macro_")):',
+        "chosen):",
+        "tests/test_finetune.py::test_of_two_classes_a_macro_mean_means_the_figure_and_a_dry_run_writes_nothing",
     ),
 ]
