@@ -14,7 +14,7 @@ import pytest
 import tifffile
 import torch
 import yaml
-from helpers import encode, grey, png16, write
+from helpers import encode, grey, picture, png16, write
 from PIL import Image
 from transformers import AutoImageProcessor, ViTConfig, ViTForImageClassification
 from transformers.image_utils import load_image
@@ -23,6 +23,7 @@ import explain
 import finetune
 import prepare_corpus
 import pretrain
+from corpora.load import load_corpus
 from corpora.record import BadImageError
 from images.check import verify_images, white_and_depth
 from images.decode import decode_image
@@ -232,3 +233,39 @@ def test_explaining_leaves_bad_images_out_by_name(tmp_path):
     (tmp_path / "images" / "notes.txt").unlink()
     with pytest.raises(SystemExit, match=r"'b\.png' cannot be decoded.*--bad_images skip"):
         explain.main(given)
+
+
+def write_depths(root: Path, **files: np.ndarray) -> Path:
+    """A folder of two classes, with 8 pictures of 8 bits each and `files` (TIFF) in class a."""
+    for index in range(16):
+        write(root / "ab"[index % 2] / f"{index:02d}.png", encode(picture(index, 64)))
+    for name, values in files.items():
+        write(root / "a" / f"{name}.tif", encode(values, "TIFF"))
+    return root
+
+
+def test_a_float_file_among_8_bit_ones_is_not_talked_about_in_a_circle(tmp_path, caplog):
+    raw = write_depths(tmp_path / "raw", Mustermann=grey().astype(np.float32) / 255)
+    given = ["--data_dir", str(raw), "--output_dir", str(tmp_path / "out"), "--num_folds", "2"]
+    with pytest.raises(SystemExit, match=r"Mustermann\.tif.*give white_level.*of 8 or 16 bits, convert this one"):
+        prepare_corpus.main(given)
+    for level in ("1", "4095"):  # too low and too high for a file of 8 bits
+        with pytest.raises(SystemExit, match=r"\.png.*white_level=.*only float or 32-bit files needed it"):
+            prepare_corpus.main([*given, "--white_level", level, "--bad_images", "skip"])
+    prepare_corpus.main([*given, "--bad_images", "skip"])
+    assert "1 file(s) cannot be used and are left out. The first: Image 'a/Mustermann.tif' stores" in caplog.text
+    report = (tmp_path / "out" / "report.md").read_text()
+    assert "| files that cannot be read (left out) | 1 |" in report and "whose white is unknown`" in report
+    assert "Mustermann" not in report
+    kept, left_out = verify_images(load_corpus(str(raw)), num_channels=1, bad_images="skip")
+    assert len(kept) == 16 and [name for name, _ in left_out] == ["a/Mustermann.tif"]
+
+
+def test_a_folder_of_float_files_alone_asks_for_their_white_level(tmp_path):
+    for name in "ab":
+        write(tmp_path / "raw" / f"{name}.tif", encode(grey().astype(np.float32), "TIFF"))
+    given = ["--data_dir", str(tmp_path / "raw"), "--output_dir", str(tmp_path / "out"), "--bad_images", "skip"]
+    with pytest.raises(SystemExit, match=r"no image can be read. The first: .*a\.tif.*give white_level"):
+        prepare_corpus.main(given)
+    with pytest.raises(BadImageError, match="None of the 2 images can be read.*give white_level"):
+        verify_images(load_corpus(str(tmp_path / "raw")), num_channels=1, bad_images="skip")

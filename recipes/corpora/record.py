@@ -21,7 +21,7 @@ IGNORED = (
 
 
 class BadImageError(ValueError):
-    """An image file cannot be used: unreadable, truncated, empty, or of a kind that would lose grey depth."""
+    """An image file cannot be used: unreadable, truncated, empty, its white unknown, or it would lose grey depth."""
 
 
 class CorpusError(ValueError):

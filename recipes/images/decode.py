@@ -76,16 +76,26 @@ def _scale_grey(values: np.ndarray, default_white: int | None, white_level: floa
     """Grey values `(H, W)` or `(H, W, C)` / white level, float32 in [0, 1]."""
     white = default_white if white_level is None else white_level
     if white is None:
-        raise ValueError(
-            f"Image '{name}' stores {values.dtype} grey values up to {values.max()}, whose white is unknown. "
-            "Give white_level, the value that means white."
+        raise BadImageError(  # of this file, not of a setting: others may say their white by their depth
+            f"Image '{name}' stores {values.dtype} grey values up to {values.max()}, whose white is unknown: give "
+            "white_level, the value that means white; if the other images are of 8 or 16 bits, convert this one or "
+            "move it out."
         )
+    # White may have been said for the sake of other files: to say that it does not fit is to lead in a circle.
+    advice = (
+        " white_level is for all images: if only float or 32-bit files needed it, convert these or move them out, and "
+        "leave white_level out."
+        if white_level is not None and default_white is not None
+        else ""
+    )
     if white_level is not None and default_white == 255 and white_level > 255:
-        raise ValueError(f"Image '{name}' has 8 bits and cannot reach white_level={white_level}: all would be dark.")
+        raise ValueError(
+            f"Image '{name}' has 8 bits and cannot reach white_level={white_level}: all would be dark.{advice}"
+        )
     low, high = values.min(), values.max()
     if not (low >= 0 and high <= white):  # NaN fails this too
         worst = low if not low >= 0 else high
-        raise ValueError(f"Image '{name}' has the grey value {worst}, allowed are 0 to white_level={white}.")
+        raise ValueError(f"Image '{name}' has the grey value {worst}, allowed are 0 to white_level={white}.{advice}")
     # in float64 first: float32 holds no 32-bit integer exactly
     return (values.astype(np.float64) / white).astype(np.float32)
 
@@ -117,8 +127,9 @@ def decode_image(
         float32 `(H, W, num_channels)` in [0, 1].
 
     Raises:
-        BadImageError: unreadable, truncated or empty; more than 8 bits in colour; several pages.
-        ValueError: a value outside [0, white level]; a white level is needed and not given, or cannot be meant.
+        BadImageError: unreadable, truncated or empty; more than 8 bits in colour; several pages; a white level is
+            needed and not given.
+        ValueError: a value outside [0, white level], or a white level that cannot be meant.
     """
     if num_channels not in (1, 3):
         raise ValueError(f"num_channels must be 1 or 3, got {num_channels}.")

@@ -166,6 +166,8 @@ def read_items(args: PrepareArguments) -> tuple[list[Item], list[str], list[tupl
         )
     if not items:
         raise BadImageError(f"no image can be read. The first: {[*problems, *no_pictures][0][1]}")
+    if problems:
+        logger.warning("%d file(s) cannot be used and are left out. The first: %s", len(problems), problems[0][1])
     if no_pictures:
         logger.warning("%d DICOM file(s) are left out. The first: %s", len(no_pictures), no_pictures[0][1])
     return items, class_names, problems, no_pictures

@@ -53,6 +53,18 @@ MUTATIONS = [
     ),
     Mutation(
         "recipes/images/decode.py",
+        "raise BadImageError(  # of this file",
+        "raise ValueError(  # of this file",
+        "tests/test_decoding.py::test_a_float_file_among_8_bit_ones_is_not_talked_about_in_a_circle",
+    ),
+    Mutation(
+        "recipes/images/decode.py",
+        "if white_level is not None and default_white is not None\n",
+        "if False\n",
+        "tests/test_decoding.py::test_a_float_file_among_8_bit_ones_is_not_talked_about_in_a_circle",
+    ),
+    Mutation(
+        "recipes/images/decode.py",
         "pixels = pixels * alpha + (1 - alpha)",
         "pixels = pixels",
         "tests/test_decoding.py::test_transparent_pixels_are_white_for_training_and_processor_but_not_for_pipeline",
