@@ -33,7 +33,7 @@ from transformers import AutoImageProcessor
 
 from commandline import UsageError, check_model_name, run_main
 from corpora.load import load_corpus
-from images.check import verify_images, white_level_of
+from images.check import verify_by_processor, verify_images, white_level_of
 from images.decode import decode_image
 from images.transform import transform_of_processor
 from judging.summary import COLOURS
@@ -153,10 +153,12 @@ def _encoded(args: EmbedArguments, images: datasets.Dataset) -> dict[str, np.nda
         raise UsageError(f"model_name_or_path {name!r}: {error}") from error
     if "white_level" in images.column_names:  # each image says its own
         white = None
-    elif args.white_level is not None:
-        white = args.white_level
     # Again, now that the grey value of white is known: a deeper image must not go through an 8-bit processor.
-    images, _ = verify_images(images, num_channels=3, white_level=white, transform=transform)
+    if args.white_level is not None:
+        white = args.white_level
+        images, _ = verify_images(images, num_channels=3, white_level=white, transform=transform)
+    else:
+        images, _ = verify_by_processor(images, white, name, num_channels=3, transform=transform)
     items = ImagesAsEvaluated(images, transform, white_level=white)
     features = []
     for start in tqdm(range(0, len(items), args.batch_size), unit=" batches"):

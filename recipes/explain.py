@@ -27,7 +27,7 @@ from transformers import AutoConfig, AutoImageProcessor, ViTForImageClassificati
 from commandline import UsageError, check_model_name, option, run_main
 from corpora.load import load_corpus
 from corpora.table import NONE
-from images.check import verify_images
+from images.check import verify_by_processor
 from images.transform import transform_of_processor
 from judging.overlay import attention_rollout, draw_overlay, occlusion_map
 from judging.surprise import draw_surprise, surprise
@@ -138,9 +138,8 @@ def explain(args: ExplainArguments) -> list[Path]:
         images = images.select([index * len(images) // args.max_images for index in range(args.max_images)])
     if "white_level" in images.column_names:  # each image says its own
         white = None
-    images, _ = verify_images(
-        images, num_channels=channels, white_level=white, bad_images=args.bad_images, transform=transform
-    )
+    checking = {"num_channels": channels, "bad_images": args.bad_images}
+    images, _ = verify_by_processor(images, white, args.model_name_or_path, transform=transform, **checking)
     if args.method == "surprise":
         settings = {"patch_size": patch, "num_channels": channels, "white_level": white, "train": False}
         items = PretrainDataset(images, transform, **settings)

@@ -29,7 +29,15 @@ from hub.contents import PublishArguments, publication_of
 from hub.export import without_paths
 from hub.repository import publish
 from images.fingerprint import merged_groups, similar_pairs
-from images.items import MIN_SALT, PrepareArguments, build_dataset, find_conflicts, read_items, write_parquet
+from images.items import (
+    MIN_SALT,
+    PrepareArguments,
+    build_dataset,
+    find_conflicts,
+    read_items,
+    warn_of_mixed_depths,
+    write_parquet,
+)
 from images.pseudonyms import PRIVATE, publishable, with_written_names, write_names
 from images.report import write_report
 from images.splits import make_splits
@@ -86,6 +94,7 @@ def prepare(args: PrepareArguments) -> Path:
         )
     groups = merged_groups([item.group for item in items], pairs)
     kept = [i for i in range(len(items)) if i not in conflicts]
+    warn_of_mixed_depths(items[i] for i in kept)
     with replaced_folder(output, WRITTEN) as new:
         with tempfile.TemporaryDirectory(dir=new) as cache:
             dataset = build_dataset([items[i] for i in kept], [groups[i] for i in kept], class_names, cache)

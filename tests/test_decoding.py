@@ -2,6 +2,7 @@
 
 import importlib
 import io
+import json
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -269,3 +270,21 @@ def test_a_folder_of_float_files_alone_asks_for_their_white_level(tmp_path):
         prepare_corpus.main(given)
     with pytest.raises(BadImageError, match="None of the 2 images can be read.*give white_level"):
         verify_images(load_corpus(str(tmp_path / "raw")), num_channels=1, bad_images="skip")
+
+
+def test_a_corpus_of_two_depths_is_told_before_a_classifier_is_wanted(tmp_path, caplog):
+    raw = write_depths(tmp_path / "raw", Mustermann=grey(bits=16), Musterfrau=grey(bits=16, seed=1))
+    out = tmp_path / "out"
+    prepare_corpus.main(["--data_dir", str(raw), "--output_dir", str(out), "--num_folds", "2"])
+    (said,) = [record.message for record in caplog.records if "are mixed" in record.message]
+    assert "(16 with white 255, such as '" in said and "; 2 with white 65535, such as 'a/Muster" in said
+    assert "finetune.py refuses" in said and "convert them to one depth" in said
+    report = json.loads((out / "report.json").read_text())
+    assert report["white_levels"] == {"255": 16, "65535": 2} and len(report["findings"]["other_white"]) == 2
+    text = (out / "report.md").read_text()
+    assert "a mixture that finetune.py refuses (kept) | 2 |" in text
+    assert "Muster" not in text + (out / "report.json").read_text() + (out / "README.md").read_text()
+    caplog.clear()
+    given = ["--data_dir", str(write_depths(tmp_path / "one depth")), "--output_dir", str(tmp_path / "same")]
+    prepare_corpus.main([*given, "--num_folds", "2"])
+    assert "mixed" not in caplog.text and "mixture" not in (tmp_path / "same" / "report.md").read_text()

@@ -120,8 +120,18 @@ def test_a_deep_image_does_not_go_through_an_8_bit_processor(tmp_path, encoder_f
     (tmp_path / "deep").mkdir()
     (tmp_path / "deep" / "a.png").write_bytes(encode(grey(bits=16)))
     options = ["--features", "cls", "--model_name_or_path", str(encoder_folder), "--output_dir", str(tmp_path / "o")]
-    with pytest.raises(SystemExit, match="a.png.*white_level=255"):
+    with pytest.raises(SystemExit, match=r"a\.png.*white_level=255.*image processor of .*export': convert the images"):
         embed.main(["--corpus", str(tmp_path / "deep"), *options])
+    embed.main(["--corpus", str(tmp_path / "deep"), *options, "--white_level", "65535"])
+
+
+def test_images_of_two_depths_are_refused_by_an_encoder_and_measured_without(folder, tmp_path, encoder_folder):
+    options = ["--features=cls", f"--model_name_or_path={encoder_folder}"]
+    with pytest.raises(SystemExit, match=r"8-bit and 16-bit images are mixed \(white is 255, 65535\).*to one depth$"):
+        run(folder, tmp_path / "out", *options)
+    with pytest.raises(SystemExit, match="8 bits and cannot reach white_level=65535"):  # as was asked for
+        run(folder, tmp_path / "out", *options, "--white_level=65535")
+    assert len(run(folder, tmp_path / "out")) == 3
 
 
 @pytest.mark.parametrize("resample", [0, 3])

@@ -4,6 +4,7 @@ import logging
 import os
 from collections.abc import Iterable
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from typing import Any
 
 import datasets
@@ -11,11 +12,17 @@ from accelerate import PartialState
 from accelerate.utils import gather_object
 from tqdm.auto import tqdm
 
+from commandline import UsageError
 from corpora.record import BadImageError
-from images.decode import decode_image, is_deep
+from images.decode import WHITE_OF_OTHERS, decode_image, is_deep
 from images.transform import ImageTransform
 
 logger = logging.getLogger(__name__)
+
+MIXED_DEPTHS = (
+    "8-bit and 16-bit images are mixed (white is {whites}), and the {model}'s image processor has one white level: "
+    "convert them to one depth"
+)
 
 
 def verify_images(
@@ -81,6 +88,36 @@ def verify_images(
     return kept, [(name, reason) for _, name, reason, _ in found]
 
 
+def verify_by_processor(
+    dataset: datasets.Dataset, white: float | None, model: str, **checking: Any
+) -> tuple[datasets.Dataset, list[tuple[str, str]]]:
+    """`verify_images` by the white level of a model's image processor, of which the user may not know.
+
+    Args:
+        dataset, checking: as for `verify_images`.
+        white: of the processor; `None` if each image says its own.
+        model: `--model_name_or_path`.
+
+    Raises:
+        UsageError: the images are of two depths, or of another one than the processor's.
+    """
+    try:
+        return verify_images(dataset, white_level=white, **checking)
+    except ValueError as error:
+        if white is None or not str(error).endswith(WHITE_OF_OTHERS):
+            raise
+        depths = set()
+        for row in dataset:
+            with suppress(BadImageError):
+                depths.add(is_deep(row["image"], name=row["file_name"]))
+        if len(depths) > 1:
+            raise UsageError(MIXED_DEPTHS.format(whites="255, 65535", model="model")) from error
+        raise UsageError(
+            f"{str(error).removesuffix(WHITE_OF_OTHERS)} That is the white level of the image processor of "
+            f"model_name_or_path {model!r}: convert the images to its depth"
+        ) from error
+
+
 def white_level_of(row: dict[str, Any], given: float | None) -> float | None:
     """The white level of a row: what prepare_corpus.py was told, where its column `white_level` says so, else `given`.
 
@@ -115,7 +152,7 @@ def white_and_depth(rows: Iterable[dict[str, Any]], given: float | None) -> tupl
     if len({white for white, _ in found}) > 1:
         logger.warning(
             "images of different white levels are mixed (%s): training takes each by its own, the exported image "
-            "processor has one rule and is made for the lowest",
+            "processor has one rule and is made for the lowest; finetune.py refuses such a mixture",
             ", ".join(f"{white:g}" for white in sorted({white for white, _ in found})),
         )
     white, _ = min(found, default=(255, False))

@@ -12,6 +12,11 @@ from corpora.record import BadImageError
 
 _FORMATS = ("PNG", "JPEG", "TIFF", "BMP")
 _LUMA = np.array([0.299, 0.587, 0.114], dtype=np.float32)  # ITU-R BT.601
+# White may have been said for the sake of other files: to say that it does not fit is to lead in a circle.
+WHITE_OF_OTHERS = (
+    " white_level is for all images: if only float or 32-bit files needed it, convert these or move them out, and "
+    "leave white_level out."
+)
 _TIFF_BITS_PER_SAMPLE, _TIFF_PHOTOMETRIC, _TIFF_SAMPLE_FORMAT = 258, 262, 339
 
 
@@ -81,13 +86,7 @@ def _scale_grey(values: np.ndarray, default_white: int | None, white_level: floa
             "white_level, the value that means white; if the other images are of 8 or 16 bits, convert this one or "
             "move it out."
         )
-    # White may have been said for the sake of other files: to say that it does not fit is to lead in a circle.
-    advice = (
-        " white_level is for all images: if only float or 32-bit files needed it, convert these or move them out, and "
-        "leave white_level out."
-        if white_level is not None and default_white is not None
-        else ""
-    )
+    advice = WHITE_OF_OTHERS if white_level is not None and default_white is not None else ""
     if white_level is not None and default_white == 255 and white_level > 255:
         raise ValueError(
             f"Image '{name}' has 8 bits and cannot reach white_level={white_level}: all would be dark.{advice}"

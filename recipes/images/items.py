@@ -3,7 +3,8 @@
 import logging
 import os
 import re
-from collections.abc import Iterator
+from collections import defaultdict
+from collections.abc import Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -20,7 +21,7 @@ from corpora.record import BadImageError, CorpusError, ImageRecord, existing_fol
 from corpora.speckle import load_speckle
 from corpora.table import NONE, read_table
 from images.check import white_level_of
-from images.decode import decode_image, luma
+from images.decode import decode_image, is_deep, luma
 from images.dicom import NotAPictureError, read_dicom
 from images.fingerprint import FLAT_STD, Fingerprint, SimilarPair, fingerprint, looks_coloured
 from images.pseudonyms import pseudonym_of_file
@@ -126,6 +127,7 @@ class Item:
     window: tuple[float, float, str] | None = None  # of a DICOM file
     original: ImageRecord | None = None  # before file names and patients were replaced
     white_level: float | None = None  # of --white_level; what the image is read with from now on
+    white: float = 255  # that, or what the depth of the file says
 
 
 def read_items(args: PrepareArguments) -> tuple[list[Item], list[str], list[tuple[str, str]], list[tuple[str, str]]]:
@@ -294,6 +296,7 @@ def _item(record: ImageRecord, data: bytes, group, white_level, window) -> Item:
         *(record, data, fingerprint(data, grey), grey.shape, bool(grey.std() < FLAT_STD), looks_coloured(image)),
         *(group, window),
         white_level=white_level,
+        white=(65535 if is_deep(data, name=record.file_name) else 255) if white_level is None else white_level,
     )
 
 
@@ -312,6 +315,25 @@ def _generate(args: PrepareArguments) -> tuple[list[Item], list[str], list, list
         record = ImageRecord(Path(row["file_name"]), row["file_name"], label=names[row["label"]])
         items.append(_item(record, row["image"]["bytes"], None, None, None))
     return items, list(names), [], []
+
+
+def warn_of_mixed_depths(items: Iterable[Item]) -> None:
+    """Say that images are of several white levels: all is well until a classifier is to be fine-tuned."""
+    by_white = defaultdict(list)
+    for item in items:
+        by_white[item.white].append(item)
+    if len(by_white) < 2:
+        return
+    found = (
+        f"{len(same)} with white {white:g}, such as '{(same[0].original or same[0].record).file_name}'"
+        for white, same in sorted(by_white.items())
+    )
+    logger.warning(
+        "8-bit and 16-bit images are mixed (%s): pretrain.py takes each by its own white, but finetune.py refuses "
+        "them, since a classifier's image processor has one. To fine-tune, convert them to one depth first, or prepare "
+        "a data set of each",
+        "; ".join(found),
+    )
 
 
 def find_conflicts(items: list[Item], pairs: list[SimilarPair]) -> set[int]:

@@ -28,6 +28,7 @@ TITLES = {
     "coloured": "colour images",
     "tiny": f"images with a side below {MIN_SIDE} pixels",
     "flat": "flat images",
+    "other_white": "images with another white level than most, a mixture that finetune.py refuses (kept)",
     "unreadable": "files that cannot be read (left out)",
     "no_pictures": "DICOM files that are not pictures, by their SOP class (left out)",
 }
@@ -89,6 +90,9 @@ def write_report(
         if item.group is not None and item.record.split is not None:
             sides[item.group].add(item.record.split)
     own = splits["official"]
+    kept = [i for i in range(len(items)) if i not in conflicts]
+    whites = Counter(items[i].white for i in kept)
+    usual = max(whites, key=whites.get)
     findings: dict[str, list] = {name: [described(pair) for pair in found] for name, found in chosen.items()}
     findings |= {
         "patients_across_official_split": sorted(name for name, found in sides.items() if len(found) > 1),
@@ -97,6 +101,7 @@ def write_report(
         "coloured": [name for name, item in zip(names, items, strict=True) if item.coloured],
         "tiny": [name for name, item in zip(names, items, strict=True) if min(item.size) < MIN_SIDE],
         "flat": [name for name, item in zip(names, items, strict=True) if item.flat],
+        "other_white": [names[i] for i in kept if items[i].white != usual],
         "unreadable": problems,
         "no_pictures": no_pictures,
     }
@@ -112,6 +117,8 @@ def write_report(
         unchecked |= {"across_official_split", "patients_across_official_split", "official_left_out"}
     if not patients:
         unchecked.add("patients_across_official_split")
+    if len(whites) < 2:
+        unchecked.add("other_white")
     if len(set(labels)) < 2:
         unchecked |= {"label_conflicts", "suspected_conflicts", "excluded"}
     if majority:
@@ -141,6 +148,7 @@ def write_report(
             "conflict": "all images of a pair of copies with different labels are left out",
         },
         "patients_known": patients,
+        "white_levels": {f"{white:g}": count for white, count in sorted(whites.items())},
         "counts": {TITLES[name]: len(found) for name, found in findings.items() if name not in unchecked},
         "findings": findings,
     }

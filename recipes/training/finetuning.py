@@ -18,7 +18,7 @@ from corpora.facts import facts_of
 from hub.cards import ADDRESS, origin_of
 from hub.export import TRAINING_IMAGES, write_classifier
 from images.augment import Augmentation, Mixing
-from images.check import verify_images, white_and_depth
+from images.check import MIXED_DEPTHS, verify_images, white_and_depth
 from images.splits import PARTS, load_prepared, sha256_of_lines
 from images.transform import ImageTransform, transform_of_processor
 from judging.summary import FIGURES, collapsed_folds, figures_of, predictions_table, summarise
@@ -113,10 +113,8 @@ class FineTuning(Run):
         found = {white_and_depth([row], args.white_level) for images in checked.values() for row in images}
         levels = sorted({white for white, _ in found})
         if len(levels) > 1:
-            raise UsageError(
-                f"8-bit and 16-bit images are mixed (white is {', '.join(f'{white:g}' for white in levels)}), and the "
-                "classifier's image processor has one white level: convert them to one depth"
-            )
+            whites = ", ".join(f"{white:g}" for white in levels)
+            raise UsageError(MIXED_DEPTHS.format(whites=whites, model="classifier"))
         (self.white,), self.deep = levels, any(deep for _, deep in found)
         reading = {"white_level": self.white, "seed": self.args.seed}
         made = {part: ClassificationDataset(images, self.transform, **reading) for part, images in checked.items()}

@@ -41,6 +41,18 @@ MUTATIONS = [
     ),
     Mutation(
         "recipes/images/check.py",
+        "        if len(depths) > 1:",
+        "        if False:",
+        "tests/test_embed.py::test_images_of_two_depths_are_refused_by_an_encoder_and_measured_without",
+    ),
+    Mutation(
+        "recipes/images/check.py",
+        "if white is None or not str(error).endswith(WHITE_OF_OTHERS):",
+        "if True:",
+        "tests/test_embed.py::test_a_deep_image_does_not_go_through_an_8_bit_processor",
+    ),
+    Mutation(
+        "recipes/images/check.py",
         "return given if stored is None else stored",
         "return given",
         "tests/test_decoding.py::test_the_white_level_of_the_corpus_is_read_and_not_contradicted",
@@ -59,8 +71,8 @@ MUTATIONS = [
     ),
     Mutation(
         "recipes/images/decode.py",
-        "if white_level is not None and default_white is not None\n",
-        "if False\n",
+        "WHITE_OF_OTHERS if white_level is not None and default_white is not None else",
+        "WHITE_OF_OTHERS if False else",
         "tests/test_decoding.py::test_a_float_file_among_8_bit_ones_is_not_talked_about_in_a_circle",
     ),
     Mutation(
@@ -134,6 +146,18 @@ MUTATIONS = [
         "pixels >> 8",
         "pixels & 255",
         "tests/test_dicom.py::test_a_palette_is_applied",
+    ),
+    Mutation(
+        "recipes/images/items.py",
+        "    if len(by_white) < 2:",
+        "    if True:",
+        "tests/test_decoding.py::test_a_corpus_of_two_depths_is_told_before_a_classifier_is_wanted",
+    ),
+    Mutation(
+        "recipes/images/items.py",
+        "(same[0].original or same[0].record).file_name",
+        "same[0].record.file_name",
+        "tests/test_decoding.py::test_a_corpus_of_two_depths_is_told_before_a_classifier_is_wanted",
     ),
     Mutation(
         "recipes/images/items.py",

@@ -17,8 +17,8 @@ MUTATIONS = [
     ),
     Mutation(
         "recipes/explain.py",
-        "bad_images=args.bad_images, transform=transform",
-        "transform=transform",
+        '"bad_images": args.bad_images}',
+        "}",
         "tests/test_corpora.py::test_bad_images_are_skipped_by_every_script",
     ),
     Mutation(
