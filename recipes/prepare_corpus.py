@@ -34,6 +34,7 @@ from images.items import (
     PrepareArguments,
     build_dataset,
     find_conflicts,
+    find_unlisted,
     read_items,
     warn_of_mixed_depths,
     write_parquet,
@@ -79,13 +80,13 @@ def prepare(args: PrepareArguments) -> Path:
         source = args.data_dir or args.corpus
         logger.warning("keep_file_names: file names and patients of %s are published as they are", source)
     items, class_names, problems, no_pictures = read_items(args)
+    left_out = {"unreadable": problems, "no_pictures": no_pictures}
+    left_out["unlisted"] = find_unlisted(args, items, problems + no_pictures)
     if args.keep_file_names:
-        reasons = [reason for _, reason in problems]
-        others = [reason for _, reason in no_pictures]
+        reasons = {why: [reason for _, reason in files] for why, files in left_out.items()}
     else:
         items = with_written_names(items, args.salt)
-        reasons = sorted(publishable(problem, args.salt) for problem in problems)
-        others = sorted(publishable(file, args.salt) for file in no_pictures)
+        reasons = {why: sorted(publishable(file, args.salt) for file in files) for why, files in left_out.items()}
     pairs = similar_pairs([item.print for item in tqdm(items, desc="comparing", leave=False)])
     conflicts = find_conflicts(items, pairs)
     if conflicts:
@@ -116,9 +117,9 @@ def prepare(args: PrepareArguments) -> Path:
         settings = {name: value for name, value in asdict(args).items() if name not in NOT_PUBLISHED}
         settings["corpus"] = known_name(args.corpus, args.data_dir) or args.corpus  # by which its facts are found
         (new / "config.yaml").write_text(yaml.safe_dump(without_paths(settings), sort_keys=False))
-        report = write_report(new, items, pairs, conflicts, groups, reasons, others, splits, counts)
+        report = write_report(new, items, pairs, conflicts, groups, reasons, splits, counts)
         if not args.keep_file_names:
-            write_names(new, items, groups, conflicts, problems + no_pictures, args.salt)
+            write_names(new, items, groups, conflicts, sum(left_out.values(), []), args.salt)
         _write_card(new / "README.md", args, report, counts, class_names, features)
     return output
 

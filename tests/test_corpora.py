@@ -218,6 +218,24 @@ def test_missing_files_of_a_table_are_left_out_by_name_if_asked_to(images, tmp_p
     assert "1 file(s) are missing and left out: im3.png" in caplog.text
 
 
+def test_images_that_a_table_does_not_list_are_counted_and_one_is_named(images, tmp_path, caplog):
+    table = write_table(tmp_path, "file,label,patient")
+    given = ("--data_dir", images, "--table", table, "--num_folds", 2)
+    assert prepare(*given, "--output_dir", tmp_path / "all") is None
+    assert "are not in it" not in caplog.text and "does not list" not in (tmp_path / "all" / "report.md").read_text()
+    for name in ("later/im77.png", "later/im78.png"):
+        write(images / name, picture(77))
+    write(images / "notes.txt", b"no image")
+    write(images / "im0.png", truncated_png())  # listed, and left out for another reason
+    more = ("--bad_images", "skip", "--keep_file_names", True)
+    assert prepare(*given, *more, "--output_dir", tmp_path / "out") is None
+    assert f"2 image(s) below '{images}' are not in it and are left out, such as 'later/im77.png'" in caplog.text
+    assert "| images that the table does not list (left out) | 2 |" in (tmp_path / "out" / "report.md").read_text()
+    found = json.loads((tmp_path / "out" / "report.json").read_text())["findings"]
+    assert found["unlisted"] == [f"Image 'later/im{number}.png' is not in the table" for number in (77, 78)]
+    assert len(found["unreadable"]) == 1
+
+
 # ------------------------------------------------------------------------------------------- foreign files and folders
 
 FOREIGN = (".ipynb_checkpoints", "__MACOSX", "@eaDir", "$RECYCLE.BIN", "#recycle", "System Volume Information")

@@ -52,6 +52,7 @@ def download(root) -> list[str]:
     write(raw / "ward7/Mustermann_copy.png", encode(picture(3, 64)))  # under another label: a conflict
     write(raw / "ward7/Mustermann_smaller.png", encode(picture(4, 40)))
     write(raw / "ward7/Mustermann_cut.png", truncated_png())
+    write(raw / "ward7/Mustermann_unlisted.png", encode(picture(99, 64)))
     rows += [f"ward7/Mustermann_{name}.png,a,MRN-{name},train" for name in ("copy", "smaller", "cut")]
     table = write(root / "table of Mustermann.csv", "\n".join(rows).encode())
     return ["--data_dir", str(raw), "--table", str(table), "--bad_images", "skip", "--num_folds", "2"]
@@ -103,6 +104,7 @@ def test_nothing_that_is_published_names_files_patients_or_this_machine(out, roo
     titles = json.loads((root / "titles.json").read_text())
     assert titles and not any("Mustermann" in title for title in titles)
     assert re.fullmatch(r"Image '[0-9a-f]{16}' cannot be decoded", found["unreadable"][0])
+    assert re.fullmatch(r"Image '[0-9a-f]{16}' is not in the table", *found["unlisted"])
 
     publish.main(["--export_dir", str(out), "--repo_id", "org/x", "--repo_type", "dataset", "--dry_run", "true"])
     shown = capsys.readouterr().out
@@ -119,7 +121,7 @@ def test_the_private_table_leads_back_to_each_file_and_only_its_owner_can_read_i
     assert (out / "private" / "names.csv").stat().st_mode & 0o777 == 0o600
     assert (out / ".gitignore").read_text() == "/private/\n"
     names = names_of(out)
-    assert len(names) == 63
+    assert len(names) == 64
     written = {row["file_name"]: row for part in datasets.load_dataset(str(out)).values() for row in part}
     assert len(written) == 60 == len({row["group"] for row in written.values()}) + 2
     for name, row in names.items():
@@ -129,7 +131,8 @@ def test_the_private_table_leads_back_to_each_file_and_only_its_owner_can_read_i
             assert stored["sha256"] == hashlib.sha256(data).hexdigest() and stored["group"] == row["group"]
     assert not written
     left_out = {Path(name).name: row["left_out"] for name, row in names.items() if row["left_out"]}
-    assert set(left_out) == {"Mustermann_03.png", "Mustermann_copy.png", "Mustermann_cut.png"}
+    others = {f"Mustermann_{name}.png" for name in ("copy", "cut", "unlisted")}
+    assert set(left_out) == {"Mustermann_03.png", *others}
     assert "cannot be decoded" in left_out["Mustermann_cut.png"]
     assert names["ward7/Mustermann_07.png"]["patient"] == "MRN-7"
     # One patient, one group.

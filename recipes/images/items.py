@@ -175,6 +175,28 @@ def read_items(args: PrepareArguments) -> tuple[list[Item], list[str], list[tupl
     return items, class_names, problems, no_pictures
 
 
+def find_unlisted(
+    args: PrepareArguments, items: Iterable[Item], left_out: Iterable[tuple[str, str]]
+) -> list[tuple[str, str]]:
+    """Name and reason of each picture in the folder that the table does not list; warns of them.
+
+    Args:
+        args: none are looked for without `--table`.
+        items, left_out: what the table lists, as `read_items` gives it.
+    """
+    if args.table is None:
+        return []
+    root = Path(os.path.abspath(existing_folder(args.data_dir)))  # as `read_table` has it
+    listed = {item.record.path for item in items} | {root / name for name, _ in left_out}
+    names = [path.relative_to(root).as_posix() for path in list_pictures(root) if path not in listed]
+    if names:
+        logger.warning(
+            "table '%s': %d image(s) below '%s' are not in it and are left out, such as '%s'",
+            *(printable(args.table), len(names), printable(args.data_dir), names[0]),
+        )
+    return [(name, f"Image '{name}' is not in the table") for name in names]
+
+
 def _records(args: PrepareArguments) -> tuple[list[ImageRecord], list[str]]:
     """Every image that the corpus lists, and the classes (label 0 first; none without labels)."""
     columns = {"label_column": args.label_column, "group_column": args.group_column}

@@ -31,6 +31,7 @@ TITLES = {
     "other_white": "images with another white level than most, a mixture that finetune.py refuses (kept)",
     "unreadable": "files that cannot be read (left out)",
     "no_pictures": "DICOM files that are not pictures, by their SOP class (left out)",
+    "unlisted": "images that the table does not list (left out)",
 }
 
 
@@ -40,8 +41,7 @@ def write_report(
     pairs: list[SimilarPair],
     conflicts: set[int],
     groups: list[str],
-    problems: list[str],
-    no_pictures: list[str],
+    left_out: dict[str, list[str]],
     splits: dict[str, Any],
     counts: dict[str, int],
 ) -> dict[str, Any]:
@@ -53,8 +53,8 @@ def write_report(
         pairs: of `similar_pairs`, by position in `items`.
         conflicts: positions that are left out.
         groups: of each image.
-        problems: why files were left out.
-        no_pictures: DICOM files that were left out for their SOP class.
+        left_out: finding ("unreadable"; "no_pictures", for their SOP class; "unlisted", by the table) -> of each file
+            that is not among the images, its name and why.
         splits: of `make_splits`.
         counts: images of each split that is written.
 
@@ -102,8 +102,7 @@ def write_report(
         "tiny": [name for name, item in zip(names, items, strict=True) if min(item.size) < MIN_SIDE],
         "flat": [name for name, item in zip(names, items, strict=True) if item.flat],
         "other_white": [names[i] for i in kept if items[i].white != usual],
-        "unreadable": problems,
-        "no_pictures": no_pictures,
+        **left_out,
     }
     majority = sum(item.coloured for item in items) > len(items) / 2
     if majority:  # a corpus in colour: only in a grey one are they a fault
@@ -111,8 +110,8 @@ def write_report(
     # What could not be looked for has no row in the tables: 0 would say that there is none.
     unchecked = set()
     patients = any(item.group is not None for item in items)
-    if not no_pictures:  # most corpora have no DICOM files at all
-        unchecked.add("no_pictures")
+    # most corpora have no DICOM files at all, and no table
+    unchecked |= {name for name in ("no_pictures", "unlisted") if not left_out[name]}
     if own is None:
         unchecked |= {"across_official_split", "patients_across_official_split", "official_left_out"}
     if not patients:

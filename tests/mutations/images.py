@@ -149,6 +149,18 @@ MUTATIONS = [
     ),
     Mutation(
         "recipes/images/items.py",
+        "for path in list_pictures(root) if path not in listed]",
+        "for path in list_pictures(root) if False]",
+        "tests/test_corpora.py::test_images_that_a_table_does_not_list_are_counted_and_one_is_named",
+    ),
+    Mutation(
+        "recipes/images/items.py",
+        "| {root / name for name, _ in left_out}",
+        "",
+        "tests/test_corpora.py::test_images_that_a_table_does_not_list_are_counted_and_one_is_named",
+    ),
+    Mutation(
+        "recipes/images/items.py",
         "    if len(by_white) < 2:",
         "    if True:",
         "tests/test_decoding.py::test_a_corpus_of_two_depths_is_told_before_a_classifier_is_wanted",

@@ -83,8 +83,8 @@ MUTATIONS = [
     ),
     Mutation(
         "recipes/prepare_corpus.py",
-        "reasons = sorted(publishable(problem, args.salt) for problem in problems)",
-        "reasons = [reason for _, reason in problems]",
+        "sorted(publishable(file, args.salt) for file in files)",
+        "sorted(reason for _, reason in files)",
         "tests/test_names.py::test_nothing_that_is_published_names_files_patients_or_this_machine",
     ),
     Mutation(
