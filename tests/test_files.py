@@ -16,11 +16,12 @@ import output_folder
 import prepare_corpus
 from commandline import UsageError
 from hub.export import write_export
+from hub.never_published import files_of
 from images.transform import ImageTransform
 from modeling_glcm_mae import GLCMMAEForPreTraining
-from output_folder import check_output, delete, replaced_file, replaced_folder
+from output_folder import WRITTEN_LIST, check_output, delete, replaced_file, replaced_folder
 from prepare_corpus import prepare
-from training.resume import begin_run, checkpoint_to_resume
+from training.resume import begin_run, checkpoint_to_resume, earlier_run
 
 SCRIPTS = {
     "prepare_corpus": ["--corpus", "folder", "--data_dir", "nowhere"],
@@ -51,7 +52,7 @@ def export(folder: Path, model: GLCMMAEForPreTraining) -> None:
 
 
 def names(folder: Path) -> set[str]:
-    return {path.name for path in folder.iterdir()}
+    return {path.name for path in folder.iterdir()} - {WRITTEN_LIST}
 
 
 # ------------------------------------------------------------------------------------------------- nothing of others
@@ -81,6 +82,88 @@ def test_an_overwritten_corpus_keeps_what_prepare_corpus_did_not_write(raw):
     prepare(arguments(raw, num_folds=2, overwrite_output_dir=True))
     assert names(folder) == before and (folder / "annotations.csv").read_bytes() == b"mine"
     assert "a/new.png" in (folder / "splits.json").read_text()
+
+
+def test_what_others_put_into_an_export_stays_through_exports_and_runs(model, tmp_path, caplog):
+    out = tmp_path / "run" / "export"
+    export(out, model)
+    ours = {path.relative_to(out).as_posix() for path in out.rglob("*") if path.is_file()}
+    theirs = {"mine.txt", "pretraining/mine.md", "own/deep/mine.txt"}
+    for name in theirs:
+        write(out / name, b"mine")
+    stale = write(out / "README.md", b"edited")
+
+    def holds(expected: set[str]) -> bool:
+        found = {path.relative_to(out).as_posix() for path in out.rglob("*") if path.is_file()}
+        return found == expected and all((out / name).read_bytes() == b"mine" for name in theirs)
+
+    for _ in range(2):
+        export(out, model)
+        assert holds(ours | theirs) and stale.read_bytes() != b"edited"
+    published, left_out = files_of(out)
+    assert theirs <= published.keys() and WRITTEN_LIST not in published and not left_out
+    (said,) = [record.message for record in caplog.records if "published too" in record.message]
+    assert said.endswith("though not written by the recipe: mine.txt, own/deep/mine.txt, pretraining/mine.md")
+    write(out.parent / "config.yaml", b"training: {}")
+    begin_run(out.parent, ("config.yaml", "export"), None, {"training": {"seed": 1}})
+    assert holds(theirs | {WRITTEN_LIST, f"pretraining/{WRITTEN_LIST}"})
+    export(out, model)
+    assert holds(ours | theirs)
+
+
+def test_what_others_put_into_the_folders_of_a_corpus_stays(raw):
+    for options in ({"keep_file_names": False}, {"keep_file_names": False}, {"keep_file_names": True}):
+        folder = prepare(arguments(raw, num_folds=2, overwrite_output_dir=True, **options))
+        for name in ("data/own.txt", "private/own.txt"):
+            if options["keep_file_names"] or (folder / name).exists():
+                assert (folder / name).read_bytes() == b"mine"
+            write(folder / name, b"mine")
+    assert names(folder / "private") == {"own.txt"} and (folder / "private").stat().st_mode & 0o777 == 0o700
+    assert len(names(folder / "data")) == 2
+    prepare(arguments(raw, num_folds=2, overwrite_output_dir=True))
+    assert (folder / "private" / "own.txt").exists()
+
+
+def test_a_folder_without_a_list_is_one_of_before_and_replaced_whole(tmp_path):
+    write(tmp_path / "export" / "pretraining" / "code.py", b"former")
+    with replaced_folder(tmp_path / "export") as new:
+        write(new / "model", b"latter")
+    assert names(tmp_path / "export") == {"model"}
+
+
+def test_what_is_called_like_ours_is_not_an_earlier_run(tmp_path):
+    written = ("config.yaml", "metrics.jsonl", "export")
+    (tmp_path / "export").mkdir()
+    args = TrainingArguments(output_dir=str(tmp_path), use_cpu=True)
+    for args.overwrite_output_dir in (False, True):
+        assert checkpoint_to_resume(args, written) is None  # nothing is lost with an empty folder
+    for name in ("export/mine.txt", "config.yaml"):
+        write(tmp_path / name, b"corpus: mine")
+        for args.overwrite_output_dir in (False, True):
+            with pytest.raises(UsageError, match=f"holds .*{name.split('/')[0]}.* not of an earlier run: move it away"):
+                checkpoint_to_resume(args, written)
+        begin_run(tmp_path / "new", written, None, {"training": {}})
+    assert (tmp_path / "export" / "mine.txt").exists()
+    (tmp_path / "checkpoint-3").mkdir()
+    assert checkpoint_to_resume(args, written) is None  # which may be overwritten
+    args.overwrite_output_dir = False
+    with pytest.raises(UsageError, match="holds an earlier run"):
+        checkpoint_to_resume(args, written)
+
+
+def test_a_run_that_is_being_deleted_is_still_known_as_one(tmp_path, monkeypatch):
+    for name in ("config.yaml", "checkpoint-3/model", "export/model"):
+        write(tmp_path / name, b"training: {}")
+
+    def killed(path: Path) -> None:
+        delete(path)
+        if path.name == "checkpoint-3":
+            raise KeyboardInterrupt
+
+    monkeypatch.setattr("training.resume.delete", killed)
+    with pytest.raises(KeyboardInterrupt):
+        begin_run(tmp_path, ("config.yaml", "export"), None, {"training": {}})
+    assert earlier_run(tmp_path, ("config.yaml", "export")) == [tmp_path / "config.yaml"]
 
 
 def test_an_error_while_writing_leaves_what_was_there(tmp_path):
@@ -181,7 +264,7 @@ def test_a_resume_of_a_checkpoint_elsewhere_replaces_what_its_killed_attempt_lef
     args = TrainingArguments(output_dir=str(tmp_path / "b"), resume_from_checkpoint=str(checkpoint), use_cpu=True)
     args.overwrite_output_dir = False
     for name in ("config.yaml", "metrics.jsonl", "checkpoint-6/model"):
-        write(tmp_path / "b" / name, b"killed")
+        write(tmp_path / "b" / name, b"training: {}")
     assert checkpoint_to_resume(args, written) == checkpoint
     begin_run(tmp_path / "b", written, checkpoint, {"training": {"seed": 1}})
     assert names(tmp_path / "b") == {"config.yaml"} and names(tmp_path / "a") == {"checkpoint-5"}

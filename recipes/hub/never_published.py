@@ -2,11 +2,15 @@
 
 import fnmatch
 import json
+import logging
 import re
 from pathlib import Path
 
 from commandline import UsageError
 from images.pseudonyms import PRIVATE
+from output_folder import WRITTEN_LIST, not_ours
+
+logger = logging.getLogger("publish")
 
 SUFFIXES = {".safetensors", ".json", ".md", ".yaml", ".txt", ".py", ".png", ".jpg", ".parquet", ".css", ".html"}
 PLAIN_NAMES = {"LICENSE", "NOTICE", ".gitattributes"}
@@ -30,6 +34,8 @@ NOT_OURS = {"__pycache__", ".git", ".cache", "runs"}
 def files_of(folder: Path) -> tuple[dict[str, Path], dict[str, str]]:
     """The files of a folder that may be published, and why each other one is left out.
 
+    What others put there is published by the same rules as what we wrote, with a warning that names it.
+
     Returns:
         Path in the folder -> file, and path in the folder -> reason.
 
@@ -41,7 +47,7 @@ def files_of(folder: Path) -> tuple[dict[str, Path], dict[str, str]]:
         parts = file.relative_to(folder).parts
         name = "/".join(parts)
         refuse_secret_name(file, folder)
-        if file.is_dir():
+        if file.is_dir() or file.name == WRITTEN_LIST:
             continue
         hidden = any(part.startswith(".") for part in parts) and name not in PLAIN_NAMES
         if PRIVATE in parts:
@@ -53,6 +59,10 @@ def files_of(folder: Path) -> tuple[dict[str, Path], dict[str, str]]:
         else:
             refuse_secret_text(file)
             files[name] = file
+    theirs = not_ours(folder)
+    added = [name for name, file in files.items() if any(file.is_relative_to(path) for path in theirs)]
+    if added:
+        logger.warning("%s: published too, though not written by the recipe: %s", folder, ", ".join(added))
     return files, left_out
 
 

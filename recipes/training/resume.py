@@ -59,10 +59,12 @@ def checkpoint_to_resume(
 
     Raises:
         UsageError: there is no whole checkpoint to resume from, or an earlier run that would be overwritten, or a
-            source that would be deleted with it.
+            source that would be deleted with it, or something in the way that is not of a run.
     """
     folder = Path(args.output_dir)
     whole = whole_checkpoints(folder)
+    if not earlier_run(folder, written):
+        _refuse_names_in_the_way(folder, written)
     if args.resume_from_checkpoint is not None:
         if args.resume_from_checkpoint != "last":
             checkpoint = Path(args.resume_from_checkpoint)
@@ -88,6 +90,17 @@ def checkpoint_to_resume(
         )
     _refuse_to_delete(folder, written, sources)
     return None
+
+
+def _refuse_names_in_the_way(folder: Path, written: Sequence[str]) -> None:
+    """What is called like ours in a folder without a run is somebody's: it is neither a run's nor ours to delete."""
+    there = [folder / name for name in written if (folder / name).exists()]
+    found = [path.name for path in there if not path.is_dir() or any(path.iterdir())]
+    if found:
+        raise UsageError(
+            f"output_dir {folder} holds {', '.join(found)}, but neither the config.yaml of a run nor a checkpoint, so "
+            "this is not of an earlier run: move it away, or give another --output_dir"
+        )
 
 
 def _refuse_to_delete(folder: Path, written: Sequence[str], sources: Sequence[str | None]) -> None:
@@ -168,15 +181,28 @@ def begin_run(output_dir: Path, written: Sequence[str], checkpoint: Path | None,
     """
     if checkpoint is None or checkpoint.resolve().parent != output_dir.resolve():
         for path in earlier_run(output_dir, written):
-            delete(path)
+            if path.name != "config.yaml":  # replaced below: until then it tells that a run was here
+                delete(path)
     output_dir.mkdir(parents=True, exist_ok=True)
     with replaced_file(output_dir / "config.yaml") as new:  # a resume reads it, also after a kill at this place
         new.write_text(yaml.safe_dump(resolved, sort_keys=False))
 
 
 def earlier_run(folder: Path, written: Sequence[str]) -> list[Path]:
-    """What an earlier run left in its output_dir."""
-    return [folder / name for name in written if (folder / name).exists()] + _checkpoints(folder)
+    """What an earlier run left in its output_dir; nothing without the config.yaml of a run or a checkpoint."""
+    checkpoints = _checkpoints(folder)
+    if not checkpoints and not _is_of_a_run(folder / "config.yaml"):
+        return []
+    return [folder / name for name in written if (folder / name).exists()] + checkpoints
+
+
+def _is_of_a_run(config: Path) -> bool:
+    # Not any config.yaml: prepare_corpus.py and embed.py write one too, and people's options lie in such files.
+    try:
+        stored = yaml.safe_load(config.read_text(encoding="utf-8"))
+    except (OSError, ValueError, yaml.YAMLError):
+        return False
+    return isinstance(stored, dict) and isinstance(stored.get("training"), dict)
 
 
 def _checkpoints(folder: Path) -> list[Path]:

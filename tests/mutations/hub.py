@@ -41,6 +41,12 @@ MUTATIONS = [
     ),
     Mutation(
         "recipes/hub/never_published.py",
+        "    if added:",
+        "    if False:",
+        "tests/test_files.py::test_what_others_put_into_an_export_stays_through_exports_and_runs",
+    ),
+    Mutation(
+        "recipes/hub/never_published.py",
         "if PRIVATE in parts:",
         "if False:",
         "tests/test_names.py::test_nothing_that_is_published_names_files_patients_or_this_machine",

@@ -53,14 +53,38 @@ MUTATIONS = [
     ),
     Mutation(
         "recipes/output_folder.py",
+        "        ours = _written(folder)\n    coming",
+        "        pass\n    coming",
+        "tests/test_files.py::test_what_others_put_into_an_export_stays_through_exports_and_runs",
+    ),
+    Mutation(
+        "recipes/output_folder.py",
+        "    moves += [(old / path, folder / path) for path in theirs]",
+        "    moves += []",
+        "tests/test_files.py::test_what_others_put_into_the_folders_of_a_corpus_stays",
+    ),
+    Mutation(
+        "recipes/output_folder.py",
+        "mode=(folder / parent).stat().st_mode & 0o777, ",
+        "",
+        "tests/test_files.py::test_what_others_put_into_the_folders_of_a_corpus_stays",
+    ),
+    Mutation(
+        "recipes/output_folder.py",
+        "if entry not in theirs and not (theirs and entry.name == WRITTEN_LIST):",
+        "if entry not in theirs:",
+        "tests/test_files.py::test_what_others_put_into_an_export_stays_through_exports_and_runs",
+    ),
+    Mutation(
+        "recipes/output_folder.py",
         "            target.rename(source)",
         "            pass",
         "tests/test_files.py::test_an_entry_that_cannot_be_moved_leaves_what_was_there",
     ),
     Mutation(
         "recipes/output_folder.py",
-        "    if path.is_dir() and (path.is_symlink() or path.is_mount()):",
-        "    if path.is_dir() and path.is_mount():",
+        "(path.is_symlink() or path.is_mount() or theirs):",
+        "(path.is_mount() or theirs):",
         "tests/test_files.py::test_deleting_keeps_the_link_and_what_it_does_not_hold",
     ),
     Mutation(

@@ -266,6 +266,24 @@ MUTATIONS = [
     ),
     Mutation(
         "recipes/training/resume.py",
+        '    if not checkpoints and not _is_of_a_run(folder / "config.yaml"):',
+        "    if False:",
+        "tests/test_files.py::test_what_is_called_like_ours_is_not_an_earlier_run",
+    ),
+    Mutation(
+        "recipes/training/resume.py",
+        "        _refuse_names_in_the_way(folder, written)",
+        "        pass",
+        "tests/test_files.py::test_what_is_called_like_ours_is_not_an_earlier_run",
+    ),
+    Mutation(
+        "recipes/training/resume.py",
+        '            if path.name != "config.yaml":',
+        "            if True:",
+        "tests/test_files.py::test_a_run_that_is_being_deleted_is_still_known_as_one",
+    ),
+    Mutation(
+        "recipes/training/resume.py",
         "path.is_dir() and path.name[11:].isdecimal()",
         "path.exists()",
         "tests/test_files.py::test_an_overwritten_run_loses_what_it_wrote_only",
