@@ -89,7 +89,10 @@ QUIET = {
     "logging_steps": 50,
 }
 # Settings that say where a run reads, writes or what it shows, not what is trained.
-NOT_SETTINGS = {"corpus", "output_dir", "overwrite_output_dir", "report_to", "dataloader_num_workers", *QUIET}
+NOT_SETTINGS = {
+    *("corpus", "output_dir", "overwrite_output_dir", "dry_run", "report_to", "dataloader_num_workers"),
+    *QUIET,
+}
 
 # Labelled images and test images of each corpus, by its name.
 Divided = dict[str, tuple[datasets.Dataset, datasets.Dataset]]
