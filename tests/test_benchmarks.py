@@ -160,18 +160,19 @@ def results_of(right: str, groups: list[str]) -> dict:
     return {"corpora": {"ct": {"right": {"mean": right}, "groups": " ".join(groups)}}}
 
 
-def test_differences_are_points_with_the_spread_of_seeds_and_groups(learning):
+def test_differences_are_points_with_the_spread_of_seeds_and_groups():
+    differences = load("learning_tables").differences
     groups = [str(i) for i in range(40)]
     ours = [results_of("1" * 30 + "0" * 10, groups), results_of("1" * 20 + "0" * 20, groups)]
     theirs = [results_of("1" * 20 + "0" * 20, groups)] * 2
-    point, low, high = learning.differences(ours, theirs, "mean")["ct"]
+    point, low, high = differences(ours, theirs, "mean")["ct"]
     assert point == pytest.approx(12.5)  # 25 points and none
     assert low == 0 and high > 25, "a seed without and one with a gain"
-    assert learning.differences(ours, ours, "mean")["mean"] == (0, 0, 0)
+    assert differences(ours, ours, "mean")["mean"] == (0, 0, 0)
     # Of images that stand and fall together, less is known.
     few = [results_of(result["corpora"]["ct"]["right"]["mean"], [str(i // 10) for i in range(40)]) for result in ours]
-    _, low_few, high_few = learning.differences(few[:1], theirs[:1], "mean")["ct"]
-    _, low_one, high_one = learning.differences(ours[:1], theirs[:1], "mean")["ct"]
+    _, low_few, high_few = differences(few[:1], theirs[:1], "mean")["ct"]
+    _, low_one, high_one = differences(ours[:1], theirs[:1], "mean")["ct"]
     assert low_few < low_one < 25 < high_one < high_few
 
 

@@ -1,12 +1,14 @@
-"""Position embeddings on other grids of patches."""
+"""Position embeddings on other grids of patches, and what the decoder begins with."""
 
 import math
 
 import pytest
 import torch
-from test_model import cut, fixed_noise, images, scrambled
+from test_model import assert_same_tensors, cut, fixed_noise, images, scrambled
 from torch import nn
 from torch.nn.functional import interpolate
+
+from modeling_glcm_mae import GLCMMAEForPreTraining
 
 
 def resampled(positions: torch.Tensor, grid: tuple[int, int], new_grid: tuple[int, int]) -> torch.Tensor:
@@ -130,3 +132,13 @@ def test_mask_ratio_of_a_call_is_checked(tiny_model, mask_ratio):
 def test_reconstruct_refuses_part_patches(tiny_model):
     with pytest.raises(ValueError, match="divisible by patch_size"):
         tiny_model().reconstruct(images(height=36))
+
+
+@pytest.mark.parametrize("preset", ["texture", "paper", "mse"])
+def test_channels_begin_equal_and_those_of_a_checkpoint_stay(tiny_model, tmp_path, preset):
+    model = tiny_model(preset, num_channels=3)
+    predicted = model(images(), noise=fixed_noise()).logits.unflatten(-1, (-1, 3))
+    assert torch.equal(predicted[..., 0], predicted[..., 1]) and torch.equal(predicted[..., 0], predicted[..., 2])
+    assert predicted.std() > 0
+    scrambled(model).save_pretrained(tmp_path)
+    assert_same_tensors(GLCMMAEForPreTraining.from_pretrained(tmp_path), model.state_dict())

@@ -37,7 +37,6 @@ import time
 from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
-from statistics import mean, stdev
 from typing import Any
 
 import datasets
@@ -49,8 +48,9 @@ from tqdm.auto import tqdm
 # The recipes import each other by bare names, and Python looks beside this file only.
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
+from learning_tables import ALL, BASELINE, CLASSICAL, COLUMNS, UNTRAINED, difference_table, readout_table, table
 from readouts import TOKENS, attended, classical_features, features_of_encoder, probe_of_all
-from side_by_side import machine, markdown_table
+from side_by_side import machine
 
 from commandline import UsageError, parse_args
 from corpora.load import load_corpus
@@ -66,20 +66,8 @@ from training.models import build_model
 from training.pretraining import Pretraining
 
 CONFIG = Path(__file__).resolve().parents[1] / "configs" / "quickstart.yaml"
-UNTRAINED, CLASSICAL, BASELINE = "none", "classical", "mse"
 SPECKLE = "speckle"
-ALL = "all"
-COLUMNS = {"glcm_l1": "GLCM L1", "gradient_energy_ratio": "gradient energy", "mse": "MSE"}
-READOUTS = {  # name in the results -> title
-    "mean": "mean token",
-    "cls": "CLS",
-    "attentive": "attentive",
-    "middle mean": "half way, mean token",
-    "middle cls": "half way, CLS",
-}
-OF_CLASSICAL = {"image": "whole image", "tiles": "4x4 tiles"}
 TEST_SEED = 0  # all runs are tested on the same images; the splits share no random stream, whatever the seed
-NUM_RESAMPLES = 2000
 # Nothing but the training: what a run shows on its way costs time and changes no weight.
 QUIET = {
     "held_out": 0,
@@ -318,112 +306,6 @@ def _gradient_energy_ratio(model: GLCMMAEForPreTraining, test: PretrainDataset, 
         original.append(model.grey(target)[masked].cpu())
     found = texture_fidelity(torch.cat(rebuilt), torch.cat(original), value_range=model.config.glcm_value_range)
     return float(found["gradient_energy_ratio"])
-
-
-def _mean_and_spread(values: list[float], digits: int) -> str:
-    spread = f" ± {stdev(values):.{digits}f}" if len(values) > 1 else ""
-    return f"{mean(values):.{digits}f}{spread}"
-
-
-def _share_right(answers: str) -> float:
-    return answers.count("1") / len(answers)
-
-
-def _by_row(records: list[dict[str, Any]]) -> dict[str, list[dict[str, Any]]]:
-    """The results of each row, a seed each."""
-    found: dict[str, list[dict[str, Any]]] = {}
-    for record in records:
-        found.setdefault(record["settings"]["pretraining"], []).append(record["results"])
-    return found
-
-
-def table(records: list[dict[str, Any]], corpus: str, labels: Sequence[int | str]) -> str:
-    """Markdown: a row a preset; mean, and standard deviation over the seeds if there are several."""
-    few = [str(count) for count in labels if count != ALL]
-    lines = [["pretraining", "seeds", *(f"probe, {count} labels" for count in few), *COLUMNS.values(), "minutes"]]
-    for row, results in _by_row(records).items():
-        found = [result["corpora"][corpus] for result in results]
-        for name, title in OF_CLASSICAL.items() if row == CLASSICAL else [("mean", "")]:
-            probes = [[result["probe"][count][name]["accuracy"] for result in found] for count in few]
-            lines.append(
-                [
-                    f"{row}, {title}" if title else row,
-                    str(len(found)),
-                    *(_mean_and_spread(probe, 3) for probe in probes),
-                    *(
-                        _mean_and_spread([result[column] for result in found], 3) if column in found[0] else ""
-                        for column in COLUMNS
-                    ),
-                    "" if row == CLASSICAL else _mean_and_spread([result["minutes"] for result in results], 1),
-                ]
-            )
-    return markdown_table(lines)
-
-
-def readout_table(records: list[dict[str, Any]], corpus: str) -> str:
-    """Markdown: accuracy with all labels, by what is read of the encoder."""
-    lines = [["pretraining, all labels", *READOUTS.values()]]
-    for row, results in _by_row(records).items():
-        right = [result["corpora"][corpus]["right"] for result in results]
-        if row == CLASSICAL:
-            for name, title in OF_CLASSICAL.items():
-                value = _mean_and_spread([_share_right(answers[name]) for answers in right], 3)
-                lines.append([f"{row}, {title}", value, *[""] * (len(READOUTS) - 1)])
-        else:
-            values = (_mean_and_spread([_share_right(answers[name]) for answers in right], 3) for name in READOUTS)
-            lines.append([row, *values])
-    return markdown_table(lines)
-
-
-def differences(
-    results: list[dict[str, Any]], baseline: list[dict[str, Any]], readout: str
-) -> dict[str, tuple[float, float, float]]:
-    """How many points more of the test images are right than with the baseline, all labels.
-
-    Args:
-        results, baseline: of the same seeds, in the same order.
-        readout: what is read of both.
-
-    Returns:
-        corpus, and "mean" of them -> (difference, low, high), its 95 % interval by the bootstrap of seeds and groups.
-    """
-    names = list(baseline[0]["corpora"])
-    sums: dict[str, list[tuple[np.ndarray, np.ndarray]]] = {name: [] for name in names}
-    for result, other in zip(results, baseline, strict=True):
-        for name in names:
-            ours, theirs = (np.array(list(found["corpora"][name]["right"][readout]), int) for found in (result, other))
-            group = np.array(result["corpora"][name]["groups"].split(), int)
-            sums[name].append((np.bincount(group, ours - theirs), np.bincount(group)))
-    random, draws = np.random.default_rng(0), []
-    for _ in range(NUM_RESAMPLES):
-        seeds = random.integers(0, len(results), len(results))  # the same trainings for all corpora
-        of_corpora = []
-        for name in names:
-            shares = []
-            for seed in seeds:
-                gained, size = sums[name][seed]
-                drawn = random.integers(0, len(size), len(size))
-                shares.append(gained[drawn].sum() / size[drawn].sum())
-            of_corpora.append(mean(shares))
-        draws.append([*of_corpora, mean(of_corpora)])
-    whole = [mean(gained.sum() / size.sum() for gained, size in sums[name]) for name in names]
-    low, high = np.quantile(draws, [0.025, 0.975], axis=0)
-    points = zip([*whole, mean(whole)], low, high, strict=True)
-    return {name: tuple(100 * float(x) for x in point) for name, point in zip([*names, "mean"], points, strict=True)}
-
-
-def difference_table(records: list[dict[str, Any]]) -> str:
-    """Markdown: points above the baseline, for each row and what is read."""
-    rows = _by_row(records)
-    baseline = rows.pop(BASELINE)
-    lines = [[f"points above {BASELINE}, all labels", "read", *baseline[0]["corpora"], "mean"]]
-    for row, results in rows.items():
-        if row in (UNTRAINED, CLASSICAL):
-            continue
-        for readout, title in READOUTS.items():
-            found = differences(results, baseline, readout)
-            lines.append([row, title, *(f"{x:+.1f} ({low:+.1f} to {high:+.1f})" for x, low, high in found.values())])
-    return markdown_table(lines)
 
 
 def _write(file: Path, records: list[dict[str, Any]]) -> None:

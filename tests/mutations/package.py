@@ -425,12 +425,12 @@ MUTATIONS = [
         "modeling_glcm_mae/modeling_glcm_mae.py",
         "init.copy_(weight, first.expand(-1, self.config.num_channels, -1).flatten(0, 1))",
         "pass",
-        "tests/test_model.py::test_channels_begin_equal_and_those_of_a_checkpoint_stay[mse]",
+        "tests/test_positions.py::test_channels_begin_equal_and_those_of_a_checkpoint_stay[mse]",
     ),
     Mutation(
         "modeling_glcm_mae/modeling_glcm_mae.py",
         "init.copy_(weight, first.expand(-1, self.config.num_channels, -1).flatten(0, 1))",
         "weight.copy_(first.expand(-1, self.config.num_channels, -1).flatten(0, 1))",
-        "tests/test_model.py::test_channels_begin_equal_and_those_of_a_checkpoint_stay[mse]",
+        "tests/test_positions.py::test_channels_begin_equal_and_those_of_a_checkpoint_stay[mse]",
     ),
 ]
