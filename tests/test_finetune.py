@@ -603,7 +603,7 @@ def test_of_two_classes_a_macro_mean_means_the_figure_and_a_dry_run_writes_nothi
 )
 def test_every_shipped_config_is_understood(config):
     kinds = (ClassifierArguments, LabelledDataArguments, FinetuningArguments)
-    _, data_args, args = parse_args(kinds, ["--config", str(config), "--use_cpu", "true"])
+    _, data_args, args = parse_args(kinds, ["--config", str(config), "--use_cpu", "true", "--corpus", "any"])
     assert args.output_dir == f"runs/{config.parent.name}/finetune"
     assert set(data_args.positive_classes) <= set(CORPORA[config.parent.name].CLASS_NAMES)
 

@@ -628,7 +628,7 @@ def test_options_win_over_the_file_and_lists_survive(tmp_path):
     )
     model_args, _, _ = parse_args(
         (ModelArguments, DataArguments, PretrainingArguments),
-        ["--config", str(config), "--mask_ratio", "0.6", "--use_cpu", "true"],
+        ["--config", str(config), "--mask_ratio", "0.6", "--use_cpu", "true", "--corpus", "speckle"],
     )
     overrides = model_args.config_overrides()
     assert overrides == {"mask_ratio": 0.6, "glcm_offsets": [[0, 2], [2, 0]], "image_size": [32, 48]}
@@ -661,12 +661,12 @@ def test_start_from_a_stock_checkpoint_keeps_every_weight(tmp_path):
 
 
 def test_grey_range_follows_the_normalisation(tmp_path):
-    data_args = DataArguments(image_mean=[0.5] * 3, image_std=[0.25] * 3)
+    data_args = DataArguments(corpus="speckle", image_mean=[0.5] * 3, image_std=[0.25] * 3)
     model = build_model(ModelArguments(image_size="32", patch_size=8, hidden_size=32, num_attention_heads=2), data_args)
     assert model.config.glcm_value_range == [-2.0, 2.0]
     _tiny_checkpoint(tmp_path)
     arguments = ModelArguments(model_name_or_path=str(tmp_path), num_channels=1)
-    model = build_model(arguments, DataArguments(image_mean=[0.5], image_std=[0.5]))
+    model = build_model(arguments, DataArguments(corpus="speckle", image_mean=[0.5], image_std=[0.5]))
     assert model.config.num_channels == 1 and model.config.glcm_value_range == [-1.0, 1.0]
 
 

@@ -10,6 +10,7 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from queue import Queue
+from threading import Event
 from typing import Any
 
 import pandas as pd
@@ -209,21 +210,23 @@ def cross_validate(args: CrossValidationArguments) -> Path:
     for job in range(args.jobs):
         devices.put(names[job % max(num_gpus, 1)] if num_gpus else "")
 
-    def one(fold: str) -> Path:
+    failed = Event()
+
+    def one(fold: str) -> Path | None:
+        if failed.is_set():  # what failed in a fold before would fail in this one: the error of that is raised below
+            return None
         device = devices.get()
         try:
             visible = {"CUDA_VISIBLE_DEVICES": device} if num_gpus else {}
             return run_fold(args, fold, {**os.environ, **visible})
+        except BaseException:
+            failed.set()
+            raise
         finally:
             devices.put(device)
 
     with ThreadPoolExecutor(args.jobs) as pool:
-        running = [pool.submit(one, fold) for fold in folds]
-        try:
-            done = [fold.result() for fold in tqdm(running, desc="folds")]
-        except BaseException:
-            pool.shutdown(wait=False, cancel_futures=True)  # what fails in one fold would fail in the next
-            raise
+        done = list(tqdm(pool.map(one, folds), total=len(folds), desc="folds"))
     table = pd.concat([pd.read_parquet(folder / "predictions.parquet") for folder in done], ignore_index=True)
     twice = table["file_name"].duplicated()
     if twice.any():
