@@ -142,3 +142,6 @@ def test_channels_begin_equal_and_those_of_a_checkpoint_stay(tiny_model, tmp_pat
     assert predicted.std() > 0
     scrambled(model).save_pretrained(tmp_path)
     assert_same_tensors(GLCMMAEForPreTraining.from_pretrained(tmp_path), model.state_dict())
+    # A head that starts new makes transformers initialise the decoder, though it is loaded.
+    with_head = GLCMMAEForPreTraining.from_pretrained(tmp_path, glcm_head_weight=1.0)
+    assert torch.equal(with_head.decoder.decoder_pred.weight, model.decoder.decoder_pred.weight)

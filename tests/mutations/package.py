@@ -427,10 +427,4 @@ MUTATIONS = [
         "pass",
         "tests/test_positions.py::test_channels_begin_equal_and_those_of_a_checkpoint_stay[mse]",
     ),
-    Mutation(
-        "modeling_glcm_mae/modeling_glcm_mae.py",
-        "init.copy_(weight, first.expand(-1, self.config.num_channels, -1).flatten(0, 1))",
-        "weight.copy_(first.expand(-1, self.config.num_channels, -1).flatten(0, 1))",
-        "tests/test_positions.py::test_channels_begin_equal_and_those_of_a_checkpoint_stay[mse]",
-    ),
 ]
