@@ -165,10 +165,13 @@ def test_every_panel_answers(server, finetuned, exported, image, dicom):
 first = {{"model": {str(finetuned)!r}, "file": {str(image)!r}}}
 found = [ask(**first), ask(**first, mask_ratio=0.25), ask(**first, seed=1), ask(**first, down=100)]
 found += [ask(**first, right=0), ask(**first | {{"file": {str(dicom)!r}}})]
+found += [client.predict({str(finetuned)!r}, handle_file({str(image)!r}), api_name="/surprise")]
 found += [client.predict({str(finetuned)!r}, handle_file({str(image)!r}), api_name="/overlay")]
 """,
     )
     picture, meaning = others.pop()
+    surprising, caveat = others.pop()
+    assert surprising and surprising != picture and "Surprising is not diseased" in caveat
     assert picture and "no outline of a lesion" in meaning
     expected = {row["label"]: row["score"] for row in pipeline("image-classification", str(finetuned))(str(image))}
     assert probabilities(answer) == pytest.approx(expected, abs=1e-5)
