@@ -38,6 +38,7 @@ from hub.repository import MANIFEST
 from images.transform import ImageTransform
 from judging.summary import summarise
 from modeling_glcm_mae import GLCMMAEForPreTraining
+from output_folder import WRITTEN_LIST
 
 RECIPES = Path(__file__).resolve().parent.parent / "recipes"
 REPO = "org/glcm-mae-tiny"
@@ -135,7 +136,9 @@ def only_message(done: subprocess.CompletedProcess) -> str:
 
 
 def contents(folder: Path) -> dict[str, bytes]:
-    return {path.relative_to(folder).as_posix(): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+    """The files of a folder, but for our list of them, which is never published."""
+    files = (path for path in folder.rglob("*") if path.is_file() and path.name != WRITTEN_LIST)
+    return {path.relative_to(folder).as_posix(): path.read_bytes() for path in files}
 
 
 def assert_published_once(hub, local: dict[str, bytes]) -> None:
@@ -167,8 +170,7 @@ def test_both_kinds_are_published_and_their_cards_say_how_to_open_them(hub, expo
 
     for repo_id, local in ((REPO, exported), (f"{REPO}-finetuned", classifier)):
         sent = hub.files(repo_id)
-        names = {path.relative_to(local).as_posix() for path in local.rglob("*") if path.is_file()}
-        assert set(sent) == names | OF_THE_REPOSITORY
+        assert set(sent) == contents(local).keys() | OF_THE_REPOSITORY
         assert sent["model.safetensors"] == (local / "model.safetensors").read_bytes()
         assert repo_id.encode() in sent["README.md"] and ADDRESS.encode() not in sent["README.md"]
         assert len(hub.commits(repo_id)) == 2 and set(hub.repo(repo_id).tags) == {"v1"}
