@@ -200,6 +200,25 @@ def test_a_mistake_in_the_fine_tuning_is_known_before_the_pretraining(corpus, tm
     assert not (tmp_path / "out").exists()
 
 
+def test_the_check_before_a_pretraining_sees_one_gpu_and_the_sizes_to_come(corpus, tmp_path, monkeypatch):
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "4,6")
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
+    asked = []
+
+    def refuse(command, env, **_):
+        asked.append((command, env["CUDA_VISIBLE_DEVICES"]))
+        return subprocess.CompletedProcess(command, 1, stderr="error: no\nINFO later\n")
+
+    monkeypatch.setattr(cross_validation.subprocess, "run", refuse)
+    pretraining = write(tmp_path / "pretrain.yaml", TINY_PRETRAINING.encode())
+    given = ["--corpus", str(corpus), "--output_dir", str(tmp_path / "out"), "--pretrain_config", str(pretraining)]
+    with pytest.raises(SystemExit, match="would fail after the pretraining: no$"):
+        cross_validate.main([*given, "--pretrain_options", "image_size=48"])
+    ((command, gpu),) = asked
+    assert gpu == "4" and command[command.index("--image_size") + 1] == "48"
+    assert command[command.index("--patch_size") + 1] == "8"
+
+
 def test_a_fold_that_failed_stops_the_others_and_its_settings_can_be_corrected(
     corpus, tmp_path, pretended, monkeypatch
 ):

@@ -157,7 +157,8 @@ def test_a_dry_run_checks_and_leaves_everything_as_it_was(images, run, tmp_path,
     pretrain.main(options(**given, output_dir=tmp_path / "new"))
     assert capsys.readouterr().out.count("nothing wrong found") == 2 and not (tmp_path / "new").exists()
     with pytest.raises(SystemExit, match="48 training images are fewer than one batch of 64"):
-        pretrain.main(options(**given | {"per_device_train_batch_size": 64}, output_dir=tmp_path / "new"))
+        pretrain.main(options(**given | {"per_device_train_batch_size": 64}, output_dir=tmp_path / "new" / "deep"))
+    assert not (tmp_path / "new").exists()
 
 
 def test_another_data_set_is_held_against_its_own_trivial_predictors(images, tmp_path):

@@ -174,3 +174,15 @@ def test_two_processes_and_a_resume_equal_one_that_was_never_stopped(images, tmp
         for name in ("loss", "mse", "glcm", "glcm_head"):
             assert (name in row) == (name in expected)
             assert name not in row or row[name] == pytest.approx(expected[name], rel=1e-5), row["step"]
+
+
+def test_a_resume_with_another_head_is_refused(images, tmp_path):  # noqa: F811
+    import pretrain
+
+    runs = {"with": {"glcm_head_weight": 2.0}, "without": {"glcm_head_weight": 0.0}}
+    given = TINY | {"corpus": images, "num_pictures": 0, "max_steps": 1, "save_steps": 1, "save_strategy": "steps"}
+    for name, other in (("with", "without"), ("without", "with")):
+        pretrain.main(options(**given | runs[name], output_dir=tmp_path / name))
+        again = given | runs[other] | {"resume_from_checkpoint": "last", "output_dir": tmp_path / name}
+        with pytest.raises(SystemExit, match="glcm_head_weight must stay"):
+            pretrain.main(options(**again))

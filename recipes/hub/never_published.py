@@ -34,7 +34,8 @@ NOT_OURS = {"__pycache__", ".git", ".cache", "runs"}
 def files_of(folder: Path) -> tuple[dict[str, Path], dict[str, str]]:
     """The files of a folder that may be published, and why each other one is left out.
 
-    What others put there is published by the same rules as what we wrote, with a warning that names it.
+    What others put there is published by the same rules as what we wrote, with a warning that names it where a list
+    of ours tells (in an export, and in the folders of a data set).
 
     Returns:
         Path in the folder -> file, and path in the folder -> reason.

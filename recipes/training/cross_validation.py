@@ -125,22 +125,31 @@ def _finetune_options(args: CrossValidationArguments, fold: str) -> list[str]:
     return [*config, *_of_fold(args, fold), *_options(args.finetune_options), *positive]
 
 
-def _rehearse_fine_tuning(args: CrossValidationArguments, fold: str) -> None:
+def _rehearse_fine_tuning(args: CrossValidationArguments, fold: str, environment: dict[str, str]) -> None:
     """See that the fine-tuning can begin, from random weights, before a pretraining is spent on it.
 
     Raises:
         UsageError: what finetune.py says.
     """
     folder = Path(args.output_dir) / f"fold_{fold}"
-    if args.pretrain_config is None or whole_checkpoints(folder / "pretrain") or (folder / "finetune").exists():
+    begun = whole_checkpoints(folder / "pretrain") or whole_checkpoints(folder / "finetune")
+    if args.pretrain_config is None or begun or (folder / "pretrain" / "all_results.json").exists():
         return
-    command = [sys.executable, str(RECIPES / "finetune.py"), *_finetune_options(args, fold)]
+    command = [sys.executable, str(RECIPES / "finetune.py"), *_finetune_options(args, fold), *_sizes_pretrained(args)]
     command += ["--output_dir", str(folder / "finetune"), "--dry_run", "true", "--push_to_hub", "false"]
     logger.info("checking the settings of the fine-tuning")
-    done = subprocess.run(command, capture_output=True, text=True)
+    done = subprocess.run(command, capture_output=True, text=True, env=environment)
     if done.returncode:
-        last = [line for line in done.stderr.splitlines() if line.strip()][-1]
-        raise UsageError(f"finetune.py would fail after the pretraining: {last.removeprefix('error: ')}")
+        said = [line for line in done.stderr.splitlines() if line.startswith("error: ")] or [done.stderr[-1000:]]
+        raise UsageError(f"finetune.py would fail after the pretraining: {said[-1].removeprefix('error: ')}")
+
+
+def _sizes_pretrained(args: CrossValidationArguments) -> list[str]:
+    """The sizes that the encoder will have, which decide what resizing fits."""
+    content = yaml.safe_load(Path(args.pretrain_config).read_text(encoding="utf-8")) or {}
+    given = dict(content) | dict(entry.split("=", 1) for entry in args.pretrain_options or ())
+    sizes = {name: str(given[name]) for name in ("image_size", "patch_size") if name in given}
+    return [text for name, value in sizes.items() if value.isdecimal() for text in (f"--{name}", value)]
 
 
 def _options(entries: list[str] | None) -> list[str]:
@@ -200,8 +209,6 @@ def cross_validate(args: CrossValidationArguments) -> Path:
     labelled = (zip(part["file_name"], part["label"], strict=True) for part in parts.values())
     settings["labels_sha256"] = sha256_of_lines(sorted(f"{name} {label}" for part in labelled for name, label in part))
     settings["splits_sha256"] = hashlib.sha256(splits_file.read_bytes()).hexdigest()
-    _rehearse_fine_tuning(args, folds[0])
-    _keep_settings(settings, output)
     devices: Queue[str] = Queue()
     num_gpus = torch.cuda.device_count()
     # Those that this process may use, where it was given only some.
@@ -210,6 +217,9 @@ def cross_validate(args: CrossValidationArguments) -> Path:
     for job in range(args.jobs):
         devices.put(names[job % max(num_gpus, 1)] if num_gpus else "")
 
+    first = {**os.environ, **({"CUDA_VISIBLE_DEVICES": names[0]} if num_gpus else {})}
+    _rehearse_fine_tuning(args, folds[0], first)
+    _keep_settings(settings, output)
     failed = Event()
 
     def one(fold: str) -> Path | None:
@@ -260,7 +270,9 @@ def _keep_settings(settings: dict[str, Any], output: Path) -> None:
     if stored_file.exists():
         stored = yaml.safe_load(stored_file.read_text())
         changed = [name for name, value in settings.items() if stored.get(name) != value and name != "folds"]
-        steps = list(output.glob("fold_*/*/"))
+        # What only the fine-tuning is given may be corrected while none has got anywhere.
+        later = {"finetune_config", "finetune_config_content", "finetune_options", "positive_classes"}
+        steps = list(output.glob("fold_*/finetune" if set(changed) <= later else "fold_*/*"))
         if changed and any(whole_checkpoints(step) or (step / "all_results.json").exists() for step in steps):
             raise UsageError(
                 f"output_dir {output} holds folds that were run with another {', '.join(changed)}: take another one"

@@ -237,13 +237,18 @@ def run_training(
 
     def check(*arguments: Any) -> Callable[[], None] | None:
         output_dir = Path(arguments[-1].output_dir).expanduser()
+        if not arguments[-1].dry_run:
+            return run(*arguments).train
         made = [folder for folder in (output_dir, *output_dir.parents) if not folder.exists()]
-        checked = run(*arguments)
-        if not checked.args.dry_run:
-            return checked.train
-        for folder in filter(Path.exists, made):  # by Trainer
-            folder.rmdir()
-        print(f"nothing wrong found; output_dir {output_dir} is as it was")
+        try:
+            run(*arguments)
+            PartialState().wait_for_everyone()
+        finally:
+            if PartialState().is_main_process:
+                for folder in filter(Path.exists, made):  # by Trainer
+                    folder.rmdir()
+        if PartialState().is_main_process:
+            print(f"nothing wrong found; output_dir {output_dir} is as it was")
         return None
 
     run_main(

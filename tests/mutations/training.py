@@ -500,7 +500,7 @@ MUTATIONS = [
     ),
     Mutation(
         "recipes/training/cross_validation.py",
-        "    _rehearse_fine_tuning(args, folds[0])\n",
+        "    _rehearse_fine_tuning(args, folds[0], first)\n",
         "",
         "tests/test_cross_validate.py::test_a_mistake_in_the_fine_tuning_is_known_before_the_pretraining",
     ),
@@ -518,8 +518,8 @@ MUTATIONS = [
     ),
     Mutation(
         "recipes/training/run.py",
-        "        for folder in filter(Path.exists, made):  # by Trainer\n            folder.rmdir()\n",
-        "",
+        "                    folder.rmdir()\n",
+        "                    pass\n",
         "tests/test_pretrain.py::test_a_dry_run_checks_and_leaves_everything_as_it_was",
     ),
     Mutation(
