@@ -146,10 +146,10 @@ def refuse_another_training(
     if "train_file_names_sha256" in resolved["derived"] and "train_images_sha256" in stored["derived"]:
         stored["derived"]["train_file_names_sha256"] = stored["derived"].pop("train_images_sha256")
     # Without a texture head, a model's configuration does not name it.
-    without_head = {"glcm_head_weight": 0.0}
     if "model_config" in stored and "model_config" in resolved:
-        stored["model_config"] = without_head | stored["model_config"]
-        resolved = resolved | {"model_config": without_head | resolved["model_config"]}
+        resolved = resolved | {"model_config": dict(resolved["model_config"])}
+        for settings in (stored, resolved):
+            settings["model_config"].setdefault("glcm_head_weight", 0.0)
     untold = []
     first = {"model": 0, "derived": 1}  # what others follow from
     for section in sorted(resolved, key=lambda section: first.get(section, len(first))):
