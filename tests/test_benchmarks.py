@@ -274,6 +274,7 @@ def test_texture_learning(learning, learn, monkeypatch):
         (["--presets", "sharp"], "sharp"),
         (["--epoch", "3"], "unknown option or value: --epoch 3"),
         (["--mask_ratio", "1.5"], "mask_ratio"),
+        (["--num_test_images", "0.25"], "num_test_images must be a number of images for speckle, got 0.25"),
     ],
 )
 def test_mistakes_are_named(learn, arguments, message):

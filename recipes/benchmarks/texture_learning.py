@@ -162,6 +162,8 @@ def divide(options: argparse.Namespace, seed: int) -> Divided:
     """Hold images of each prepared corpus out, whole groups; nothing for speckle, which is generated."""
     parts: Divided = {}
     if options.corpus == [SPECKLE]:
+        if options.num_test_images < 1:
+            raise UsageError(f"num_test_images must be a number of images for speckle, got {options.num_test_images}")
         return parts
     for corpus in options.corpus:
         if corpus == SPECKLE:
