@@ -61,9 +61,11 @@ def options(**values) -> list[str]:
     return [f"--{name}={value}" for name, value in values.items()]
 
 
-def launch(arguments, launcher=(sys.executable,), check=True) -> subprocess.CompletedProcess:
+def launch(
+    arguments, launcher=(sys.executable,), check=True, script=ROOT / "recipes" / "pretrain.py"
+) -> subprocess.CompletedProcess:
     done = subprocess.run(
-        [*launcher, str(ROOT / "recipes" / "pretrain.py"), *arguments],
+        [*launcher, str(script), *arguments],
         capture_output=True,
         text=True,
         env=ENVIRONMENT,
@@ -217,7 +219,18 @@ def test_two_processes_equal_one_at_twice_the_batch(run, images, tmp_path):
         port = free.getsockname()[1]
     launcher = (sys.executable, "-m", "torch.distributed.run", "--nproc_per_node=2", f"--master_port={port}")
     arguments = TINY | {"per_device_train_batch_size": 8}
-    done = launch(options(**arguments, corpus=images, output_dir=output_dir, mse_epochs=1), launcher)
+    script = tmp_path / "pretrain.py"
+    script.write_text(
+        "import atexit, os, pathlib, runpy, sys\n"
+        f"folder = pathlib.Path({str(tmp_path)!r})\n"
+        "left = folder / ('left' + os.environ['RANK'])\n"
+        "atexit.register(lambda: left.write_text(str((folder / 'two' / 'all_results.json').exists())))\n"
+        f"sys.path.insert(0, {str(ROOT / 'recipes')!r})\n"
+        f"runpy.run_path({str(ROOT / 'recipes' / 'pretrain.py')!r}, run_name='__main__')\n"
+    )
+    done = launch(options(**arguments, corpus=images, output_dir=output_dir, mse_epochs=1), launcher, script=script)
+    # With one that fails on its way out, the launcher would end the one that still writes the export.
+    assert (tmp_path / "left1").read_text() == "True"
     assert "2 process(es) on cpu; 8 x 1 x 2 = 16 images per update" in done.stderr
     assert_same_losses(losses(run), losses(output_dir))
     assert evaluations(output_dir)[-1]["eval_loss"] == pytest.approx(evaluations(run)[-1]["eval_loss"], rel=1e-4)

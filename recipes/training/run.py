@@ -180,11 +180,14 @@ class Run(ABC):
                 new.write_text(json.dumps(results, indent=2) + "\n")
             for line in lines:
                 print(line)
-            if self.publication is not None:
-                filled = with_export(self.publication)
-                again = f"to go on: {filled.command}"  # the same command would train anew
-                for line in publish(filled, self._commit_message, self.export, how_to_go_on=again):
-                    print(line, flush=True)
+        # A launcher ends all processes where one of them fails, on its way out too. Not held for the upload, which may
+        # last longer than processes may wait for each other (ddp_timeout).
+        PartialState().wait_for_everyone()
+        if main and self.publication is not None:
+            filled = with_export(self.publication)
+            again = f"to go on: {filled.command}"  # the same command would train anew
+            for line in publish(filled, self._commit_message, self.export, how_to_go_on=again):
+                print(line, flush=True)
         self.trainer.end()
 
     def _list_of_images(self) -> dict[str, str]:
