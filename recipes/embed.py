@@ -138,7 +138,10 @@ def _texture(args: EmbedArguments, images: datasets.Dataset) -> dict[str, list[f
 @torch.no_grad()
 def _encoded(args: EmbedArguments, images: datasets.Dataset) -> dict[str, np.ndarray]:
     name = args.model_name_or_path
-    encoder = load_classifier(name, ["unused"], revision=args.model_revision).vit.eval()
+    encoder = load_classifier(name, ["unused"], pooling=None, revision=args.model_revision).base_model.eval()
+    pools = encoder.config.model_type == "beit"  # a classifier of the mean token, whose CLS token nothing has read
+    if pools and args.features == "cls":
+        raise UsageError(f"model_name_or_path {name!r} reads the mean of the patch tokens: give features mean")
     device = "cuda" if torch.cuda.is_available() else "cpu"
     encoder.to(device)
     try:
@@ -163,8 +166,10 @@ def _encoded(args: EmbedArguments, images: datasets.Dataset) -> dict[str, np.nda
     features = []
     for start in tqdm(range(0, len(items), args.batch_size), unit=" batches"):
         batch = [items[i]["pixel_values"] for i in range(start, min(start + args.batch_size, len(items)))]
-        tokens = encoder(torch.stack(batch).to(device)).last_hidden_state  # B 1+N C
-        features.append((tokens[:, 0] if args.features == "cls" else tokens[:, 1:].mean(dim=1)).cpu())
+        outputs = encoder(torch.stack(batch).to(device))
+        tokens = outputs.last_hidden_state  # B 1+N C
+        mean = outputs.pooler_output if pools else tokens[:, 1:].mean(dim=1)
+        features.append((tokens[:, 0] if args.features == "cls" else mean).cpu())
     values = torch.cat(features).numpy()
     return {f"{index:04d}": values[:, index] for index in range(values.shape[1])}
 

@@ -22,7 +22,7 @@ import numpy as np
 import torch
 from matplotlib.figure import Figure
 from tqdm.auto import tqdm
-from transformers import AutoConfig, AutoImageProcessor, ViTForImageClassification
+from transformers import AutoConfig, AutoImageProcessor, PreTrainedModel
 
 from commandline import UsageError, check_model_name, option, run_main
 from corpora.load import load_corpus
@@ -45,7 +45,7 @@ class ExplainArguments:
     """Which model, which images."""
 
     model_name_or_path: str | None = option(
-        None, "Export of finetune.py, or any ViTForImageClassification; for surprise, export of pretrain.py."
+        None, "Export of finetune.py, or any ViT or BEiT with a head for images; for surprise, export of pretrain.py."
     )
     model_revision: str = option("main", "Branch, tag or commit of the model on the Hub.")
     corpus: str = option("folder", "A folder of images or Parquet, a known corpus (with data_dir), or a Hub id.")
@@ -77,14 +77,13 @@ class ExplainArguments:
                 raise UsageError(f"{name} is for method occlusion, got method {self.method!r}")
 
 
-def _classifier(args: ExplainArguments) -> ViTForImageClassification:
+def _classifier(args: ExplainArguments) -> PreTrainedModel:
     source = {"revision": args.model_revision}
     config = AutoConfig.from_pretrained(args.model_name_or_path, **source)
     known = {classifier.__name__: classifier for classifier in CLASSIFIERS.values()}
     name = (config.architectures or ["unknown"])[0]
     if name not in known:
         raise UsageError(f"{args.model_name_or_path!r} is a {name}; allowed are {', '.join(known)}")
-    # Not by AutoModel, which would open a classifier of the mean token as one of the CLS token.
     model, report = known[name].from_pretrained(
         args.model_name_or_path,
         attn_implementation="eager",  # no other implementation returns attention

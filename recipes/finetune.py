@@ -6,7 +6,7 @@
 The corpus is the output of prepare_corpus.py. The model is chosen on the validation part, and the test part is looked
 at once, at the end. ViT-B/16 at 224 pixels wants a GPU. `output_dir` receives config.yaml (resolved), metrics.jsonl,
 all_results.json, predictions.parquet (the test part), validation_predictions.parquet, checkpoints and export/ (a stock
-`ViTForImageClassification` with its processor and card, as it goes to the Hub).
+classifier of transformers with its processor and card, as it goes to the Hub).
 """
 
 from collections.abc import Sequence

@@ -1,6 +1,7 @@
 """recipes/embed.py: texture features of images to Parquet."""
 
 import math
+import shutil
 
 import datasets
 import numpy as np
@@ -16,6 +17,7 @@ from transformers import AutoImageProcessor, AutoModel
 import embed
 from hub.export import write_export
 from images.transform import ImageTransform
+from training.models import load_classifier
 
 
 @pytest.fixture
@@ -114,6 +116,24 @@ def test_encoder_features_are_those_of_plain_transformers_for_any_batch_size(tmp
         tokens = encoder.eval()(**processor(images=images, return_tensors="pt")).last_hidden_state
     expected = tokens[:, 0] if kind == "cls" else tokens[:, 1:].mean(1)
     np.testing.assert_allclose(tables[0], expected, atol=1e-5)
+
+
+@torch.no_grad()
+def test_features_of_a_classifier_are_what_its_head_reads(tmp_path, encoder_folder):
+    root = write_folder(tmp_path / "images", ["a/0.png", "b/1.png"])
+    folder = shutil.copytree(encoder_folder, tmp_path / "mean")
+    model = load_classifier(str(encoder_folder), ["a", "b"], pooling="mean").eval()
+    model.save_pretrained(folder)
+    options = ["--corpus", str(root), "--output_dir", str(tmp_path / "out"), "--model_name_or_path", str(folder)]
+    with pytest.raises(SystemExit, match="reads the mean of the patch tokens: give features mean"):
+        embed.main([*options, "--features", "cls"])
+    embed.main([*options, "--features", "mean"])
+    table = pd.read_parquet(tmp_path / "out" / "features.parquet")
+    images = [Image.open(root / name).convert("RGB") for name in table["file_name"]]
+    pixels = AutoImageProcessor.from_pretrained(encoder_folder)(images=images, return_tensors="pt")
+    found = torch.tensor(table.drop(columns=["file_name", "label", "label_name"]).to_numpy())
+    expected = model(**pixels).logits
+    torch.testing.assert_close(model.classifier(found), expected, rtol=1e-4, atol=1e-5)
 
 
 def test_a_deep_image_does_not_go_through_an_8_bit_processor(tmp_path, encoder_folder):

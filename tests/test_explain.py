@@ -8,9 +8,9 @@ from PIL import Image
 from transformers import AutoImageProcessor, ViTConfig, ViTForImageClassification
 
 import explain
-from hub.vit_mean_pooling import ViTMeanPoolingForImageClassification
 from images.transform import ImageTransform
 from judging.overlay import attention_rollout, occlusion_map
+from training.models import with_mean_pooling
 
 SIZES = {"hidden_size": 16, "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 32}
 
@@ -47,7 +47,12 @@ def test_occlusion_with_overlap_covers_every_pixel():
         occlusion_map(OnePatch(), torch.ones(3, 32, 32), 1, window=40, stride=5)
 
 
-def test_rollout_against_a_plain_calculation(model):
+@pytest.mark.parametrize("pooling", ["cls", "mean"])
+def test_rollout_against_a_plain_calculation(model, pooling):
+    if pooling == "mean":
+        model = with_mean_pooling(model)
+        model.set_attn_implementation("eager")
+        model.eval()
     image = torch.randn(3, 32, 32)
     with torch.no_grad():
         attentions = model(pixel_values=image[None], output_attentions=True).attentions
@@ -55,13 +60,13 @@ def test_rollout_against_a_plain_calculation(model):
     for attention in attentions:
         mixed = 0.5 * attention[0].mean(0).double().numpy() + 0.5 * np.eye(17)
         rolled = mixed / mixed.sum(1, keepdims=True) @ rolled
-    expected = rolled[0, 1:].reshape(4, 4)
+    expected = (rolled[0] if pooling == "cls" else rolled[1:].mean(0))[1:].reshape(4, 4)
     heat = attention_rollout(model, image)
     np.testing.assert_allclose(heat, expected / expected.sum(), rtol=1e-5)
 
 
 def test_a_classifier_of_the_mean_token_is_opened_as_such(model, tmp_path, monkeypatch):
-    mean = ViTMeanPoolingForImageClassification(model.config).eval()
+    mean = with_mean_pooling(model).eval()
     mean.save_pretrained(tmp_path / "model")
     ImageTransform(32, resize="squash").processor().save_pretrained(tmp_path / "model")
     write(tmp_path / "images" / "0.png", encode(grey()))

@@ -39,6 +39,7 @@ from images.transform import ImageTransform
 from judging.summary import summarise
 from modeling_glcm_mae import GLCMMAEForPreTraining
 from output_folder import WRITTEN_LIST
+from training.models import with_mean_pooling
 
 RECIPES = Path(__file__).resolve().parent.parent / "recipes"
 REPO = "org/glcm-mae-tiny"
@@ -69,6 +70,10 @@ def exported(tmp_path_factory, trained) -> Path:
 
 @pytest.fixture(scope="module")
 def classifier(tmp_path_factory) -> Path:
+    return written_classifier(tmp_path_factory.mktemp("publish") / "classifier", "cls")
+
+
+def written_classifier(folder: Path, pooling: str) -> Path:
     torch.manual_seed(0)
     names = {0: "benign", 1: "malignant"}
     config = ViTConfig(
@@ -76,10 +81,10 @@ def classifier(tmp_path_factory) -> Path:
         **{"intermediate_size": 64, "id2label": names, "label2id": {name: index for index, name in names.items()}},
     )
     model = ViTForImageClassification(config)
-    model.config.architectures = ["ViTForImageClassification"]
-    folder = tmp_path_factory.mktemp("publish") / "classifier"
+    model = with_mean_pooling(model) if pooling == "mean" else model
+    model.config.architectures = [type(model).__name__]
     facts = {"title": "Tiny classifier", "repo_id": ADDRESS, "corpus": "speckle", "fold": "0", "mode": "finetune"}
-    facts |= {"counts": {"train": 8, "validation": 2, "test": 2}, "pooling": "cls", "values": {"accuracy": 0.5}}
+    facts |= {"counts": {"train": 8, "validation": 2, "test": 2}, "pooling": pooling, "values": {"accuracy": 0.5}}
     facts |= {"figures": [("accuracy", "0.500", "0.250 to 0.750")], "base_model": None, "deep": False}
     write_classifier(
         folder, model, ImageTransform(32, resize="squash").processor(), {"config.yaml": "a: 1\n"}, [], facts
@@ -167,8 +172,11 @@ def test_both_kinds_are_published_and_their_cards_say_how_to_open_them(hub, expo
     assert "left out training_args.bin" in done.stderr
     done = publish(hub, tmp_path / "a", classifier, "--collection", "GLCM-MAE", repo_id=f"{REPO}-finetuned")
     assert done.returncode == 0, done.stderr
+    mean = written_classifier(tmp_path / "sent" / "mean", "mean")
+    done = publish(hub, tmp_path / "a", mean, repo_id=f"{REPO}-mean")
+    assert done.returncode == 0 and "BeitForImageClassification gives the same answers" in done.stdout, done.stderr
 
-    for repo_id, local in ((REPO, exported), (f"{REPO}-finetuned", classifier)):
+    for repo_id, local in ((REPO, exported), (f"{REPO}-finetuned", classifier), (f"{REPO}-mean", mean)):
         sent = hub.files(repo_id)
         assert set(sent) == contents(local).keys() | OF_THE_REPOSITORY
         assert sent["model.safetensors"] == (local / "model.safetensors").read_bytes()
@@ -179,7 +187,7 @@ def test_both_kinds_are_published_and_their_cards_say_how_to_open_them(hub, expo
 
     # Every block of code of both cards, as a stranger runs it.
     write(tmp_path / "image.png", encode(np.random.default_rng(0).integers(0, 255, (32, 32, 3), dtype=np.uint8)))
-    for repo_id, count in ((REPO, 3), (f"{REPO}-finetuned", 1)):
+    for repo_id, count in ((REPO, 3), (f"{REPO}-finetuned", 1), (f"{REPO}-mean", 1)):
         blocks = re.findall(r"```python\n(.*?)```", hub.files(repo_id)["README.md"].decode(), re.DOTALL)
         assert len(blocks) == count
         opened = f"from PIL import Image\nimage = Image.open({str(tmp_path / 'image.png')!r})\n"

@@ -15,15 +15,20 @@ from huggingface_hub.errors import HFValidationError, RemoteEntryNotFoundError, 
 from huggingface_hub.utils import validate_repo_id
 from PIL import Image
 from safetensors import SafetensorError
-from transformers import AutoConfig, AutoImageProcessor, PreTrainedModel, ViTForImageClassification
+from transformers import (
+    AutoConfig,
+    AutoImageProcessor,
+    BeitForImageClassification,
+    PreTrainedModel,
+    ViTForImageClassification,
+)
 
 from corpora.record import DICOM_SUFFIXES
-from hub.vit_mean_pooling import ViTMeanPoolingForImageClassification
 from images.decode import decode_image, is_deep, to_8_bits
 from images.dicom import read_dicom
 from modeling_glcm_mae import GLCMMAEForPreTraining
 
-CLASSIFIERS = {kind.__name__: kind for kind in (ViTForImageClassification, ViTMeanPoolingForImageClassification)}
+CLASSIFIERS = {kind.__name__: kind for kind in (ViTForImageClassification, BeitForImageClassification)}
 
 
 HIDDEN_COLOUR = (58, 82, 150)  # no grey, which would look like anatomy

@@ -11,8 +11,8 @@ from huggingface_hub import ModelCard, ModelCardData
 from PIL import Image
 from transformers import (
     AutoImageProcessor,
+    PreTrainedModel,
     ViTConfig,
-    ViTForImageClassification,
     ViTImageProcessorPil,
     ViTModel,
     pipeline,
@@ -129,7 +129,7 @@ def write_export(
 
 def write_classifier(
     folder: Path,
-    model: ViTForImageClassification,
+    model: PreTrainedModel,
     processor: ViTImageProcessorPil,
     texts: dict[str, str],
     files: list[Path],
@@ -153,8 +153,6 @@ def write_classifier(
             library_name="transformers",
             pipeline_tag="image-classification",
             widget=widget or None,
-            # A server that does not run the custom code would answer with the stock class, and wrongly.
-            inference=False if card_facts["pooling"] == "mean" else None,
             base_model=card_facts.get("base_model"),
             tags=["medical", "vit"],
             model_name=card_facts["title"] if results else None,
@@ -205,7 +203,7 @@ def _preprocessing(processor: ViTImageProcessorPil) -> str:
     return ", ".join(steps)
 
 
-def widget_examples(folder: Path, model: ViTForImageClassification) -> list[dict[str, Any]]:
+def widget_examples(folder: Path, model: PreTrainedModel) -> list[dict[str, Any]]:
     """Two generated images for the widget, saved in `folder`/examples, with the answers of the saved model to them.
 
     Args:

@@ -106,7 +106,7 @@ def check_model(folder: Path, files: dict[str, Path]) -> None:
             raise UsageError(f"{files[name]} has no .safetensors file beside it")
         architecture = (config.get("architectures") or ["none"])[0]
         auto_map = config.get("auto_map") or {}
-        if architecture in ("ViTModel", "ViTForImageClassification"):
+        if architecture in ("ViTModel", "ViTForImageClassification", "BeitForImageClassification"):
             stale = [key for key in config if key == "auto_map" or key.startswith(("glcm_", "decoder_"))]
             if stale:
                 raise UsageError(

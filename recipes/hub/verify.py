@@ -13,10 +13,12 @@ from pathlib import Path
 import torch
 from transformers import AutoImageProcessor, AutoModel, AutoModelForImageClassification, AutoModelForPreTraining
 
+STOCK_CLASSIFIERS = ("ViTForImageClassification", "BeitForImageClassification")
+
 
 def answers(source: str, architecture: str, subfolder: str, **options) -> list[torch.Tensor]:
     """Outputs of a model for fixed pixels; fails on weights that are missing."""
-    loader, custom = AutoModelForImageClassification, architecture != "ViTForImageClassification"
+    loader, custom = AutoModelForImageClassification, architecture not in STOCK_CLASSIFIERS
     if subfolder:
         loader, custom = AutoModelForPreTraining, True
     elif architecture == "ViTModel":

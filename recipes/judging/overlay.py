@@ -4,12 +4,12 @@ import numpy as np
 import torch
 from matplotlib.axes import Axes
 from matplotlib.image import AxesImage
-from transformers import ViTForImageClassification
+from transformers import PreTrainedModel
 
 
 @torch.no_grad()
 def occlusion_map(
-    model: ViTForImageClassification,
+    model: PreTrainedModel,
     pixel_values: torch.Tensor,
     target: int,
     *,
@@ -53,8 +53,11 @@ def occlusion_map(
 
 
 @torch.no_grad()
-def attention_rollout(model: ViTForImageClassification, pixel_values: torch.Tensor) -> torch.Tensor:
-    """How much of each patch reaches the CLS token, by attention roll-out (Abnar and Zuidema 2020), whatever the class.
+def attention_rollout(model: PreTrainedModel, pixel_values: torch.Tensor) -> torch.Tensor:
+    """How much of each patch reaches what the head reads, whatever the class.
+
+    By attention roll-out (Abnar and Zuidema 2020) to the CLS token, or to the mean of the patch tokens of a BEiT with
+    `use_mean_pooling`.
 
     Args:
         model: loaded with attn_implementation="eager"; other implementations return no attention.
@@ -75,7 +78,8 @@ def attention_rollout(model: ViTForImageClassification, pixel_values: torch.Tens
         mixed = 0.5 * mean + 0.5 * torch.eye(len(mean), device=mean.device)  # half is the residual connection
         rolled = mixed @ rolled
     patch = model.config.patch_size
-    grid = rolled[0, 1:].view(pixel_values.shape[1] // patch, pixel_values.shape[2] // patch)
+    read = rolled[1:].mean(dim=0) if getattr(model.config, "use_mean_pooling", False) else rolled[0]
+    grid = read[1:].view(pixel_values.shape[1] // patch, pixel_values.shape[2] // patch)
     return grid / grid.sum()
 
 

@@ -237,7 +237,8 @@ class ClassifierArguments:
     """Which encoder, and how it becomes a classifier."""
 
     model_name_or_path: str | None = option(
-        None, "Export of pretrain.py, any ViT or ViTMAE checkpoint (folder or Hub id). Without it, from nothing."
+        None,
+        "Export of pretrain.py or finetune.py, or any ViT or ViTMAE (folder or Hub id). Without it, from nothing.",
     )
     model_revision: str = option("main", "Branch, tag or commit of the checkpoint on the Hub.")
     model_subfolder: str = option("", "Folder inside the checkpoint.")
@@ -248,8 +249,8 @@ class ClassifierArguments:
     )
     pooling: str = option(
         "cls",
-        "cls: stock ViTForImageClassification. mean (of the patch tokens): often better on few labels, but then others "
-        "need trust_remote_code=True, and there is no widget and no pipeline without it.",
+        "What the head reads. cls: the CLS token, by a stock ViTForImageClassification. mean: the mean of the patch "
+        "tokens and a norm, as MAE fine-tunes, by a stock BeitForImageClassification; square images only.",
     )
     drop_path: float = option(0.1, "Stochastic depth of the last layer, growing linearly from 0 at the first.")
     knn_neighbours: int = option(20, "Neighbours that vote, for mode knn.")

@@ -11,7 +11,7 @@ import torch
 from accelerate import PartialState
 from torch.utils.data import DataLoader
 from tqdm.auto import tqdm
-from transformers import AutoImageProcessor, EarlyStoppingCallback, EvalPrediction, ViTForImageClassification
+from transformers import AutoImageProcessor, EarlyStoppingCallback, EvalPrediction
 
 from commandline import UsageError
 from corpora.facts import facts_of
@@ -27,7 +27,7 @@ from output_folder import replaced_file
 from training.arguments import FITTING
 from training.feeding import ClassificationDataset, OneHot
 from training.frozen import fit_frozen, frozen_features
-from training.models import load_classifier
+from training.models import Classifier, load_classifier
 from training.run import Run, training_environment
 from training.trainers import ClassifierTrainer
 
@@ -221,14 +221,14 @@ class FineTuning(Run):
     def _digests(self) -> set[str]:
         return set().union(*(self.datasets[part].dataset["sha256"] for part in ("train", "validation")))
 
-    def _train(self) -> tuple[ViTForImageClassification, dict[str, float]]:
+    def _train(self) -> tuple[Classifier, dict[str, float]]:
         results = {}
         if self.model_args.mode == "finetune":
             results |= self.trainer.train(resume_from_checkpoint=self.checkpoint and str(self.checkpoint)).metrics
             results["best_checkpoint_step"] = self.trainer.state.best_global_step
         return self._whole_model(), results
 
-    def _finish(self, model: ViTForImageClassification, results: dict[str, float]) -> list[str]:
+    def _finish(self, model: Classifier, results: dict[str, float]) -> list[str]:
         reading = (self.args.per_device_eval_batch_size, self.args.dataloader_num_workers)
         answers = {}
         if self.model_args.mode != "finetune":
@@ -272,7 +272,7 @@ class FineTuning(Run):
     def _commit_message(self) -> str:
         return f"Fold {self.data_args.fold}, {self.model_args.mode}"
 
-    def _whole_model(self) -> ViTForImageClassification:
+    def _whole_model(self) -> Classifier:
         return self.trainer.accelerator.unwrap_model(self.trainer.model)
 
     def _export_as_it_is(self) -> None:
@@ -289,7 +289,7 @@ class FineTuning(Run):
             if not np.isnan(figure["value"])
         ]
 
-    def _write_export(self, model: ViTForImageClassification, results: dict, table: pd.DataFrame | None) -> None:
+    def _write_export(self, model: Classifier, results: dict, table: pd.DataFrame | None) -> None:
         origin = origin_of(self.model_args.model_name_or_path, self.model_args.model_revision)
         counts = {part: self.resolved["derived"][f"num_{part}_images"] for part in PARTS}
         values = {name: results[f"test_{name}"] for name in FIGURES if f"test_{name}" in results}
@@ -321,9 +321,7 @@ class FineTuning(Run):
 
 
 @torch.no_grad()
-def predict(
-    model: ViTForImageClassification, dataset: ClassificationDataset, batch_size: int, workers: int
-) -> np.ndarray:
+def predict(model: Classifier, dataset: ClassificationDataset, batch_size: int, workers: int) -> np.ndarray:
     """Probabilities `(len(dataset), num_classes)`, in float32 whatever the training's precision."""
     device = next(model.parameters()).device
     model.eval()

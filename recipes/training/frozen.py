@@ -12,7 +12,7 @@ from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
 from torch.utils.data import DataLoader, Dataset
 from tqdm.auto import tqdm
-from transformers import ViTForImageClassification, ViTModel
+from transformers import PreTrainedModel, ViTModel
 
 from training.feeding import PretrainDataset
 
@@ -23,7 +23,7 @@ REGULARISATION = (1e-3, 1e-2, 1e-1, 1.0)  # inverse strengths C of LogisticRegre
 
 
 @torch.no_grad()
-def frozen_features(model: ViTForImageClassification, dataset: Dataset, batch_size: int, workers: int) -> np.ndarray:
+def frozen_features(model: PreTrainedModel, dataset: Dataset, batch_size: int, workers: int) -> np.ndarray:
     """What the head of `model` gets to see of each image: `(len(dataset), hidden_size)` float32."""
     features = []
     hook = model.classifier.register_forward_pre_hook(lambda module, inputs: features.append(inputs[0].float().cpu()))
@@ -39,7 +39,7 @@ def frozen_features(model: ViTForImageClassification, dataset: Dataset, batch_si
 
 def fit_frozen(
     mode: str,
-    model: ViTForImageClassification,
+    model: PreTrainedModel,
     features: dict[str, np.ndarray],
     labels: dict[str, np.ndarray],
     neighbours: int,

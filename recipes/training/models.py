@@ -8,11 +8,17 @@ from typing import Any
 import torch
 from safetensors import SafetensorError
 from torch import nn
-from transformers import AutoConfig, ViTConfig, ViTForImageClassification
+from transformers import (
+    AutoConfig,
+    BeitConfig,
+    BeitForImageClassification,
+    PreTrainedConfig,
+    ViTConfig,
+    ViTForImageClassification,
+)
 from transformers.utils import logging as transformers_logging
 
 from commandline import UsageError
-from hub.vit_mean_pooling import ViTMeanPoolingForImageClassification
 from modeling_glcm_mae import GLCMMAEConfig, GLCMMAEForPreTraining, value_range_from_normalization
 from training.arguments import POOLINGS, SIZES, DataArguments, ModelArguments
 
@@ -115,8 +121,9 @@ def _check_head(name: str, stored: dict[str, Any], config: GLCMMAEConfig, overri
             raise UsageError(f"{field} must be that of the texture head of {name} ({before}), got {now}")
 
 
-CLASSIFIERS = dict(zip(POOLINGS, (ViTForImageClassification, ViTMeanPoolingForImageClassification), strict=True))
-_ENCODERS = ("vit", "vit_mae")
+CLASSIFIERS = dict(zip(POOLINGS, (ViTForImageClassification, BeitForImageClassification), strict=True))
+Classifier = ViTForImageClassification | BeitForImageClassification
+_ENCODERS = {"vit": ViTConfig, "vit_mae": ViTConfig, "beit": BeitConfig}
 _OWN = ("architectures", "dtype", "id2label", "label2id", "num_labels", "problem_type", "transformers_version")
 
 
@@ -144,35 +151,35 @@ def load_classifier(
     name_or_path: str | None,
     class_names: list[str],
     *,
-    pooling: str = "cls",
+    pooling: str | None = "cls",
     drop_path: float = 0.0,
     revision: str = "main",
     subfolder: str = "",
     sizes: dict[str, Any] | None = None,
-) -> ViTForImageClassification:
+) -> Classifier:
     """A classifier with the encoder of a checkpoint and a new head.
 
     The classifier always takes three channels, as `pipeline("image-classification")` gives them. From an encoder of one
     channel the patch projection is repeated over three, divided by three, which is the same function of a grey image.
 
     Args:
-        name_or_path: an export of pretrain.py, any ViT or ViTMAE checkpoint (folder or Hub id), or `None` to begin with
-            random weights.
+        name_or_path: an export of pretrain.py or finetune.py, any ViT or ViTMAE checkpoint (folder or Hub id); `None`
+            for random weights.
         class_names: names of the classes, label 0 first.
-        pooling: "cls" (stock `ViTForImageClassification`) or "mean" (of the patch tokens; needs custom code to load).
+        pooling: "cls" (stock `ViTForImageClassification`), "mean" (stock `BeitForImageClassification`, see
+            `with_mean_pooling`), or `None`: as the checkpoint has it, "cls" where it has no head.
         drop_path: stochastic depth of the last layer; it grows linearly from 0 at the first.
         revision, subfolder: of the checkpoint.
         sizes: fields of `ViTConfig`, without a checkpoint.
 
     Raises:
-        UsageError: the checkpoint is of another architecture, or lacks a weight of the encoder.
+        UsageError: the checkpoint is of another architecture, lacks a weight of the encoder, or reads the mean of the
+            patch tokens where `pooling` is "cls"; images that are not square, with "mean".
     """
     names = dict(enumerate(class_names))
     labels = {"id2label": names, "label2id": {name: index for index, name in names.items()}}
-    classifier = CLASSIFIERS[pooling]
     if name_or_path is None:
-        config = ViTConfig(**(sizes or {}) | {"num_channels": 3}, **labels)
-        model = classifier(config)
+        model = ViTForImageClassification(ViTConfig(**(sizes or {}) | {"num_channels": 3}, **labels))
     else:
         if sizes:
             raise UsageError(f"{', '.join(sizes)} cannot be given together with model_name_or_path: it has its own")
@@ -185,13 +192,14 @@ def load_classifier(
             raise UsageError(
                 f"model_name_or_path {name_or_path!r} is a {stored.model_type}; allowed are {', '.join(_ENCODERS)}"
             )
+        config_class = _ENCODERS[stored.model_type]
+        if config_class is BeitConfig and not (stored.use_mean_pooling and pooling in ("mean", None)):
+            raise UsageError(
+                f"model_name_or_path {name_or_path!r} is a beit: allowed is one with use_mean_pooling, by pooling mean"
+            )
+        classifier = BeitForImageClassification if config_class is BeitConfig else ViTForImageClassification
         # Only what a ViT knows, so that no key of the decoder, the texture loss or custom code reaches the classifier.
-        kept = {
-            name: getattr(stored, name)
-            for name in ViTConfig.__dataclass_fields__
-            if name in vars(stored) and not name.startswith("_") and name not in _OWN
-        }
-        config = ViTConfig(**kept, **labels)
+        config = config_class(**_shared(stored, config_class), **labels)
         with _quiet():
             try:
                 model, report = classifier.from_pretrained(
@@ -214,20 +222,73 @@ def load_classifier(
         nn.init.normal_(model.classifier.weight, std=0.02)
         nn.init.zeros_(model.classifier.bias)
         _take_three_channels(model)
-    model.config.architectures = [classifier.__name__]
-    for layer, rate in zip(model.vit.layers, torch.linspace(0, drop_path, len(model.vit.layers)).tolist(), strict=True):
-        # ViT applies `dropout` to both residual branches just before they are added: the place of stochastic depth.
+    if pooling == "mean" and isinstance(model, ViTForImageClassification):
+        model = with_mean_pooling(model)
+    model.config.architectures = [type(model).__name__]
+    layers = model.base_model.layers
+    for layer, rate in zip(layers, torch.linspace(0, drop_path, len(layers)).tolist(), strict=True):
+        # Both apply `dropout` to the residual branches just before they are added: the place of stochastic depth.
         layer.dropout = nn.Sequential(layer.dropout, StochasticDepth(rate))
     return model
 
 
+def _shared(config: PreTrainedConfig, config_class: type[PreTrainedConfig]) -> dict[str, Any]:
+    """Fields of a model that another class of configurations knows too, labels and what a file says of itself not."""
+    return {
+        name: getattr(config, name)
+        for name in config_class.__dataclass_fields__
+        if name in vars(config) and not name.startswith("_") and name not in _OWN
+    }
+
+
 @torch.no_grad()
-def _take_three_channels(model: ViTForImageClassification) -> None:
+def with_mean_pooling(model: ViTForImageClassification) -> BeitForImageClassification:
+    """The same network with a head on the mean of the patch tokens, as MAE fine-tunes it (`global_pool`, `fc_norm`).
+
+    Transformers has this as a BEiT with positions that are added, without relative ones and without layer scale. Its
+    keys have no bias, which cancels in the softmax anyway. The norm of the single tokens goes; a new one, of weight 1
+    and bias 0, is applied to their mean. The weights of the head are copied.
+
+    Args:
+        model: whose weights are copied; for square images.
+
+    Raises:
+        UsageError: of images that are not square, for which transformers would interpolate the positions wrongly.
+    """
+    sides = model.config.image_size
+    if not isinstance(sides, int) and len(set(sides)) > 1:
+        raise UsageError(f"pooling mean needs square images, got a model of {' x '.join(map(str, sides))} pixels")
+    mean = BeitForImageClassification(
+        BeitConfig(
+            **_shared(model.config, BeitConfig),
+            id2label=model.config.id2label,
+            label2id=model.config.label2id,
+            use_absolute_position_embeddings=True,
+            use_mean_pooling=True,
+            layer_scale_init_value=0.0,
+            drop_path_rate=0.0,
+        )
+    )
+    weights = {
+        name.replace("vit.", "beit.", 1): weight
+        for name, weight in model.state_dict().items()
+        if not name.startswith("vit.layernorm.") and not name.endswith(".k_proj.bias")
+    }
+    missing, unexpected = mean.load_state_dict(weights, strict=False)
+    # Those of a ViT without qkv_bias are zero, as they are drawn.
+    new = [name for name in missing if not name.startswith("beit.pooler.") and "_proj.bias" not in name]
+    if new or unexpected:
+        raise RuntimeError(f"a ViT and a BEiT differ in {new + unexpected}")
+    return mean
+
+
+@torch.no_grad()
+def _take_three_channels(model: Classifier) -> None:
     if model.config.num_channels == 3:
         return
     if model.config.num_channels != 1:
         raise UsageError(f"the encoder takes {model.config.num_channels} channels; allowed are 1 and 3")
-    embeddings = model.vit.embeddings.patch_embeddings
+    embeddings = model.base_model.embeddings.patch_embeddings
     old = embeddings.projection
     new = nn.Conv2d(3, old.out_channels, old.kernel_size, old.stride)
     new.weight.copy_(old.weight.expand(-1, 3, -1, -1) / 3)
@@ -248,7 +309,7 @@ def _quiet() -> Iterator[None]:
 
 
 def parameter_groups(
-    model: ViTForImageClassification, learning_rate: float, weight_decay: float, layer_decay: float
+    model: Classifier, learning_rate: float, weight_decay: float, layer_decay: float
 ) -> list[dict[str, Any]]:
     """Optimizer groups with a rate that falls from the head to the patch embedding, as in BEiT and MAE.
 
@@ -265,14 +326,15 @@ def parameter_groups(
     Returns:
         `params`, `lr`, `weight_decay` and `name` (depth and kind) of each group that has a parameter to train.
     """
-    num_layers = len(model.vit.layers)
+    num_layers = len(model.base_model.layers)
+    encoder = model.base_model_prefix
     groups: dict[tuple[int, bool], dict[str, Any]] = {}
     for name, parameter in model.named_parameters():
         if not parameter.requires_grad:
             continue
-        if name.startswith("vit.embeddings."):
+        if name.startswith(f"{encoder}.embeddings."):
             depth = 0
-        elif name.startswith("vit.layers."):
+        elif name.startswith(f"{encoder}.layers."):
             depth = int(name.split(".")[2]) + 1
         else:
             depth = num_layers + 1
