@@ -230,6 +230,7 @@ TRANSFORMS = {
     "shortest": ImageTransform(image_size=32),
     "shortest, not square": ImageTransform(image_size=(48, 32)),
     "squash": ImageTransform(image_size=(32, 48), resize="squash"),
+    "squash and crop": ImageTransform(image_size=(32, 48), resize="squash", resize_to=60),
     "letterbox": ImageTransform(image_size=(64, 48), resize="letterbox"),
     "letterbox, odd": ImageTransform(image_size=33, resize="letterbox"),
 }
@@ -347,7 +348,7 @@ def test_flips_mirror_about_half_of_the_images():
         ({"image_size": (1, 2, 3)}, "image_size"),
         ({"resize": "stretch"}, "resize must be one of shortest, squash, letterbox, none, got 'stretch'"),
         ({"resize_to": 16}, "resize_to=16"),
-        ({"resize": "squash", "resize_to": 64}, "resize_to=64"),
+        ({"resize": "letterbox", "resize_to": 64}, "resize_to=64"),
         ({"resize": "none", "random_resized_crop": True}, "random_resized_crop"),
         ({"crop_scale": (0.5, 0.2)}, "crop_scale"),
         ({"image_std": (0.5, 0.0, 0.5)}, "image_std"),

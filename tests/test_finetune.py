@@ -200,6 +200,7 @@ def test_the_proportion_of_a_mix_follows_its_beta_distribution(name):
     [
         ImageTransform(32, resize="shortest", resize_to=40),
         ImageTransform((32, 48), resize="squash"),
+        ImageTransform((32, 48), resize="squash", resize_to=57),
         ImageTransform((32, 48), resize="letterbox"),
         ImageTransform(32, resize="none"),
         ImageTransform(32, resize="squash", resample=3),
@@ -236,6 +237,7 @@ SHORTEST = SQUASH | {"resize": "shortest", "resize_to": 40}
         (SQUASH, "--resize letterbox", {"resize": "letterbox"}),
         (SQUASH, "--resize shortest --resize_to 36", {"resize": "shortest", "resize_to": 36}),
         (SHORTEST, "--resize_to 48", {"resize_to": 48}),
+        (SQUASH, "--resize_to 40", {"resize_to": 40}),
         (SHORTEST, "--resize shortest --image_mean 0 0 0", {"image_mean": (0.0, 0.0, 0.0)}),
         (SHORTEST, "--resize squash", {"resize": "squash", "resize_to": None}),
         (SQUASH, "--resize none", {"resize": "none", "random_resized_crop": False}),
@@ -254,7 +256,7 @@ def test_a_field_given_takes_the_place_of_itself_alone(corpus, exported, tmp_pat
 @pytest.mark.parametrize(
     ("given", "message"),
     [
-        ("--resize_to 40", r"resize_to=40 needs resize='shortest' \(is 'squash'\)"),
+        ("--resize letterbox --resize_to 40", r"resize_to=40 needs resize 'shortest' or 'squash' \(is 'letterbox'\)"),
         ("--image_mean 0.5", r"image_mean must be three numbers, one per channel, got \[0.5\]"),
         ("--image_std 1 1 0", "image_std above 0"),
         ("--resize none --random_resized_crop true", "random_resized_crop .* cannot go with resize='none'"),
@@ -619,12 +621,12 @@ def test_of_two_classes_a_macro_mean_means_the_figure_and_a_dry_run_writes_nothi
 
 
 @pytest.mark.parametrize(
-    "config", sorted((RECIPES / "configs").glob("*/finetune.yaml")), ids=lambda path: path.parent.name
+    "config", sorted((RECIPES / "configs").glob("*/finetune*.yaml")), ids=lambda path: f"{path.parent.name}-{path.stem}"
 )
 def test_every_shipped_config_is_understood(config):
     kinds = (ClassifierArguments, LabelledDataArguments, FinetuningArguments)
     _, data_args, args = parse_args(kinds, ["--config", str(config), "--use_cpu", "true", "--corpus", "any"])
-    assert args.output_dir == f"runs/{config.parent.name}/finetune"
+    assert args.output_dir == f"runs/{config.parent.name}/{config.stem}"
     assert set(data_args.positive_classes) <= set(CORPORA[config.parent.name].CLASS_NAMES)
 
 

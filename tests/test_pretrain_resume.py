@@ -1,5 +1,6 @@
 """A run of pretraining that goes on, or refuses to."""
 
+import json
 import os
 import re
 import shutil
@@ -11,7 +12,9 @@ from pathlib import Path
 
 import datasets
 import pytest
+import torch
 import yaml
+from safetensors.torch import load_file
 from test_pretrain import ENVIRONMENT, ROOT, TINY, assert_same_losses, images, launch, losses, options, run, save_image  # noqa: F401 - fixtures
 
 from commandline import UsageError, parse_args
@@ -191,3 +194,79 @@ def test_a_stream_is_resumed_where_it_was_after_more_than_one_pass(images, tmp_p
     data.select(range(1, 33)).to_parquet(tmp_path / "parquet" / "train-00000.parquet")
     with pytest.raises(SystemExit, match="first_images_sha256 must stay"):
         pretrain.main(options(**given, output_dir=half, resume_from_checkpoint="last"))
+
+
+# ------------------------------------------------------------------------------------------------------- two stages
+
+STAGES = TINY | {
+    **{"per_device_train_batch_size": 8, "num_train_epochs": 4, "mse_epochs": 2, "num_pictures": 0},
+    **{"eval_strategy": "no", "save_strategy": "steps", "save_steps": 1, "save_total_limit": 99, "disable_tqdm": True},
+}
+
+
+def trained(images, output_dir: Path, *more: str, **given) -> Path:  # noqa: F811
+    import pretrain
+
+    pretrain.main([*options(**STAGES | given, corpus=images, output_dir=output_dir), *more])
+    return output_dir
+
+
+def rates(output_dir: Path) -> dict[int, float]:
+    rows = [json.loads(line) for line in (output_dir / "metrics.jsonl").read_text().splitlines()]
+    return {row["step"]: row["learning_rate"] for row in rows if "learning_rate" in row}
+
+
+def weights(folder: Path) -> dict[str, torch.Tensor]:
+    return load_file(folder / "model.safetensors")
+
+
+def test_two_stages_are_one_training_with_other_numbers_of_images_per_update(images, tmp_path):  # noqa: F811
+    staged = trained(images, tmp_path / "staged", mse_images_per_update=24)
+    # The first is that of a training with 24 images per update and three times the rate.
+    large = trained(images, tmp_path / "large", per_device_train_batch_size=24, learning_rate=3e-3)
+    assert sorted(losses(staged)) == [1, 2, 3, 4, *range(13, 25)], "2 epochs of 2 updates, then 2 of 6"
+    assert_same_losses(losses(large), losses(staged), steps={1, 2, 3, 4})
+    # The second goes on with its weights and its optimiser, at the rate of 8 images at this place.
+    small = trained(images, tmp_path / "small")
+    for step in range(13, 25):
+        assert rates(staged)[step] == pytest.approx(rates(small)[step], rel=1e-6)
+        assert ("glcm" in losses(staged)[step]) == ("glcm" in losses(small)[step]) is True
+    (before, after), (then, now) = (
+        [read(staged / f"checkpoint-{step}") for step in (4, 12)]
+        for read in (weights, lambda folder: torch.load(folder / "optimizer.pt", weights_only=True)["state"])
+    )
+    assert all(torch.equal(before[name], after[name]) for name in before)
+    assert all(torch.equal(then[index][name], now[index][name]) for index in then for name in then[index])
+    assert now[0]["step"] == 4
+
+    # Stopped in either stage, it goes on as if it had not been.
+    whole, logged = weights(staged / "export" / "pretraining"), losses(staged)
+    for last in (2, 12, 15):
+        for folder in staged.glob("checkpoint-*"):
+            if int(folder.name.split("-")[1]) > last:
+                shutil.rmtree(folder)
+        trained(images, staged, "--resume_from_checkpoint=last", mse_images_per_update=24)
+        again = weights(staged / "export" / "pretraining")
+        assert all(torch.equal(whole[name], again[name]) for name in whole), last
+        assert losses(staged) == logged
+    with pytest.raises(SystemExit, match="mse_images_per_update must stay 24 .* got 16"):
+        trained(images, staged, "--resume_from_checkpoint=last", mse_images_per_update=16)
+
+
+@pytest.mark.parametrize(
+    ("given", "message"),
+    [
+        ({"mse_images_per_update": 20}, "must be a multiple of the 8 images per update, got 20"),
+        ({"mse_images_per_update": 8}, "must be a multiple of the 8 images per update, got 8"),
+        ({"mse_images_per_update": 56}, "must be at most the 48 training images, got 56"),
+        ({"mse_images_per_update": 16, "mse_epochs": 0}, "whole epochs in both stages.*got mse_epochs 0 and"),
+        ({"mse_images_per_update": 16, "mse_epochs": 0.3}, "whole epochs in both stages.*got mse_epochs 0.3 and"),
+        ({"mse_images_per_update": 16, "max_steps": 9}, "whole epochs in both stages, and no max_steps"),
+        ({"mse_images_per_update": 16, "warmup_steps": 5}, "warmup_steps below 1 and .* got 5 and cosine"),
+        ({"mse_images_per_update": 16, "lr_scheduler_type": "polynomial"}, "got 0.1 and polynomial"),
+    ],
+)
+def test_stages_that_cannot_be_are_named_before_the_first_step(images, tmp_path, given, message):  # noqa: F811
+    with pytest.raises(SystemExit, match=message):
+        trained(images, tmp_path / "run", **given)
+    assert not list(tmp_path.glob("run/checkpoint-*"))

@@ -24,10 +24,10 @@ class ImageTransform:
     Attributes:
         image_size: (height, width) of the result in pixels; a single number means a square.
         resize: "shortest" scales the shorter side to `resize_to` and crops the centre; "squash" scales both sides
-            (distorts); "letterbox" scales until the image just fits and pads with black around it; "none" demands that
-            every image has `image_size`.
-        resize_to: length of the shorter side before the centre crop, only for "shortest". The default is the longer
-            side of `image_size`.
+            (distorts), and crops the centre if there is a `resize_to`; "letterbox" scales until the image just fits and
+            pads with black around it; "none" demands that every image has `image_size`.
+        resize_to: before the centre crop, for "shortest" the length of the shorter side, for "squash" of the longer one
+            (the other in the proportion of `image_size`). The default is the longer side of `image_size`.
         random_resized_crop: in training, instead of `resize`, cut out a random part and scale it to `image_size`.
         crop_scale: smallest and largest share of the image's area that a random crop covers. Its aspect ratio is that
             of `image_size` times 3/4 to 4/3 as in MAE, but exact for "letterbox", which promises no distortion.
@@ -56,10 +56,11 @@ class ImageTransform:
             raise ValueError(f"image_size must be a positive number or (height, width), got {self.image_size}.")
         if self.resize not in RESIZE_MODES:
             raise ValueError(f"resize must be one of {', '.join(RESIZE_MODES)}, got {self.resize!r}.")
-        if self.resize_to is not None and (self.resize != "shortest" or self.resize_to < max(size)):
+        cropped = self.resize in ("shortest", "squash")
+        if self.resize_to is not None and (not cropped or self.resize_to < max(size)):
             raise ValueError(
-                f"resize_to={self.resize_to} needs resize='shortest' (is {self.resize!r}) and at least the longer side "
-                f"of image_size {size}."
+                f"resize_to={self.resize_to} needs resize 'shortest' or 'squash' (is {self.resize!r}) and at least the "
+                f"longer side of image_size {size}."
             )
         if self.random_resized_crop and self.resize == "none":
             raise ValueError("random_resized_crop resizes: it cannot go with resize='none'.")
@@ -120,8 +121,11 @@ class ImageTransform:
 
         A side of 0 is a strip thinner than a pixel, by letterbox: `fit` takes one pixel, the processor raises.
         """
-        if self.resize in ("none", "squash"):
+        if self.resize == "none":
             return self.image_size
+        if self.resize == "squash":
+            larger = (self.resize_to or max(self.image_size)) / max(self.image_size)
+            return tuple(round(side * larger) for side in self.image_size)
         if self.resize == "letterbox":
             return get_image_size_for_max_height_width((height, width), *self.image_size)
         shortest = self.resize_to or max(self.image_size)
@@ -136,8 +140,6 @@ class ImageTransform:
         pixels = np.ascontiguousarray(image.transpose(2, 0, 1))
         if self.resize == "none":
             return pixels
-        if self.resize == "squash":
-            return _resize(pixels, self.image_size, self.resample)
         height, width = self.fitted_size(*pixels.shape[1:])
         pixels = _resize(pixels, (max(1, height), max(1, width)), self.resample)
         return center_crop(pixels, self.image_size, input_data_format=ChannelDimension.FIRST)
@@ -180,13 +182,14 @@ class ImageTransform:
         size = {
             "shortest": {"shortest_edge": self.resize_to or max(self.image_size)},
             "letterbox": {"max_height": height, "max_width": width},
+            "squash": dict(zip(("height", "width"), self.fitted_size(height, width), strict=True)),
         }.get(self.resize, {"height": height, "width": width})
         white = white_level or 255
         return ViTImageProcessorPil(
             do_resize=self.resize != "none",
             size=size,
             resample=self.resample,
-            do_center_crop=self.resize in ("shortest", "letterbox"),
+            do_center_crop=self.resize in ("shortest", "letterbox") or self.resize_to is not None,
             crop_size={"height": height, "width": width},
             do_rescale=True,
             rescale_factor=1 / white,
@@ -249,6 +252,8 @@ def _resize_of_processor(
         found = "letterbox"
     elif size == exact and not cropped:
         found = "squash"
+    elif cropped and size and size == _in_proportion(exact, max(size.values())):
+        found, resize_to = "squash", max(size.values())
     else:
         found = None
     if wanted not in (None, found):
@@ -258,6 +263,10 @@ def _resize_of_processor(
             f"the image processor pads, or resizes to {size} (crop {crop}); the model takes {height} x {width}"
         )
     return found, resize_to
+
+
+def _in_proportion(size: dict[str, int], longer: int) -> dict[str, int]:
+    return {name: round(side * longer / max(size.values())) for name, side in size.items()}
 
 
 def _resize(pixels: np.ndarray, size: tuple[int, int], resample: int) -> np.ndarray:

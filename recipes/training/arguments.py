@@ -14,6 +14,7 @@ from modeling_glcm_mae import GLCMMAEConfig
 from training.frozen import FROZEN_MODES
 
 MODES = ("finetune", *FROZEN_MODES)
+STAGED_SCHEDULES = ("cosine", "linear", "constant", "constant_with_warmup")
 POOLINGS = ("cls", "mean")  # what the classifier reads: the CLS token, or the mean of the patch tokens
 # How an image is brought to the model's size and range: fields of ImageTransform, as of the command line.
 FITTING = ("resize", "resize_to", "image_mean", "image_std")
@@ -115,7 +116,9 @@ class ImageArguments:
     bad_images: str = option("error", "error: stop at an unreadable file; skip: leave it out, named and counted.")
     white_level: float | None = option(None, "Grey value of white; 255 for 8-bit files and 65535 for 16-bit ones.")
     resize: str = option("shortest", "shortest (and centre crop), squash, letterbox or none.")
-    resize_to: int | None = option(None, "Length of the shorter side before the centre crop; published: 256.")
+    resize_to: int | None = option(
+        None, "Before the centre crop, length of the shorter side (shortest) or of both sides (squash); published: 256."
+    )
     random_resized_crop: bool = option(False, "Train on random crops.")
     crop_scale: list[float] = field(
         default_factory=lambda: [0.2, 1.0], metadata={"help": "Share of the area of a random crop, smallest largest."}
@@ -178,6 +181,11 @@ class PretrainingArguments(TrainingArguments):
     mse_epochs: float = option(
         0.0, "Plain mean squared error first: a fraction of the training if below 1, else a number of epochs."
     )
+    mse_images_per_update: int | None = option(
+        None,
+        "During mse_epochs, as the paper has it: a multiple of the images per update that follow. The learning rate is "
+        "that many times higher then, and the optimiser goes on.",
+    )
     sharpness_start: float | None = option(
         None, "Let the sharpness of the sigmoid kernel grow geometrically from here to glcm_sharpness."
     )
@@ -228,8 +236,25 @@ class PretrainingArguments(TrainingArguments):
                 f"mse_epochs must be a fraction below 1 or at most num_train_epochs ({self.num_train_epochs}), "
                 f"got {self.mse_epochs}"
             )
+        if self.mse_images_per_update is not None:
+            self._check_stages()
         if self.sharpness_start is not None and not 0 < self.sharpness_start < math.inf:
             raise UsageError(f"sharpness_start must be finite and greater than 0, got {self.sharpness_start}")
+
+    def _check_stages(self) -> None:
+        """Whether a share of the training is the same place in it whatever the images per update."""
+        epochs = self.mse_epochs * (self.num_train_epochs if self.mse_epochs < 1 else 1)
+        if self.max_steps > 0 or not epochs or epochs % 1 or self.num_train_epochs % 1:
+            raise UsageError(
+                "mse_images_per_update needs whole epochs in both stages, and no max_steps: got mse_epochs "
+                f"{self.mse_epochs:g} and num_train_epochs {self.num_train_epochs:g}"
+            )
+        if self.warmup_steps >= 1 or self.lr_scheduler_type not in STAGED_SCHEDULES or self.save_only_model:
+            raise UsageError(
+                "mse_images_per_update needs the optimiser in its checkpoints, and a schedule by shares of the "
+                f"training: warmup_steps below 1 and lr_scheduler_type {' or '.join(STAGED_SCHEDULES)}, got "
+                f"{self.warmup_steps:g} and {self.lr_scheduler_type.value}"
+            )
 
 
 @dataclass
@@ -286,7 +311,7 @@ class LabelledDataArguments(ImageArguments):
         None, "shortest (and centre crop), squash, letterbox or none; of the checkpoint if left out."
     )
     resize_to: int | None = option(
-        None, "Length of the shorter side before the centre crop; of the checkpoint if left out."
+        None, "Before the centre crop, length of the shorter side or of both; of the checkpoint if left out."
     )
     image_mean: list[float] | None = option(
         None, "Mean of each channel in 0..1; of the checkpoint if left out, without one ImageNet's."

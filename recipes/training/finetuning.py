@@ -24,7 +24,7 @@ from images.transform import ImageTransform, transform_of_processor
 from judging.summary import FIGURES, collapsed_folds, figures_of, predictions_table, summarise
 from judging.tables import figures_explained, positive_indices
 from output_folder import replaced_file
-from training.arguments import FITTING
+from training.arguments import FITTING, FinetuningArguments
 from training.feeding import ClassificationDataset, OneHot
 from training.frozen import fit_frozen, frozen_features
 from training.models import Classifier, load_classifier
@@ -126,8 +126,8 @@ class FineTuning(Run):
             made["training"] = ClassificationDataset(checked["train"], self.transform, augment=augment, **reading)
         return made
 
-    def _make_trainer(self) -> ClassifierTrainer:
-        args, data = self.args, self.data_args
+    def _make_trainer(self, args: FinetuningArguments) -> ClassifierTrainer:
+        data = self.data_args
         validation = self.datasets["validation"]
         uniform = np.full((len(validation), len(self.class_names)), 1 / len(self.class_names))
         figures = {"loss": 0.0, **self._figures_of(uniform, validation)}

@@ -1,5 +1,6 @@
 """A run of pretraining: model, data, objective, the figures that judge it, and its export."""
 
+import copy
 import itertools
 import logging
 import re
@@ -8,6 +9,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from accelerate import PartialState
 from transformers.trainer_utils import IntervalStrategy
 
 from commandline import UsageError
@@ -16,14 +18,15 @@ from hub.cards import ADDRESS, origin_of
 from hub.export import TRAINING_IMAGES, stock_encoder, write_export
 from images.splits import image_digests, image_sha256, sha256_of_lines
 from modeling_glcm_mae import GLCMMAEForPreTraining
-from training.arguments import ModelArguments
+from training.arguments import ModelArguments, PretrainingArguments
 from training.callbacks import PictureCallback
 from training.feeding import PretrainIterableDataset, collate
 from training.frozen import encoder_features, probe_accuracy
 from training.models import build_model
 from training.pretraining_data import grey_statistics, load_data
-from training.resume import MAY_CHANGE
+from training.resume import MAY_CHANGE, step_of
 from training.run import Run, training_environment
+from training.stages import StopAt, counted_anew
 from training.trainers import EVALUATED, PREDICTORS, PretrainTrainer
 
 logger = logging.getLogger(__name__)
@@ -137,8 +140,8 @@ class Pretraining(Run):
             section: (names | ALSO_MAY_CHANGE.get(section, frozenset())) - kept for section, names in MAY_CHANGE.items()
         }
 
-    def _make_trainer(self) -> PretrainTrainer:
-        args, data = self.args, self.data
+    def _make_trainer(self, args: PretrainingArguments) -> PretrainTrainer:
+        data = self.data
         if self.is_stream:
             # Each process reads the stream and takes its share: file names cannot be broadcast as tensors are.
             args.accelerator_config.dispatch_batches = False
@@ -200,6 +203,8 @@ class Pretraining(Run):
             derived["first_images_sha256"] = sha256_of_lines(known)
         else:
             derived["train_contents_sha256"] = sha256_of_lines(self.digests["train"])
+        if args.mse_images_per_update is not None:
+            self._stage_ratio()
         if self.trainer.mse_steps(derived["max_steps"]) >= derived["max_steps"] and args.mse_epochs:
             raise UsageError(
                 f"mse_epochs {args.mse_epochs:g} leaves no step of {derived['max_steps']} for the objective: for plain "
@@ -216,7 +221,11 @@ class Pretraining(Run):
         if args.probe_labels:
             # The checkpoint is loaded by train(): until then the model is as it began.
             results |= self._probe("before")
-        results |= trainer.train(resume_from_checkpoint=self.checkpoint and str(self.checkpoint)).metrics
+        checkpoint, took = self.checkpoint, 0.0
+        if args.mse_images_per_update is not None:
+            checkpoint, took = self._first_stage()
+        results |= trainer.train(resume_from_checkpoint=checkpoint and str(checkpoint)).metrics
+        results["train_runtime"] += took
         if self.data.held_out is not None:
             results |= trainer.evaluate()
             first = next((row for row in trainer.state.log_history if "eval_loss" in row), None)
@@ -230,6 +239,48 @@ class Pretraining(Run):
         if args.probe_labels:
             results |= self._probe("after")
         return self._whole_model(), results
+
+    def _first_stage(self) -> tuple[Path, float]:
+        """Plain squared error by `mse_images_per_update`, unless the run is resumed after it.
+
+        Returns:
+            The checkpoint that the second stage goes on from, and the seconds that the first one took.
+        """
+        num_steps = self.resolved["derived"]["max_steps"]
+        last = self.trainer.mse_steps(num_steps)
+        if self.checkpoint is not None and step_of(self.checkpoint) >= last:
+            return self.checkpoint, 0.0
+        ratio = self._stage_ratio()
+        args = copy.copy(self.args)
+        args.gradient_accumulation_steps *= ratio
+        args.learning_rate *= ratio
+        stage = self._trainer_of(args)
+        first_steps = len(stage._get_train_sampler()) // stage.effective_batch_size  # an epoch
+        stop = first_steps * last // (len(self.trainer._get_train_sampler()) // self.trainer.effective_batch_size)
+        stage.add_callback(StopAt(stop))
+        found, took = self.checkpoint, 0.0
+        if found is None or step_of(found) < stop:
+            done = stage.train(resume_from_checkpoint=found and str(found))
+            found, took = self.output_dir / f"checkpoint-{stop}", done.metrics["train_runtime"]
+        # What was wrapped around the model for this stage goes: the next one wraps it anew.
+        stage.accelerator.unwrap_model(stage.model_wrapped, keep_fp32_wrapper=False, keep_torch_compile=False)
+        if self.trainer.is_world_process_zero():
+            counted_anew(found, last, ratio)
+        PartialState().wait_for_everyone()
+        return self.output_dir / f"checkpoint-{last}", took
+
+    def _stage_ratio(self) -> int:
+        """Images per update in the first stage, over those in the second."""
+        wanted, now = self.args.mse_images_per_update, self.trainer.effective_batch_size
+        if wanted <= now or wanted % now:
+            raise UsageError(f"mse_images_per_update must be a multiple of the {now} images per update, got {wanted}")
+        if self.is_stream or self.trainer.is_fsdp_enabled or self.trainer.is_deepspeed_enabled:
+            raise UsageError("mse_images_per_update needs images that are counted, and no FSDP or DeepSpeed")
+        if wanted > len(self.data.train):
+            raise UsageError(
+                f"mse_images_per_update must be at most the {len(self.data.train)} training images, got {wanted}"
+            )
+        return wanted // now
 
     def _finish(self, model: GLCMMAEForPreTraining, results: dict[str, float]) -> list[str]:
         self._write_export(model, results)
@@ -315,6 +366,7 @@ class Pretraining(Run):
             "fold": self.data_args.fold,
             "preset": self.model_args.preset,
             "mse_epochs": self.args.mse_epochs,
+            "mse_images_per_update": self.args.mse_images_per_update,
             "num_train_epochs": None if self.is_stream else self.args.num_train_epochs,
             "picture": picture and picture.name,
             "metrics": {

@@ -68,7 +68,7 @@ def checkpoint_to_resume(
     if args.resume_from_checkpoint is not None:
         if args.resume_from_checkpoint != "last":
             checkpoint = Path(args.resume_from_checkpoint)
-            if _step_of(checkpoint) is None:
+            if step_of(checkpoint) is None:
                 raise UsageError(f"resume_from_checkpoint: {checkpoint} is not a whole checkpoint of this recipe")
             if checkpoint.resolve().parent != folder.resolve():
                 # A resume of that checkpoint that was killed before its first own one may be repeated.
@@ -82,7 +82,7 @@ def checkpoint_to_resume(
             return checkpoint
         if not whole:
             raise UsageError(f"resume_from_checkpoint: {folder} holds no whole checkpoint to resume from")
-        return max(whole, key=_step_of)
+        return max(whole, key=step_of)
     if earlier_run(folder, written) and not args.overwrite_output_dir:
         raise UsageError(
             f"output_dir {folder} holds an earlier run: pass --resume_from_checkpoint last to go on with it, "
@@ -218,10 +218,11 @@ def _checkpoints(folder: Path) -> list[Path]:
 def whole_checkpoints(folder: Path) -> list[Path]:
     """Checkpoints that can be resumed from."""
     # Its trainer_state.json is written last: without a whole one, the run was killed while saving.
-    return [checkpoint for checkpoint in _checkpoints(folder) if _step_of(checkpoint) is not None]
+    return [checkpoint for checkpoint in _checkpoints(folder) if step_of(checkpoint) is not None]
 
 
-def _step_of(checkpoint: Path) -> int | None:
+def step_of(checkpoint: Path) -> int | None:
+    """The step that a checkpoint is of; `None` of one that is not whole."""
     try:
         return json.loads((checkpoint / "trainer_state.json").read_text())["global_step"]
     except (OSError, ValueError, KeyError):

@@ -64,18 +64,22 @@ class Run(ABC):
         effective = args.train_batch_size * args.gradient_accumulation_steps * args.world_size
         if args.learning_rate is None:
             args.learning_rate = args.base_learning_rate * effective / 256
-        self.trainer = self._make_trainer()
-        if not args.disable_tqdm:
-            self.trainer.remove_callback(ProgressCallback)
-            self.trainer.add_callback(ImagesProgressCallback(effective))
-        self.trainer.add_callback(MetricsFileCallback(self.output_dir / "metrics.jsonl"))
-        if self.publication is not None and args.hub_strategy == HubStrategy.EVERY_SAVE:
-            self.trainer.add_callback(PublishEverySave(self.publication, self._export_as_it_is))
+        self.trainer = self._trainer_of(args)
         self.resolved = self._resolve()
         # Made here: a relative path is known by what exists, which may be gone when the export is written.
         self.published = without_paths(self.resolved)
         self.published["model_config"].pop("_name_or_path", None)
         self.published["derived"]["skipped_images"] = len(self._skipped)  # their names may name patients
+
+    def _trainer_of(self, args: TrainingArguments) -> Trainer:
+        trainer = self._make_trainer(args)
+        if not args.disable_tqdm:
+            trainer.remove_callback(ProgressCallback)
+            trainer.add_callback(ImagesProgressCallback(trainer.effective_batch_size))
+        trainer.add_callback(MetricsFileCallback(self.output_dir / "metrics.jsonl"))
+        if self.publication is not None and args.hub_strategy == HubStrategy.EVERY_SAVE:
+            trainer.add_callback(PublishEverySave(self.publication, self._export_as_it_is))
+        return trainer
 
     @property
     def export(self) -> Path:
@@ -89,8 +93,8 @@ class Run(ABC):
         """Make `self.model`, and the data as checked."""
 
     @abstractmethod
-    def _make_trainer(self) -> Trainer:
-        """Trainer with the data and what is logged."""
+    def _make_trainer(self, args: TrainingArguments) -> Trainer:
+        """Trainer with the data and what is logged; `args` are those of the run, or of a stage of it."""
 
     @property
     @abstractmethod
