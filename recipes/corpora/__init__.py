@@ -2,9 +2,16 @@
 
 from pathlib import Path
 
-from corpora import busi, covid_ct, folder, gbcu, pneumonia
+from corpora import bus_uclm, busi, covid_ct, folder, gbcu, pneumonia
 
-CORPORA = {"busi": busi, "pneumonia": pneumonia, "covid_ct": covid_ct, "gbcu": gbcu, "folder": folder}
+CORPORA = {
+    "busi": busi,
+    "pneumonia": pneumonia,
+    "covid_ct": covid_ct,
+    "gbcu": gbcu,
+    "bus_uclm": bus_uclm,
+    "folder": folder,
+}
 
 
 def recognised(root: Path) -> str:

@@ -38,7 +38,9 @@ MIN_SALT = 16  # characters
 class PrepareArguments:
     """Which download, and how it is split."""
 
-    corpus: str = option("folder", "busi, pneumonia, covid_ct, gbcu, speckle, folder, or the Hub id OWNER/NAME.")
+    corpus: str = option(
+        "folder", "busi, pneumonia, covid_ct, gbcu, bus_uclm, speckle, folder, or the Hub id OWNER/NAME."
+    )
     data_dir: str | None = option(None, "Folder of the download.")
     output_dir: str | None = option(None, "Receives the data set; new or empty.")
     overwrite_output_dir: bool = option(False, "Replace the data set in output_dir.")
@@ -232,7 +234,7 @@ def _of_folder(args: PrepareArguments) -> tuple[str, list[ImageRecord]]:
         left_out = [path for path in pictures if is_dicom(path)]  # a known corpus has none, and refuses them
         if not left_out:
             records = CORPORA[name].find_images(args.data_dir, bad_images=args.bad_images)
-            left_out = sorted(set(pictures) - {record.path for record in records})
+            left_out = sorted(set(pictures) - {path for record in records for path in (record.path, *record.masks)})
         if not left_out:
             return name, records
         logger.warning(
