@@ -40,7 +40,7 @@ class ImageRecord:
         split: "train", "test" or "validation" where the corpus comes split, else `None`.
         masks: files of lesion masks, where the corpus has them.
         annotation: what else the corpus tells of the image, as JSON, or `None`.
-        data: the bytes of the file, where it comes out of a Parquet file; then `path` is a name only.
+        data: the bytes of the file, where it comes out of a Parquet or NumPy file; then `path` is a name only.
         white_level: the stored grey value of white, where a Parquet file says it or the user does for all its images.
     """
 

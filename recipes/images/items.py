@@ -14,7 +14,7 @@ import datasets
 from tqdm.auto import tqdm
 
 from commandline import UsageError, check_repo_id, option
-from corpora import CORPORA
+from corpora import CORPORA, class_names
 from corpora.facts import FACTS, facts_of
 from corpora.load import SPLIT_NAMES, is_hub_id, open_tables, recognised_folder, unify_tables
 from corpora.record import BadImageError, CorpusError, ImageRecord, existing_folder, is_dicom, list_pictures, printable
@@ -39,9 +39,9 @@ class PrepareArguments:
     """Which download, and how it is split."""
 
     corpus: str = option(
-        "folder", "busi, pneumonia, covid_ct, gbcu, bus_uclm, speckle, folder, or the Hub id OWNER/NAME."
+        "folder", "busi, pneumonia, covid_ct, gbcu, bus_uclm, medmnist, speckle, folder, or the Hub id OWNER/NAME."
     )
-    data_dir: str | None = option(None, "Folder of the download.")
+    data_dir: str | None = option(None, "Folder of the download; for medmnist also its .npz file.")
     output_dir: str | None = option(None, "Receives the data set; new or empty.")
     overwrite_output_dir: bool = option(False, "Replace the data set in output_dir.")
     table: str | None = option(
@@ -222,7 +222,7 @@ def _records(args: PrepareArguments) -> tuple[list[ImageRecord], list[str]]:
         if columns[option_name] == NONE:
             records = [replace(record, **{field_name: None}) for record in records]
     labels = sorted({record.label for record in records if record.label is not None})
-    return records, list(getattr(CORPORA[name], "CLASS_NAMES", labels)) if labels else []
+    return records, class_names(name, args.data_dir, labels) if labels else []
 
 
 def _of_folder(args: PrepareArguments) -> tuple[str, list[ImageRecord]]:
@@ -295,7 +295,8 @@ def _rows(tables: dict[str, datasets.Dataset], args: PrepareArguments) -> tuple[
 
 def _items_of(record: ImageRecord, args: PrepareArguments) -> Iterator[Item]:
     if record.data is not None:
-        yield _item(record, record.data, record.group, record.white_level, None)
+        white = args.white_level if record.white_level is None else record.white_level
+        yield _item(record, record.data, record.group, white, None)
     elif is_dicom(record.path):
         window = tuple(args.window) if args.window else None
         for image in read_dicom(record.path, name=record.file_name, salt=args.salt, window=window):
