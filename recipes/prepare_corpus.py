@@ -81,7 +81,7 @@ def prepare(args: PrepareArguments) -> Path:
         logger.warning("keep_file_names: file names and patients of %s are published as they are", source)
     items, class_names, problems, no_pictures = read_items(args)
     left_out = {"unreadable": problems, "no_pictures": no_pictures}
-    left_out["unlisted"] = find_unlisted(args, items, problems + no_pictures)
+    left_out |= find_unlisted(args, items, problems + no_pictures)
     if args.keep_file_names:
         reasons = {why: [reason for _, reason in files] for why, files in left_out.items()}
     else:

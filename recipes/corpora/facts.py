@@ -54,6 +54,15 @@ FACTS = {
         citation="Soares et al. SARS-CoV-2 CT-scan dataset, 2020; or Zhao et al. COVID-CT-Dataset, 2020.",
         positive=("COVID",),
     ),
+    "covid_ct_md": CorpusFacts(
+        "COVID-CT-MD",
+        "Axial CT slices of the lungs of 169 patients with COVID-19, 60 with another (community-acquired, CAP) "
+        "pneumonia and 76 without either. A slice has the label of its patient. Where radiologists marked which slices "
+        "show an infection (of 54 and 25 patients), the annotation says it.",
+        citation="Afshar et al. COVID-CT-MD, COVID-19 computed tomography scan dataset applicable in machine learning "
+        "and deep learning. Scientific Data 8, 121, 2021.",
+        positive=("COVID",),
+    ),
     "gbcu": CorpusFacts(
         "GBCU gallbladder ultrasound",
         "1,255 ultrasound images of the gallbladder of 218 patients, normal, benign or malignant.",

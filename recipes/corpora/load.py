@@ -10,7 +10,7 @@ from typing import Any
 import datasets
 from datasets.exceptions import DatasetNotFoundError
 
-from corpora import CORPORA, class_names, recognised
+from corpora import CORPORA, class_names, recognised, resolved
 from corpora.record import BAD_IMAGES, CorpusError, ImageRecord, existing_folder, is_ignored, is_utf8, printable
 from corpora.speckle import load_speckle
 from corpora.table import NONE, choose_columns
@@ -84,7 +84,7 @@ def load_corpus(
         return dataset.to_iterable_dataset() if streaming else dataset
     if corpus in CORPORA and data_dir is None:
         raise CorpusError(f"The corpus {corpus!r} needs data_dir, the folder of its download.")
-    name = corpus
+    name = resolved(corpus, data_dir)
     if corpus not in CORPORA or corpus == "folder":
         corpus = str(existing_folder(data_dir)) if corpus == "folder" else corpus
         tables = open_tables(corpus, streaming=streaming, cache_dir=cache_dir)
@@ -187,6 +187,12 @@ def _named_split(names: Iterable[str], split: str | None, corpus: str | Path) ->
 
 def _load_images(name: str, data_dir: str | Path, split: str | None, bad_images: str) -> datasets.Dataset:
     """A data set of files: only their paths are kept, nothing is copied, unless they are parts of another file."""
+    if getattr(CORPORA[name], "DICOM", False):
+        raise CorpusError(
+            f"'{data_dir}' holds DICOM files (corpus {name}), which only prepare_corpus.py reads: run `python "
+            f"recipes/prepare_corpus.py --corpus {name} --data_dir {data_dir} --output_dir data/{name}`, then take "
+            f"--corpus data/{name}."
+        )
     records: list[ImageRecord] = CORPORA[name].find_images(data_dir, bad_images=bad_images)
     labels = sorted({record.label for record in records if record.label is not None})
     splits = sorted({record.split for record in records if record.split is not None})
