@@ -2,9 +2,9 @@
 
     python recipes/prepare_corpus.py --corpus busi --data_dir path/to/download --output_dir data/busi
 
-`--corpus`: busi, pneumonia, covid_ct, gbcu, speckle (generated), OWNER/NAME (a data set on the Hub), or folder: any
-tree with a folder a class, a table (`--table FILE.csv` with columns file, label, patient), DICOM files, or Parquet
-files. No GPU; minutes for thousands of images.
+`--corpus`: busi, pneumonia, covid_ct, gbcu, bus_uclm, medmnist, speckle (generated), OWNER/NAME (a data set on the
+Hub), or folder: any tree with a folder a class, a table (`--table FILE.csv` with columns file, label, patient), DICOM
+files, or Parquet files. No GPU; minutes for thousands of images.
 
 `output_dir` receives data/*.parquet (`datasets.load_dataset(output_dir)` reads them), splits.json, report.json,
 report.md and pictures of what was found, README.md (the data set's card) and config.yaml. Images and patients of your
@@ -81,7 +81,7 @@ def prepare(args: PrepareArguments) -> Path:
         logger.warning("keep_file_names: file names and patients of %s are published as they are", source)
     items, class_names, problems, no_pictures = read_items(args)
     left_out = {"unreadable": problems, "no_pictures": no_pictures}
-    left_out["unlisted"] = find_unlisted(args, items, problems + no_pictures)
+    left_out |= find_unlisted(args, items, problems + no_pictures)
     if args.keep_file_names:
         reasons = {why: [reason for _, reason in files] for why, files in left_out.items()}
     else:

@@ -1,4 +1,4 @@
-"""CT slices with and without COVID, from either of two public corpora.
+"""CT slices with and without COVID, from either of two public corpora. A third, COVID-CT-MD, is in `covid_ct_md`.
 
 SARS-CoV-2 CT-scan (Soares et al. 2020; CC BY-NC-SA 4.0): `COVID/Covid (1).png` and `non-COVID/Non-Covid (1).png`.
 
@@ -37,8 +37,8 @@ def find_images(data_dir: str | Path, *, bad_images: str = "error") -> list[Imag
     root = find_root(data_dir)
     if root is None:
         raise CorpusError(
-            f"'{data_dir}' is not a SARS-CoV-2 CT or COVID-CT download: expected the folders COVID and non-COVID, or "
-            "CT_COVID and CT_NonCOVID."
+            f"'{data_dir}' is not a SARS-CoV-2 CT, COVID-CT or COVID-CT-MD download: expected the folders COVID and "
+            "non-COVID; CT_COVID and CT_NonCOVID; or COVID-19 Cases, Cap Cases and Normal Cases."
         )
     layout = next(layout for layout in _LAYOUTS if all((root / name).is_dir() for name in layout))
     records = []

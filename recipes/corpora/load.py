@@ -10,7 +10,7 @@ from typing import Any
 import datasets
 from datasets.exceptions import DatasetNotFoundError
 
-from corpora import CORPORA, recognised
+from corpora import CORPORA, class_names, recognised, resolved
 from corpora.record import BAD_IMAGES, CorpusError, ImageRecord, existing_folder, is_ignored, is_utf8, printable
 from corpora.speckle import load_speckle
 from corpora.table import NONE, choose_columns
@@ -84,7 +84,7 @@ def load_corpus(
         return dataset.to_iterable_dataset() if streaming else dataset
     if corpus in CORPORA and data_dir is None:
         raise CorpusError(f"The corpus {corpus!r} needs data_dir, the folder of its download.")
-    name = corpus
+    name = resolved(corpus, data_dir)
     if corpus not in CORPORA or corpus == "folder":
         corpus = str(existing_folder(data_dir)) if corpus == "folder" else corpus
         tables = open_tables(corpus, streaming=streaming, cache_dir=cache_dir)
@@ -93,7 +93,7 @@ def load_corpus(
             columns = {"image_column": image_column, "label_column": label_column, "group_column": group_column}
             return unify_tables(tables, corpus, splits=[chosen], **columns)[chosen]
         name, data_dir = recognised_folder(corpus), corpus
-    dataset = _load_images(CORPORA[name], data_dir, split, bad_images)
+    dataset = _load_images(name, data_dir, split, bad_images)
     dataset = _without(dataset, label_column, group_column, f"'{data_dir}'")
     return dataset.to_iterable_dataset() if streaming else dataset
 
@@ -185,9 +185,15 @@ def _named_split(names: Iterable[str], split: str | None, corpus: str | Path) ->
     return chosen
 
 
-def _load_images(module: Any, data_dir: str | Path, split: str | None, bad_images: str) -> datasets.Dataset:
-    """A data set of files: only their paths are kept, nothing is copied."""
-    records: list[ImageRecord] = module.find_images(data_dir, bad_images=bad_images)
+def _load_images(name: str, data_dir: str | Path, split: str | None, bad_images: str) -> datasets.Dataset:
+    """A data set of files: only their paths are kept, nothing is copied, unless they are parts of another file."""
+    if getattr(CORPORA[name], "DICOM", False):
+        raise CorpusError(
+            f"'{data_dir}' holds DICOM files (corpus {name}), which only prepare_corpus.py reads: run `python "
+            f"recipes/prepare_corpus.py --corpus {name} --data_dir {data_dir} --output_dir data/{name}`, then take "
+            f"--corpus data/{name}."
+        )
+    records: list[ImageRecord] = CORPORA[name].find_images(data_dir, bad_images=bad_images)
     labels = sorted({record.label for record in records if record.label is not None})
     splits = sorted({record.split for record in records if record.split is not None})
     if splits:
@@ -195,11 +201,15 @@ def _load_images(module: Any, data_dir: str | Path, split: str | None, bad_image
         records = [record for record in records if record.split == chosen]
     elif split not in (None, "train"):
         raise CorpusError(f"'{data_dir}' has no split {split!r}: its images are not divided into splits.")
-    columns = {"image": [str(record.path) for record in records], "file_name": [record.file_name for record in records]}
+    images = [
+        str(record.path) if record.data is None else {"bytes": record.data, "path": record.file_name}
+        for record in records
+    ]
+    columns = {"image": images, "file_name": [record.file_name for record in records]}
     features = {"image": datasets.Image(decode=False), "file_name": datasets.Value("string")}
     if labels:
         columns["label"] = [record.label for record in records]
-        features["label"] = datasets.ClassLabel(names=list(getattr(module, "CLASS_NAMES", labels)))
+        features["label"] = datasets.ClassLabel(names=class_names(name, data_dir, labels))
     if any(record.group is not None for record in records):
         columns["group"] = [record.group for record in records]
         features["group"] = datasets.Value("string")

@@ -40,8 +40,9 @@ class ImageRecord:
         split: "train", "test" or "validation" where the corpus comes split, else `None`.
         masks: files of lesion masks, where the corpus has them.
         annotation: what else the corpus tells of the image, as JSON, or `None`.
-        data: the bytes of the file, where it comes out of a Parquet file; then `path` is a name only.
+        data: the bytes of the file, where it comes out of a Parquet or NumPy file; then `path` is a name only.
         white_level: the stored grey value of white, where a Parquet file says it or the user does for all its images.
+        window: centre and width of the grey window of a DICOM file, where its own do not suit the corpus.
     """
 
     path: Path
@@ -53,6 +54,7 @@ class ImageRecord:
     annotation: str | None = None
     data: bytes | None = None
     white_level: float | None = None
+    window: tuple[float, float] | None = None
 
 
 def is_ignored(name: str) -> bool:

@@ -14,7 +14,7 @@ import datasets
 from tqdm.auto import tqdm
 
 from commandline import UsageError, check_repo_id, option
-from corpora import CORPORA
+from corpora import CORPORA, class_names, covid_ct_md, resolved
 from corpora.facts import FACTS, facts_of
 from corpora.load import SPLIT_NAMES, is_hub_id, open_tables, recognised_folder, unify_tables
 from corpora.record import BadImageError, CorpusError, ImageRecord, existing_folder, is_dicom, list_pictures, printable
@@ -29,8 +29,6 @@ from images.pseudonyms import pseudonym_of_file
 logger = logging.getLogger("prepare_corpus")
 
 IMAGES_PER_FILE = 5000  # of a Parquet file
-
-
 MIN_SALT = 16  # characters
 
 
@@ -38,8 +36,10 @@ MIN_SALT = 16  # characters
 class PrepareArguments:
     """Which download, and how it is split."""
 
-    corpus: str = option("folder", "busi, pneumonia, covid_ct, gbcu, speckle, folder, or the Hub id OWNER/NAME.")
-    data_dir: str | None = option(None, "Folder of the download.")
+    corpus: str = option(
+        "folder", "busi, pneumonia, covid_ct, gbcu, bus_uclm, medmnist, speckle, folder, or the Hub id OWNER/NAME."
+    )
+    data_dir: str | None = option(None, "Folder of the download; for medmnist also its .npz file.")
     output_dir: str | None = option(None, "Receives the data set; new or empty.")
     overwrite_output_dir: bool = option(False, "Replace the data set in output_dir.")
     table: str | None = option(
@@ -58,6 +58,9 @@ class PrepareArguments:
     seed: int = option(0, "Of the splits.")
     window: list[float] | None = field(
         default=None, metadata={"help": "Centre and width of the grey window of DICOM files, instead of their own."}
+    )
+    slices: str = option(
+        "all", "For COVID-CT-MD: all, or infected: of patients with a pneumonia only slices marked as infected."
     )
     keep_file_names: bool | None = option(
         None,
@@ -79,6 +82,7 @@ class PrepareArguments:
         allowed = (*CORPORA, "speckle")
         if self.corpus not in allowed and self.data_dir is None and Path(self.corpus).expanduser().is_dir():
             self.corpus, self.data_dir = "folder", self.corpus  # as the other recipes take it
+        self.corpus = resolved(self.corpus, self.data_dir)
         on_hub = self.corpus not in allowed and is_hub_id(self.corpus)
         if self.corpus not in allowed and not on_hub:
             raise UsageError(f"corpus must be one of {', '.join(allowed)}, or OWNER/NAME, got {self.corpus!r}")
@@ -93,6 +97,11 @@ class PrepareArguments:
             )
         if self.table is not None and self.corpus != "folder":
             raise UsageError(f"table is for corpus folder, got corpus {self.corpus}")
+        if self.slices not in covid_ct_md.SLICES or (self.slices != "all" and self.corpus != "covid_ct_md"):
+            raise UsageError(
+                f"slices must be one of {', '.join(covid_ct_md.SLICES)}, and all for every corpus but COVID-CT-MD, got "
+                f"{self.slices!r} for {self.corpus}"
+            )
         if self.keep_file_names is None:
             self.keep_file_names = self.corpus in FACTS
         if self.salt is None:
@@ -177,24 +186,31 @@ def read_items(args: PrepareArguments) -> tuple[list[Item], list[str], list[tupl
 
 def find_unlisted(
     args: PrepareArguments, items: Iterable[Item], left_out: Iterable[tuple[str, str]]
-) -> list[tuple[str, str]]:
-    """Name and reason of each picture in the folder that the table does not list; warns of them.
+) -> dict[str, list[tuple[str, str]]]:
+    """Name and reason of each picture in the folder that `--table` ("unlisted") or `--slices` ("not_infected") leaves
+    out; warns of them.
 
     Args:
-        args: none are looked for without `--table`.
-        items, left_out: what the table lists, as `read_items` gives it.
+        args: none are looked for without these options.
+        items, left_out: what they take, as `read_items` gives it.
     """
-    if args.table is None:
-        return []
-    root = Path(os.path.abspath(existing_folder(args.data_dir)))  # as `read_table` has it
+    found = {"unlisted": [], "not_infected": []}
+    if args.table is not None:
+        root = Path(os.path.abspath(existing_folder(args.data_dir)))  # as `read_table` has it
+        kind, source, here, why = "unlisted", f"table '{printable(args.table)}'", "not in it", "not in the table"
+    elif args.slices != "all":
+        root = covid_ct_md.find_root(existing_folder(args.data_dir))
+        kind, source, here, why = "not_infected", "slices infected", *["not marked as infected"] * 2
+    else:
+        return found
     listed = {item.record.path for item in items} | {root / name for name, _ in left_out}
     names = [path.relative_to(root).as_posix() for path in list_pictures(root) if path not in listed]
     if names:
         logger.warning(
-            "table '%s': %d image(s) below '%s' are not in it and are left out, such as '%s'",
-            *(printable(args.table), len(names), printable(args.data_dir), names[0]),
+            "%s: %d image(s) below '%s' are %s and are left out, such as '%s'",
+            *(source, len(names), printable(args.data_dir), here, names[0]),
         )
-    return [(name, f"Image '{name}' is not in the table") for name in names]
+    return found | {kind: [(name, f"Image '{name}' is {why}") for name in names]}
 
 
 def _records(args: PrepareArguments) -> tuple[list[ImageRecord], list[str]]:
@@ -213,14 +229,15 @@ def _records(args: PrepareArguments) -> tuple[list[ImageRecord], list[str]]:
     if args.corpus == "folder":
         name, records = _of_folder(args)
     else:
-        name, records = args.corpus, CORPORA[args.corpus].find_images(args.data_dir, bad_images=args.bad_images)
+        name, own = args.corpus, {"slices": args.slices} if args.corpus == "covid_ct_md" else {}
+        records = CORPORA[name].find_images(args.data_dir, bad_images=args.bad_images, **own)
     for field_name, option_name in (("label", "label_column"), ("group", "group_column")):
         if columns[option_name] not in (None, NONE):
             raise UsageError(f"{option_name} is for tables, got corpus {args.corpus} without a table")
         if columns[option_name] == NONE:
             records = [replace(record, **{field_name: None}) for record in records]
     labels = sorted({record.label for record in records if record.label is not None})
-    return records, list(getattr(CORPORA[name], "CLASS_NAMES", labels)) if labels else []
+    return records, class_names(name, args.data_dir, labels) if labels else []
 
 
 def _of_folder(args: PrepareArguments) -> tuple[str, list[ImageRecord]]:
@@ -229,10 +246,11 @@ def _of_folder(args: PrepareArguments) -> tuple[str, list[ImageRecord]]:
     if name != "folder":
         is_mask = getattr(CORPORA[name], "is_mask", lambda name: False)
         pictures = [path for path in list_pictures(existing_folder(args.data_dir)) if not is_mask(path.name)]
-        left_out = [path for path in pictures if is_dicom(path)]  # a known corpus has none, and refuses them
+        # a known corpus refuses DICOM files, or has no others
+        left_out = [] if getattr(CORPORA[name], "DICOM", False) else list(filter(is_dicom, pictures))
         if not left_out:
             records = CORPORA[name].find_images(args.data_dir, bad_images=args.bad_images)
-            left_out = sorted(set(pictures) - {record.path for record in records})
+            left_out = sorted(set(pictures) - {path for record in records for path in (record.path, *record.masks)})
         if not left_out:
             return name, records
         logger.warning(
@@ -293,16 +311,20 @@ def _rows(tables: dict[str, datasets.Dataset], args: PrepareArguments) -> tuple[
 
 def _items_of(record: ImageRecord, args: PrepareArguments) -> Iterator[Item]:
     if record.data is not None:
-        yield _item(record, record.data, record.group, record.white_level, None)
+        white = args.white_level if record.white_level is None else record.white_level
+        yield _item(record, record.data, record.group, white, None)
     elif is_dicom(record.path):
-        window = tuple(args.window) if args.window else None
+        window = tuple(args.window) if args.window else record.window
         for image in read_dicom(record.path, name=record.file_name, salt=args.salt, window=window):
             suffix = "" if image.frame is None else f"#{image.frame}"
-            named = ImageRecord(record.path, record.file_name + suffix, record.label, record.group, record.split)
+            named = replace(record, file_name=record.file_name + suffix)
             patient = image.patient or pseudonym_of_file(args.salt, record.file_name)
+            used = image.window
+            if used is not None and record.window is not None and not args.window:
+                used = (*record.window, "corpus")
             # Once some images have a white level of their own, all must say theirs.
-            white = None if args.white_level is None else 255 if image.window is None else 65535
-            yield _item(named, image.png, record.group or patient, white, image.window)
+            white = None if args.white_level is None else 255 if used is None else 65535
+            yield _item(named, image.png, record.group or patient, white, used)
     else:
         try:
             data = record.path.read_bytes()

@@ -32,6 +32,7 @@ TITLES = {
     "unreadable": "files that cannot be read (left out)",
     "no_pictures": "DICOM files that are not pictures, by their SOP class (left out)",
     "unlisted": "images that the table does not list (left out)",
+    "not_infected": "slices that are not marked as infected (left out)",
 }
 
 
@@ -53,8 +54,8 @@ def write_report(
         pairs: of `similar_pairs`, by position in `items`.
         conflicts: positions that are left out.
         groups: of each image.
-        left_out: finding ("unreadable"; "no_pictures", for their SOP class; "unlisted", by the table) -> of each file
-            that is not among the images, its name and why.
+        left_out: finding ("unreadable"; "no_pictures", for their SOP class; "unlisted", by the table;
+            "not_infected") -> of each file that is not among the images, its name and why.
         splits: of `make_splits`.
         counts: images of each split that is written.
 
@@ -110,8 +111,8 @@ def write_report(
     # What could not be looked for has no row in the tables: 0 would say that there is none.
     unchecked = set()
     patients = any(item.group is not None for item in items)
-    # most corpora have no DICOM files at all, and no table
-    unchecked |= {name for name in ("no_pictures", "unlisted") if not left_out[name]}
+    # most corpora have no DICOM files at all, no table and no marked slices
+    unchecked |= {name for name in ("no_pictures", "unlisted", "not_infected") if not left_out[name]}
     if own is None:
         unchecked |= {"across_official_split", "patients_across_official_split", "official_left_out"}
     if not patients:

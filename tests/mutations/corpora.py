@@ -4,6 +4,24 @@ from mutations.record import Mutation
 
 MUTATIONS = [
     Mutation(
+        "recipes/corpora/covid_ct_md.py",
+        "places.__getitem__, reverse=True)",
+        "places.__getitem__)",
+        "tests/test_downloads.py::test_slice_labels_go_from_the_head_and_are_the_annotation",
+    ),
+    Mutation(
+        "recipes/corpora/covid_ct_md.py",
+        ", annotation=annotation, window=LUNG_WINDOW)",
+        ", annotation=annotation)",
+        "tests/test_downloads.py::test_grey_levels_are_those_of_the_window_of_lungs_unless_another_is_asked_for",
+    ),
+    Mutation(
+        "recipes/corpora/facts.py",
+        'licence_id="cc-by-nc-4.0" if',
+        'licence_id="cc-by-4.0" if',
+        "tests/test_downloads.py::test_licences_of_medmnist",
+    ),
+    Mutation(
         "recipes/corpora/facts.py",
         "    for root in (folder, folder.parent):  #",
         "    for root in ():  #",

@@ -173,7 +173,7 @@ MUTATIONS = [
     ),
     Mutation(
         "recipes/images/items.py",
-        "left_out = sorted(set(pictures) - {record.path for record in records})",
+        "left_out = sorted(set(pictures) - {path for record in records for path in (record.path, *record.masks)})",
         "left_out = []",
         "tests/test_corpora.py::test_a_folder_is_not_read_as_a_known_corpus_that_would_leave_something_out",
     ),
