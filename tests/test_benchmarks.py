@@ -13,6 +13,7 @@ import pytest
 import torch
 from helpers import encode, grey, write
 from huggingface_hub import constants
+from transformers import ViTConfig, ViTModel
 
 from images.items import PrepareArguments
 from modeling_glcm_mae import GLCMMAEConfig, GLCMMAEForPreTraining, cooccurrence_matrix
@@ -191,6 +192,18 @@ def test_the_learned_query_reads_the_token_that_tells():
     by_query = accuracy(*readouts.attended(half, classes, other))
     assert by_query > accuracy(half.mean(1), other.mean(1)) + 0.1
     assert by_query == pytest.approx(accuracy(half[:, 4], other[:, 4]), abs=0.05)
+
+
+@torch.no_grad()
+def test_the_grid_keeps_where_the_tokens_lie():
+    readouts = load("readouts")
+    sizes = {"hidden_size": 4, "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 8}
+    encoder = ViTModel(ViTConfig(image_size=48, patch_size=8, **sizes)).eval()
+    images = [{"pixel_values": torch.randn(3, 48, 48)} for _ in range(3)]
+    found = readouts.features_of_encoder(encoder, images)
+    tokens = found["tokens"].reshape(3, 6, 6, 4)
+    parts = [tokens[:, 2 * i : 2 * i + 2, 2 * j : 2 * j + 2].mean((1, 2)) for i in range(3) for j in range(3)]
+    np.testing.assert_allclose(found["grid"].reshape(3, 4, 9).transpose(2, 0, 1), np.stack(parts), atol=1e-5)
 
 
 def test_classical_features_are_those_of_the_matrices(learning, tmp_path):

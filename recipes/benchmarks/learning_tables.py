@@ -15,6 +15,7 @@ READOUTS = {  # name in the results -> title
     "mean": "mean token",
     "cls": "CLS",
     "attentive": "attentive",
+    "grid": "3x3 means",
     "middle mean": "half way, mean token",
     "middle cls": "half way, CLS",
 }
@@ -71,8 +72,8 @@ def readout_table(records: list[dict[str, Any]], corpus: str) -> str:
                 value = _mean_and_spread([_share_right(answers[name]) for answers in right], 3)
                 lines.append([f"{row}, {title}", value, *[""] * (len(READOUTS) - 1)])
         else:
-            values = (_mean_and_spread([_share_right(answers[name]) for answers in right], 3) for name in READOUTS)
-            lines.append([row, *values])
+            values = [[_share_right(answers[name]) for answers in right if name in answers] for name in READOUTS]
+            lines.append([row, *(_mean_and_spread(found, 3) if found else "" for found in values)])
     return markdown_table(lines)
 
 

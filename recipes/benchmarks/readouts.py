@@ -9,6 +9,7 @@ from sklearn.model_selection import GridSearchCV, StratifiedGroupKFold
 from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
 from torch import nn
+from torch.nn.functional import adaptive_avg_pool2d
 from tqdm.auto import tqdm
 from transformers import ViTModel
 
@@ -20,6 +21,7 @@ from training.frozen import REGULARISATION
 TOKENS = "tokens"  # of the patches, in the last layer: what the attentive probe reads
 DISTANCES, DIRECTIONS, LEVELS = (1, 2, 3, 4), ((0, 1), (1, 0), (1, 1), (1, -1)), 8
 TILES = 4
+GRID = 3  # of an encoder's tokens, for what depends on the place
 
 
 def _batches(dataset: PretrainDataset, size: int = 64):
@@ -41,17 +43,21 @@ def features_of_encoder(encoder: ViTModel, dataset: PretrainDataset) -> dict[str
 
     Returns:
         `mean` (of the patch tokens) and `cls` of the last layer, `middle mean` and `middle cls` of the layer half way,
-        each `(n, hidden_size)`, and `tokens` `(n, N, hidden_size)`.
+        each `(n, hidden_size)`; `grid`, the means of the patch tokens of a 3 x 3 grid of parts of the image, side by
+        side, `(n, 9 * hidden_size)`; and `tokens` `(n, N, hidden_size)`.
     """
     parameter, parts = next(encoder.parameters()), []
+    patch = encoder.config.patch_size
     encoder.eval()
     for pixel_values in _batches(dataset):
         found = encoder(pixel_values.to(parameter), interpolate_pos_encoding=True, output_hidden_states=True)
+        height = pixel_values.shape[2] // patch
         last, middle = found.last_hidden_state.cpu(), found.hidden_states[len(found.hidden_states) // 2].cpu()
         parts.append(
             {
                 "mean": last[:, 1:].mean(1),
                 "cls": last[:, 0],
+                "grid": adaptive_avg_pool2d(last[:, 1:].mT.unflatten(2, (height, -1)), GRID).flatten(1),
                 "middle mean": middle[:, 1:].mean(1),
                 "middle cls": middle[:, 0],
                 TOKENS: last[:, 1:],
