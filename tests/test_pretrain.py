@@ -618,23 +618,6 @@ def test_range_reversed_and_unknown_key_in_yaml(images, tmp_path):
         pretrain.main(["--config", str(config)])
 
 
-@pytest.mark.parametrize(
-    "config",
-    [*sorted((ROOT / "recipes" / "configs").glob("[!a]*/pretrain_*.yaml")), ROOT / "recipes/configs/quickstart.yaml"],
-)
-def test_every_shipped_config_is_understood(config):
-    model_args, data_args, training_args = parse_args(
-        (ModelArguments, DataArguments, PretrainingArguments), ["--config", str(config), "--use_cpu", "true"]
-    )
-    assert training_args.output_dir == f"runs/{config.relative_to(ROOT / 'recipes' / 'configs').with_suffix('')}"
-    small = ["--hidden_size=32", "--num_hidden_layers=1", "--num_attention_heads=2", "--decoder_num_hidden_layers=1"]
-    model_args, data_args, _ = parse_args(
-        (ModelArguments, DataArguments, PretrainingArguments), ["--config", str(config), "--use_cpu", "true", *small]
-    )
-    model = build_model(model_args, data_args)
-    assert (model.config.glcm_weight == 0) == (model_args.preset == "mse")
-
-
 def test_options_win_over_the_file_and_lists_survive(tmp_path):
     config = tmp_path / "c.yaml"
     config.write_text(

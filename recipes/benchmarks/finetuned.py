@@ -1,0 +1,200 @@
+"""Does pretraining for texture pay? Fine-tuned classifiers of real corpora, beside the baselines, as tables.
+
+    python recipes/benchmarks/finetuned.py --data_dir data --output_dir runs/finetuned \
+        --json recipes/benchmarks/results/finetuned.json
+    python recipes/benchmarks/finetuned.py --tables recipes/benchmarks/results/finetuned.json
+
+`data_dir` holds the corpora as prepare_corpus.py makes them: busi, covid_ct, pneumonia. Rows: `classical` (a logistic
+regression on co-occurrence features), `none` (the network from nothing), and the presets. Each fold pretrains on its
+own training part only, by recipes/configs/laptop/; the chest X-rays on their official split, with three seeds. With
+--pretrain_options and --finetune_options as cross_validate.py has them, at any size.
+
+Each row of a corpus is a run of cross_validate.py in `output_dir`, which goes on where it was interrupted, and lands in
+the JSON file when it is finished: its settings, figures by which it can be repeated, and every answer to a test image.
+The tables are made of that file alone. BUSI takes half an hour a row on one core, the others hours.
+"""
+
+import argparse
+import json
+import shlex
+import subprocess
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+import yaml
+
+ROOT = Path(__file__).resolve().parents[2]
+sys.path[:0] = [str(ROOT), str(ROOT / "recipes")]
+
+from side_by_side import markdown_table  # noqa: E402
+
+from images.splits import sha256_of_lines  # noqa: E402
+from judging.summary import class_names_of, compare_all  # noqa: E402
+from output_folder import replaced_file  # noqa: E402
+
+CONFIGS = "recipes/configs/laptop"
+CLASSICAL, NONE, BASELINE = "classical", "none", "mse"
+ROWS: dict[str, list[str] | None] = {  # options of the pretraining; None: there is none
+    CLASSICAL: None,
+    NONE: None,
+    BASELINE: ["preset=mse"],
+    "paper": ["preset=paper", "mse_epochs=0.5"],
+    "texture": ["preset=texture"],
+}
+CORPORA: dict[str, dict[str, Any]] = {
+    "busi": {"title": "BUSI", "positive": ["malignant"], "folds": None, "seeds": [0]},
+    "covid_ct": {"title": "SARS-CoV-2 CT", "positive": None, "folds": None, "seeds": [0]},
+    "pneumonia": {"title": "Chest X-ray", "positive": None, "folds": ["official"], "seeds": [0, 1, 2]},
+}
+COLUMNS = {  # title -> figure, the first of these that there is
+    "accuracy": ("accuracy",),
+    "balanced accuracy": ("balanced_accuracy",),
+    "AUROC, mean of the classes": ("macro_auroc",),
+    "AUROC": ("binary_auroc", "auroc"),
+    "sensitivity": ("binary_sensitivity", "sensitivity"),
+    "specificity": ("binary_specificity", "specificity"),
+}
+COMPARED = ("accuracy", "balanced accuracy", "AUROC")  # with the baseline
+
+
+def command(corpus: str, row: str, seed: int, options: argparse.Namespace) -> list[str]:
+    """The call of cross_validate.py for one row, relative to the repository."""
+    facts = CORPORA[corpus]
+    words = ["recipes/cross_validate.py", "--corpus", str(Path(options.data_dir, corpus))]
+    words += ["--output_dir", str(Path(options.output_dir, corpus, row, f"seed_{seed}"))]
+    words += ["--folds", *facts["folds"]] if facts["folds"] else []
+    words += ["--positive_classes", *facts["positive"]] if facts["positive"] else []
+    if row == CLASSICAL:
+        return [*words, "--mode", "texture_features"]
+    sizes = yaml.safe_load((ROOT / CONFIGS / "pretrain.yaml").read_text())
+    of_finetuning = [*options.finetune_options, f"seed={seed}"]
+    if ROWS[row] is None:
+        names = ("image_size", "patch_size", "hidden_size", "num_hidden_layers", "num_attention_heads")
+        given = dict(entry.split("=", 1) for entry in options.pretrain_options)
+        of_finetuning += [f"{name}={given.get(name, sizes[name])}" for name in (*names, "intermediate_size")]
+    else:
+        words += ["--pretrain_config", f"{CONFIGS}/pretrain.yaml", "--pretrain_options"]
+        words += [*ROWS[row], *options.pretrain_options, f"seed={seed}"]
+    words += ["--finetune_config", f"{CONFIGS}/finetune.yaml", "--finetune_options", *of_finetuning]
+    return [*words, "--jobs", str(options.jobs)]
+
+
+def record(words: Sequence[str], output: Path) -> dict[str, Any]:
+    """What is kept of a finished run: how to repeat it, how long its trainings took, every answer."""
+    settings = yaml.safe_load((output / "config.yaml").read_text())
+    took = [json.loads(file.read_text()).get("train_runtime", 0.0) for file in output.glob("fold_*/*/all_results.json")]
+    table = pd.read_parquet(output / "predictions.parquet").sort_values(["fold", "file_name"], ignore_index=True)
+    classes = class_names_of(table)
+    commit = subprocess.run(["git", "rev-parse", "HEAD"], cwd=ROOT, capture_output=True, text=True).stdout.strip()
+    return {
+        "command": shlex.join(["python", *words]),
+        "commit": commit,
+        "settings": {name: value for name, value in settings.items() if name not in ("corpus", "splits_file")},
+        "minutes": sum(took) / 60,
+        "classes": classes,
+        # A column a line of text: these files are read by git too.
+        "file_names_sha256": sha256_of_lines(table["file_name"].tolist()),
+        "folds": " ".join(table["fold"].astype(str)),
+        "groups": " ".join(map(str, pd.factorize(table["group"])[0])),
+        "labels": " ".join(map(str, table["label"])),
+        "probabilities": {name: " ".join(f"{value:.4g}" for value in table[f"probability_{name}"]) for name in classes},
+    }
+
+
+def table_of(runs: Sequence[dict[str, Any]]) -> pd.DataFrame:
+    """The predictions of a row, of all its seeds: each is a fold of its own, of the same images."""
+    parts = []
+    for seed, run in enumerate(runs):
+        part = pd.DataFrame({name: run[name].split(" ") for name in ("folds", "groups", "labels")})
+        part = part.rename(columns={"folds": "fold", "groups": "group", "labels": "label"}).astype({"label": int})
+        part["file_name"] = [f"{seed} {index}" for index in range(len(part))]
+        part["fold"] += f" seed {seed}" if len(runs) > 1 else ""
+        for name in run["classes"]:
+            part[f"probability_{name}"] = [float(value) for value in run["probabilities"][name].split(" ")]
+        columns = [f"probability_{name}" for name in run["classes"]]
+        part[columns] = part[columns].div(part[columns].sum(axis=1), axis=0)  # they were rounded
+        part["prediction"] = part[columns].to_numpy().argmax(axis=1)
+        parts.append(part)
+    return pd.concat(parts, ignore_index=True)
+
+
+def tables(found: dict[str, Any]) -> str:
+    """Markdown: for each corpus the figures of every row, and the paired differences to the baseline."""
+    text = []
+    for corpus, facts in CORPORA.items():
+        rows = {row: [found[corpus][row][seed] for seed in sorted(found[corpus][row])] for row in found.get(corpus, {})}
+        if len(rows) < 2 or BASELINE not in rows:
+            continue
+        # A row with fewer seeds than the baseline is not finished: it cannot be paired.
+        whole = {
+            row: table_of(runs) for row, runs in rows.items() if row == CLASSICAL or len(runs) == len(rows[BASELINE])
+        }
+        if CLASSICAL in whole and len(rows[CLASSICAL]) < len(rows[BASELINE]):  # nothing in it is random
+            whole[CLASSICAL] = table_of([rows[CLASSICAL][0]] * len(rows[BASELINE]))
+        compared = compare_all(whole, BASELINE, facts["positive"])
+        names = {
+            title: next((n for n in given if n in compared["runs"][BASELINE]["figures"]), None)
+            for title, given in COLUMNS.items()
+        }
+        names = {title: name for title, name in names.items() if name}
+        lines = [[facts["title"], "seeds", *names, "minutes"]]
+        less = [[f"{facts['title']}: points above `{BASELINE}`", *COMPARED]]
+        for row in (row for row in ROWS if row in whole):
+            figures = compared["runs"][row]["figures"]
+            minutes = sum(run["minutes"] for run in rows[row])
+            shown = [
+                f"{figures[name]['value']:.3f} ({figures[name]['low']:.3f} to {figures[name]['high']:.3f})"
+                for name in names.values()
+            ]
+            lines.append([f"`{row}`", str(len(rows[row])), *shown, f"{minutes:.0f}" if minutes else ""])
+            if row != BASELINE:
+                differences = compared["against_baseline"][row]["differences"]
+                points = [
+                    tuple(100 * differences[names[title]][key] for key in ("value", "low", "high"))
+                    for title in COMPARED
+                ]
+                less.append([f"`{row}`", *(f"{value:+.1f} ({low:+.1f} to {high:+.1f})" for value, low, high in points)])
+        text += [markdown_table(lines), markdown_table(less)]
+    return "\n\n".join(text)
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    """Run what is not in the file yet, and print the tables."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--tables", type=Path, help="print the tables of this file, run nothing")
+    parser.add_argument("--data_dir", default="data", help="holds the prepared corpora")
+    parser.add_argument("--output_dir", default="runs/finetuned", help="receives the runs")
+    parser.add_argument("--json", type=Path, default=Path("finetuned.json"), help="results so far; read first")
+    parser.add_argument("--corpora", nargs="+", choices=CORPORA, default=list(CORPORA))
+    parser.add_argument("--rows", nargs="+", choices=ROWS, default=list(ROWS))
+    parser.add_argument("--seeds", nargs="+", type=int, help="those of the corpus if left out")
+    parser.add_argument("--pretrain_options", nargs="+", default=[], help="more options of pretrain.py, as NAME=VALUE")
+    parser.add_argument("--finetune_options", nargs="+", default=[], help="more options of finetune.py, as NAME=VALUE")
+    parser.add_argument("--jobs", type=int, default=1, help="folds at once")
+    options = parser.parse_args(argv)
+    if options.tables:
+        print(tables(json.loads(options.tables.read_text())))
+        return
+    found = json.loads(options.json.read_text()) if options.json.exists() else {}
+    for corpus in options.corpora:
+        for row in options.rows:
+            for seed in options.seeds or CORPORA[corpus]["seeds"][: 1 if row == CLASSICAL else None]:
+                if str(seed) in found.get(corpus, {}).get(row, {}):
+                    continue
+                words = command(corpus, row, seed, options)
+                print(f"{corpus}, {row}, seed {seed}", flush=True)
+                if subprocess.run([sys.executable, *words], cwd=ROOT).returncode:
+                    sys.exit(f"error: {shlex.join(words)} failed; the same command goes on")
+                output = ROOT / options.output_dir / corpus / row / f"seed_{seed}"
+                found.setdefault(corpus, {}).setdefault(row, {})[str(seed)] = record(words, output)
+                options.json.parent.mkdir(parents=True, exist_ok=True)
+                with replaced_file(options.json) as new:
+                    new.write_text(json.dumps(found, indent=1) + "\n")
+    print(tables(found))
+
+
+if __name__ == "__main__":
+    main()
