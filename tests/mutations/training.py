@@ -174,9 +174,9 @@ MUTATIONS = [
     ),
     Mutation(
         "recipes/training/frozen.py",
-        'answer = _all_columns(probe.predict_proba(scaled["validation"]), probe.classes_, num_classes)\n'
+        'answer = all_columns(probe.predict_proba(scaled["validation"]), probe.classes_, num_classes)\n'
         '        probes.append((log_loss(labels["validation"]',
-        'answer = _all_columns(probe.predict_proba(scaled["test"]), probe.classes_, num_classes)\n'
+        'answer = all_columns(probe.predict_proba(scaled["test"]), probe.classes_, num_classes)\n'
         '        probes.append((log_loss(labels["test"]',
         "tests/test_finetune.py::test_the_probe_is_chosen_on_the_validation_part",
     ),
