@@ -137,7 +137,7 @@ def comparisons_markdown(comparison: dict[str, Any]) -> str:
             "",
             "Differences, paired, with 95 % intervals and p:",
             "",
-            f"| minus {baseline} {header[0]}",
+            f"| run minus {baseline} {header[0]}",
             header[1],
         ]
         for name, pair in pairs.items():
