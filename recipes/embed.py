@@ -15,7 +15,6 @@ Writes features.parquet (file_name, label, group and sha256 if the corpus has th
 IBSI, or 0000, 0001, ...; the order of the corpus), config.yaml, and with `--plot pca` the picture features.png.
 """
 
-import math
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -37,15 +36,14 @@ from images.check import verify_by_processor, verify_images, white_level_of
 from images.decode import decode_image
 from images.transform import transform_of_processor
 from judging.summary import COLOURS
-from modeling_glcm_mae import cooccurrence_matrix, offsets_from_angles, texture_features
 from output_folder import check_output, replaced_folder
+from training.classical import features_by_direction
 from training.feeding import ImagesAsEvaluated
 from training.models import load_classifier
 
 FEATURES = ("texture", "cls", "mean")
 PLOTS = ("none", "pca")
 WRITTEN = ("features.parquet", "features.png", "config.yaml")
-ANGLES = [0, math.pi / 4, math.pi / 2, 3 * math.pi / 4]
 
 
 @dataclass
@@ -110,15 +108,7 @@ def image_features(image: torch.Tensor, levels: int, distances: Sequence[int]) -
     Raises:
         ValueError: if the image is not larger than the largest distance.
     """
-    matrices = cooccurrence_matrix(
-        image,
-        levels=levels,
-        value_range=(0.0, 1.0),
-        offsets=offsets_from_angles(distances, ANGLES),
-        kernel="hard",
-        symmetric=True,
-    )  # D K K
-    return {name: value.mean().item() for name, value in texture_features(matrices.double()).items()}
+    return {name: value.mean().item() for name, value in features_by_direction(image, levels, distances).items()}
 
 
 def _texture(args: EmbedArguments, images: datasets.Dataset) -> dict[str, list[float]]:

@@ -249,7 +249,7 @@ def small(command: str) -> dict[str, object]:
         found = PRETRAINING | ({} if "--model_name_or_path" in command else SIZES)
         found |= SPECKLE if "quickstart.yaml" in command else {}
         return found | ({} if "--resume_from_checkpoint" in command else {"overwrite_output_dir": "true"})
-    if recipe == "cross_validate":
+    if recipe == "cross_validate" and "--mode texture_features" not in command:
         given = {"pretrain_options": PRETRAINING | SIZES, "finetune_options": FINETUNING}
         return {name: " ".join(f"{key}={value}" for key, value in values.items()) for name, values in given.items()}
     known = {"finetune": FINETUNING, "prepare_corpus": {"num_folds": 2}, "explain": {"max_images": 2}}

@@ -25,7 +25,7 @@ import explain
 from corpora.load import load_corpus
 from corpora.record import CorpusError
 from images.items import PrepareArguments, read_items
-from judging.summary import draw_curves, predictions_table
+from judging.summary import draw_comparison, draw_curves, predictions_table
 
 
 def columns(start: int, count: int) -> dict[str, list]:
@@ -161,7 +161,10 @@ def test_a_dollar_in_a_name_is_a_dollar(tmp_path):
     table = predictions_table(random.dirichlet([1, 1], len(images)), images, names, "0")
     draw_curves(table, tmp_path / "curves.png")
     draw_curves(table, tmp_path / "collapsed.png", names[:1])
+    draw_comparison({r"runs/$\x$": table, "b": table}, tmp_path / "comparison.png")
     explain._draw(
         tmp_path / "map.png", "a$\\b$.png", grey() / 255, grey() / 255, "occlusion", 0, names, np.array([0.5, 0.5])
     )
-    assert all((tmp_path / name).stat().st_size for name in ("curves.png", "collapsed.png", "map.png"))
+    assert all(
+        (tmp_path / name).stat().st_size for name in ("curves.png", "collapsed.png", "comparison.png", "map.png")
+    )

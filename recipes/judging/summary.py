@@ -1,6 +1,6 @@
-"""What a run's predictions say: figures with intervals, curves, and a comparison of two runs."""
+"""What a run's predictions say: figures with intervals, curves, and a comparison of runs."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -101,18 +101,45 @@ def collapsed_folds(table: pd.DataFrame) -> dict[str, str]:
     }
 
 
-def summarise(table: pd.DataFrame, positive: Sequence[str] | None = None, seed: int = 0) -> dict[str, Any]:
+def always_commonest(table: pd.DataFrame, commonest: Mapping[str, int]) -> dict[str, Any]:
+    """What the commonest class would get as the answer for every image: the least that a figure has to beat.
+
+    Args:
+        table: predictions, of which only the labels count.
+        commonest: label that is commonest in the training part of each fold.
+
+    Returns:
+        `answers` (the class of each fold), `accuracy` and `balanced_accuracy` of all folds together.
+    """
+    classes = class_names_of(table)
+    answers = np.eye(len(classes))[table["fold"].astype(str).map(commonest).to_numpy()]
+    figures = classification_figures(answers, table["label"].to_numpy())
+    named = {fold: classes[label] for fold, label in commonest.items()}
+    return {"answers": named, **{name: figures[name] for name in ("accuracy", "balanced_accuracy")}}
+
+
+def summarise(
+    table: pd.DataFrame,
+    positive: Sequence[str] | None = None,
+    seed: int = 0,
+    *,
+    validation: pd.DataFrame | None = None,
+    commonest: Mapping[str, int] | None = None,
+) -> dict[str, Any]:
     """Every figure: of each fold, mean and standard deviation (n - 1) over folds, and of all with its interval.
 
     Args:
         table: predictions of all folds.
         positive: classes that are collapsed against the others; of two classes, the positive one.
         seed: of the bootstrap.
+        validation: predictions of the validation parts.
+        commonest: label that is commonest in the training part of each fold.
 
     Returns:
         `num_images`, `num_groups`, `classes`, `positive_classes`, `positive_class` (of two classes, else `None`),
-        `only_answers`, and `figures`: for each `folds`, `mean`, `std` and `pooled`. The last counts the answers of all
-        folds together; an AUROC, which needs scores of one scale, is there the mean over the folds.
+        `only_answers`, `validation_only_answers` (folds of one answer for all test or validation images),
+        `always_commonest` (or `None`), and `figures`: for each `folds`, `mean`, `std` and `pooled`. The last counts the
+        answers of all folds together; an AUROC, which needs scores of one scale, is there the mean over the folds.
     """
     classes = class_names_of(table)
     indices = positive_indices(classes, positive)
@@ -137,13 +164,14 @@ def summarise(table: pd.DataFrame, positive: Sequence[str] | None = None, seed: 
         "positive_classes": list(positive) if positive else None,
         "positive_class": positive_class(classes, positive),
         "only_answers": collapsed_folds(table),
+        "validation_only_answers": {} if validation is None else collapsed_folds(validation),
+        "always_commonest": None if commonest is None else always_commonest(table, commonest),
         "figures": figures,
     }
 
 
-@matplotlib.rc_context({"text.parse_math": False})  # a $ in a name is a dollar
-def draw_curves(table: pd.DataFrame, file: Path, positive: Sequence[str] | None = None) -> None:
-    """ROC and precision-recall of each fold, confusion matrix and calibration of all, in one picture."""
+def _sides(table: pd.DataFrame, positive: Sequence[str] | None) -> dict[str, tuple[np.ndarray, np.ndarray]]:
+    """What ROC curves are drawn of: for each the truth, `(n,)` bool, and the score, `(n,)`."""
     classes = class_names_of(table)
     labels = table["label"].to_numpy()
     probabilities = table[[f"probability_{name}" for name in classes]].to_numpy()
@@ -151,15 +179,25 @@ def draw_curves(table: pd.DataFrame, file: Path, positive: Sequence[str] | None 
         indices = positive_indices(classes, positive)
         # Rounded probabilities can sum to a little more than 1, which calibration_curve refuses.
         score = probabilities[:, indices].sum(axis=1).clip(0, 1)
-        curves = {" + ".join(positive): (np.isin(labels, indices), score)}
-    else:
-        shown = range(1, 2) if len(classes) == 2 else range(len(classes))
-        curves = {classes[i]: (labels == i, probabilities[:, i]) for i in shown}
+        return {" + ".join(positive): (np.isin(labels, indices), score)}
+    shown = range(1, 2) if len(classes) == 2 else range(len(classes))
+    return {classes[i]: (labels == i, probabilities[:, i]) for i in shown}
+
+
+def _folds_with_both(table: pd.DataFrame, truth: np.ndarray) -> list[np.ndarray]:
+    """Positions of each fold that has images of both sides."""
+    parts = [np.flatnonzero(table["fold"] == fold) for fold in sorted(table["fold"].unique())]
+    return [part for part in parts if truth[part].any() and not truth[part].all()]
+
+
+@matplotlib.rc_context({"text.parse_math": False})  # a $ in a name is a dollar
+def draw_curves(table: pd.DataFrame, file: Path, positive: Sequence[str] | None = None) -> None:
+    """ROC and precision-recall of each fold, confusion matrix and calibration of all, in one picture."""
+    classes = class_names_of(table)
     figure = Figure(figsize=(11, 10), layout="constrained")
     roc, recall, confusion, calibration = figure.subplots(2, 2).flat
-    for (name, (truth, score)), colour in zip(curves.items(), COLOURS * 9, strict=False):
-        parts = [np.flatnonzero(table["fold"] == fold) for fold in sorted(table["fold"].unique())]
-        parts = [part for part in parts if truth[part].any() and not truth[part].all()]
+    for (name, (truth, score)), colour in zip(_sides(table, positive).items(), COLOURS * 9, strict=False):
+        parts = _folds_with_both(table, truth)
         if parts:
             # One curve per fold: across folds the scores are of different models, and have no common scale.
             curve = {"color": colour, "alpha": 1 if len(parts) == 1 else 0.4}
@@ -185,7 +223,7 @@ def draw_curves(table: pd.DataFrame, file: Path, positive: Sequence[str] | None 
     for axis in (roc, recall, calibration):
         axis.legend()
     ConfusionMatrixDisplay.from_predictions(
-        labels,
+        table["label"],
         table["prediction"],
         labels=range(len(classes)),
         display_labels=classes,
@@ -199,6 +237,21 @@ def draw_curves(table: pd.DataFrame, file: Path, positive: Sequence[str] | None 
     over_folds = "; a curve a fold, areas are means over folds" if num_folds > 1 else ""
     figure.suptitle(f"{len(table)} images, {num_folds} fold(s){over_folds}")
     figure.savefig(file, dpi=110)
+
+
+def check_same_images(first: pd.DataFrame, second: pd.DataFrame) -> None:
+    """See that two tables of predictions can be paired.
+
+    Raises:
+        ValueError: the runs are not of the same classes, images, labels and folds; names some.
+    """
+    keys = ["fold", "file_name", "group", "label"]
+    if class_names_of(second) != class_names_of(first):
+        raise ValueError(f"the runs have different classes: {class_names_of(first)} and {class_names_of(second)}")
+    left, right = (set(map(tuple, table[keys].astype(str).to_numpy())) for table in (first, second))
+    if left != right or len(first) != len(second):
+        differing = sorted(name for _, name, _, _ in left ^ right)[:5]
+        raise ValueError(f"the runs are not of the same images, labels and folds: {', '.join(differing)}, ...")
 
 
 def compare(
@@ -219,15 +272,9 @@ def compare(
     Raises:
         ValueError: the runs are not of the same images, labels and folds; names some.
     """
-    keys = ["fold", "file_name", "group", "label"]
+    check_same_images(first, second)
     first, second = (table.sort_values("file_name", ignore_index=True) for table in (first, second))
     classes = class_names_of(first)
-    if class_names_of(second) != classes:
-        raise ValueError(f"the runs have different classes: {classes} and {class_names_of(second)}")
-    left, right = (set(map(tuple, table[keys].astype(str).to_numpy())) for table in (first, second))
-    if left != right or len(first) != len(second):
-        differing = sorted(name for _, name, _, _ in left ^ right)[:5]
-        raise ValueError(f"the runs are not of the same images, labels and folds: {', '.join(differing)}, ...")
     indices = positive_indices(classes, positive)
     figures = [_figures_at(table, indices) for table in (first, second)]
 
@@ -259,3 +306,77 @@ def compare(
         "without_delong": without_delong,
         "mcnemar": mcnemar_test(*((table["prediction"] == table["label"]).to_numpy() for table in (first, second))),
     }
+
+
+def compare_all(
+    tables: Mapping[str, pd.DataFrame], baseline: str, positive: Sequence[str] | None = None, seed: int = 0
+) -> dict[str, Any]:
+    """Every run with intervals, and paired tests of each against one of them.
+
+    Args:
+        tables: predictions of each run.
+        baseline: name of the one that the others are held against.
+        positive, seed: as for `compare`.
+
+    Returns:
+        `num_images`, `classes`, `positive_classes`, `baseline`; `main_figures`, the names of those without single
+        classes; `runs`, for each its `figures` (as `pooled` in `summarise`) and `only_answers`; `against_baseline`, for
+        each but the baseline what `compare` says. Of two runs, what `compare` says stands beside these too.
+
+    Raises:
+        ValueError: a run is not of the images, labels and folds of the baseline; names it and some.
+    """
+    others = [name for name in tables if name != baseline]
+    for name in others:
+        try:
+            check_same_images(tables[name], tables[baseline])
+        except ValueError as error:
+            raise ValueError(f"{name} against {baseline}: {error}") from error
+    runs = {}
+    for name, table in tables.items():
+        summary = summarise(table, positive, seed)
+        figures = {figure: found["pooled"] for figure, found in summary["figures"].items()}
+        runs[name] = {"figures": figures, "only_answers": summary["only_answers"]}
+    common = ("num_images", "classes", "positive_classes")
+    pairs = {name: compare(tables[name], tables[baseline], positive, seed) for name in others}
+    main = [name for name in FIGURES if name in figures]
+    if len(summary["classes"]) > 2:  # of two classes these are the main ones
+        main += [name for name in (f"binary_{figure}" for figure in _OF_CLASSES) if name in figures]
+    return {
+        **(next(iter(pairs.values())) if len(pairs) == 1 else {name: summary[name] for name in common}),
+        "baseline": baseline,
+        "main_figures": main,
+        "runs": runs,
+        "against_baseline": {
+            name: {key: value for key, value in pair.items() if key not in common} for name, pair in pairs.items()
+        },
+    }
+
+
+@matplotlib.rc_context({"text.parse_math": False})  # a $ in a name is a dollar
+def draw_comparison(tables: Mapping[str, pd.DataFrame], file: Path, positive: Sequence[str] | None = None) -> None:
+    """ROC curves of all runs: of each fold pale, their mean strong, a panel a class."""
+    sides = {name: _sides(table, positive) for name, table in tables.items()}
+    panels = list(next(iter(sides.values())))
+    figure = Figure(figsize=(5.5 * len(panels), 5.5 + 0.25 * len(tables)), layout="constrained")
+    grid = np.linspace(0, 1, 501)  # of 1 - specificity, where the curves of the folds are averaged
+    for axis, panel in zip(figure.subplots(1, len(panels), squeeze=False).flat, panels, strict=True):
+        for (name, table), colour in zip(tables.items(), COLOURS * 9, strict=False):
+            truth, score = sides[name][panel]
+            curves, areas = [], []
+            for part in _folds_with_both(table, truth):
+                alarms, hits, _ = roc_curve(truth[part], score[part])
+                axis.plot(alarms, hits, color=colour, alpha=0.2, linewidth=0.8)
+                curves.append(np.interp(grid, alarms, hits))
+                areas.append(roc_auc_score(truth[part], score[part]))
+            if curves:
+                mean = np.concatenate([[0], np.mean(curves, axis=0)])  # up from the corner
+                axis.plot(np.concatenate([[0], grid]), mean, color=colour, label=f"{name}: area {np.mean(areas):.3f}")
+        axis.plot([0, 1], [0, 1], ":", color="grey")
+        axis.set(xlabel="1 - specificity", ylabel="sensitivity", title=f"ROC, {panel}")
+        axis.legend(loc="upper center", bbox_to_anchor=(0.5, -0.12), fontsize="small")
+    table = next(iter(tables.values()))
+    num_folds = table["fold"].nunique()
+    over_folds = "; strong curves and areas are means over folds" if num_folds > 1 else ""
+    figure.suptitle(f"{len(table)} images, {num_folds} fold(s){over_folds}")
+    figure.savefig(file, dpi=110)

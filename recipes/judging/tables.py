@@ -1,9 +1,16 @@
 """Figures of a run and of a comparison, in words and Markdown."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
+
+# Where all images get one answer.
+WHAT_MAY_HELP = (
+    "What may help: classes that weigh alike (`class_weights` balanced); in a fine-tuning also another learning rate "
+    "(`base_learning_rate`), or more updates by more epochs or smaller batches (`num_train_epochs`, "
+    "`per_device_train_batch_size`)."
+)
 
 
 def figures_explained(class_names: Sequence[str], positive: Sequence[str] | None) -> str:
@@ -24,8 +31,27 @@ def figures_explained(class_names: Sequence[str], positive: Sequence[str] | None
     return text
 
 
-def summary_markdown(summary: dict[str, Any]) -> str:
+def nothing_learned(found: Mapping[str, Any]) -> dict[str, str]:
+    """Folds in which all test images, or all validation images, got one answer: for each what it answers."""
+    said = {
+        fold: f"answers {answer} for every {part} image"
+        for name, part in (("validation_only_answers", "validation"), ("only_answers", "test"))
+        for fold, answer in (found.get(name) or {}).items()
+    }
+    return dict(sorted(said.items()))
+
+
+def _where(found: Mapping[str, Any]) -> str:
+    folds = list(nothing_learned(found))
+    return f"nothing learned in {'fold' if len(folds) == 1 else 'folds'} {', '.join(folds)}"
+
+
+def summary_markdown(summary: dict[str, Any], title: str | None = None) -> str:
     """The summary as a table.
+
+    Args:
+        summary: what `summarise` returns.
+        title: makes a heading, which says so if a fold has learned nothing.
 
     Raises:
         ValueError: an earlier version wrote it, whose figures of the same names mean something else.
@@ -35,9 +61,26 @@ def summary_markdown(summary: dict[str, Any]) -> str:
             "summary.json is of an earlier version, where sensitivity, specificity and F1 of two classes are means and "
             "AUROC mixes the scores of all folds: run the same cross_validate.py again, which repeats no finished fold"
         )
-    lines = [
+    collapsed, lines = nothing_learned(summary), []
+    if title is not None:
+        lines += [f"# {title}" + (f": {_where(summary)}" if collapsed else ""), ""]
+    for fold, answers in collapsed.items():
+        lines += [f"**Fold {fold} {answers}**: it has learned nothing.", ""]
+    if collapsed:
+        lines += [WHAT_MAY_HELP, ""]
+    lines += [
         f"{summary['num_images']} images of {summary['num_groups']} groups; classes {', '.join(summary['classes'])}.",
         "",
+    ]
+    least = summary.get("always_commonest")
+    if least is not None:
+        lines += [
+            "To be beaten: always answering the commonest class of the training part "
+            f"({', '.join(dict.fromkeys(least['answers'].values()))}) gives accuracy {least['accuracy']:.3f} and "
+            f"balanced accuracy {least['balanced_accuracy']:.3f} over all folds.",
+            "",
+        ]
+    lines += [
         "| figure | mean over folds | standard deviation | all folds | 95 % interval |",
         "|---|---|---|---|---|",
     ]
@@ -61,13 +104,62 @@ def summary_markdown(summary: dict[str, Any]) -> str:
             "Draws in which a figure is undefined, since a fold lacks all images of a class, are left out of "
             f"its interval: up to {left_out[worst]:.0%} of them ({worst}).",
         ]
-    for fold, answer in summary["only_answers"].items():
-        lines += ["", f"**Fold {fold} answers {answer} for every test image**: it has learned nothing."]
     return "\n".join(lines) + "\n"
 
 
-def comparison_markdown(comparison: dict[str, Any], names: tuple[str, str]) -> str:
-    """The comparison as tables."""
+def comparisons_markdown(comparison: dict[str, Any]) -> str:
+    """Several runs as tables: one row a run, then each against the baseline.
+
+    Args:
+        comparison: what `compare_all` returns; where known, with `always_commonest`, and `validation_only_answers` of
+            each run, as in their summaries.
+    """
+    runs, baseline, pairs = comparison["runs"], comparison["baseline"], comparison["against_baseline"]
+    figures, collapsed = comparison["main_figures"], {name: run for name, run in runs.items() if nothing_learned(run)}
+    said = f" ({'; '.join(f'{name}: {_where(run)}' for name, run in collapsed.items())})" if collapsed else ""
+    lines = [f"# {', '.join(pairs)} against {baseline}{said}", ""]
+    for name, run in collapsed.items():
+        for fold, answers in nothing_learned(run).items():
+            lines += [f"**{name}: fold {fold} {answers}**: it has learned nothing.", ""]
+    if collapsed:
+        lines += [WHAT_MAY_HELP, ""]
+    header = [f"| {' | '.join(figures)} |", "|---" * (len(figures) + 1) + "|"]
+    lines += ["All folds, with 95 % intervals:", "", f"| run {header[0]}", header[1]]
+    for name, run in runs.items():
+        cells = [_with_interval(run["figures"][figure], "") for figure in figures]
+        lines.append(f"| {name}{' (baseline)' if name == baseline else ''} | {' | '.join(cells)} |")
+    least = comparison.get("always_commonest")
+    if least is not None:
+        cells = [f"{least[figure]:.3f}" if figure in least else "" for figure in figures]
+        lines.append(f"| always the commonest class | {' | '.join(cells)} |")
+    if len(pairs) > 1:
+        lines += [
+            "",
+            "Differences, paired, with 95 % intervals and p:",
+            "",
+            f"| run minus {baseline} {header[0]}",
+            header[1],
+        ]
+        for name, pair in pairs.items():
+            found = [pair["differences"][figure] for figure in figures]
+            cells = [f"{_with_interval(figure, '+')}, p {figure['p_value']:.3g}" for figure in found]
+            lines.append(f"| {name} | {' | '.join(cells)} |")
+    lines.append("")
+    for index, (name, pair) in enumerate(pairs.items()):
+        lines += [f"## {name} against {baseline}", ""]
+        lines.append(comparison_markdown(comparison | pair, (name, baseline), explained=index == 0))
+    return "\n".join(lines)
+
+
+def _with_interval(found: Mapping[str, float], sign: str) -> str:
+    """Value and interval; `sign` is + where the value is a difference."""
+    if np.isnan(found["value"]):
+        return ""
+    return f"{found['value']:{sign}.3f} ({found['low']:{sign}.3f} to {found['high']:{sign}.3f})"
+
+
+def comparison_markdown(comparison: dict[str, Any], names: tuple[str, str], explained: bool = True) -> str:
+    """Two runs as tables; `explained` says what the figures, intervals and tests are."""
     lines = [
         f"{names[0]} against {names[1]}, {comparison['num_images']} images, paired.",
         "",
@@ -77,13 +169,14 @@ def comparison_markdown(comparison: dict[str, Any], names: tuple[str, str]) -> s
     for name, found in comparison["differences"].items():
         interval = f"{found['low']:+.3f} to {found['high']:+.3f}"
         lines.append(f"| {name} | {found['value']:+.3f} | {interval} | {found['p_value']:.3g} |")
-    lines += [
-        "",
-        figures_explained(comparison["classes"], comparison["positive_classes"]),
-        "An AUROC is the mean over folds. Bootstrap of whole groups within folds. DeLong (of each fold, then combined) "
-        "and McNemar treat images as independent:",
-        "",
-    ]
+    lines.append("")
+    if explained:
+        lines += [
+            figures_explained(comparison["classes"], comparison["positive_classes"]),
+            "An AUROC is the mean over folds. Bootstrap of whole groups within folds. DeLong (of each fold, then "
+            "combined) and McNemar treat images as independent:",
+            "",
+        ]
     lines += ["| test | first | second | p |", "|---|---|---|---|"]
     for name, found in comparison["delong"].items():
         lines.append(

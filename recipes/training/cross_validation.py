@@ -1,4 +1,4 @@
-"""Every fold of a corpus, trained and judged; and two such runs compared."""
+"""Every fold of a corpus, trained and judged; and such runs compared."""
 
 import hashlib
 import json
@@ -6,6 +6,7 @@ import logging
 import os
 import subprocess
 import sys
+from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -13,16 +14,19 @@ from queue import Queue
 from threading import Event
 from typing import Any
 
+import numpy as np
 import pandas as pd
 import torch
 import yaml
 from tqdm.auto import tqdm
 
 from commandline import UsageError, check_repo_id, option
+from corpora.load import parquet_files
 from images.splits import load_prepared, sha256_of_lines
-from judging.summary import compare, draw_curves, summarise
-from judging.tables import comparison_markdown, positive_indices, summary_markdown
+from judging.summary import compare_all, draw_comparison, draw_curves, summarise
+from judging.tables import comparisons_markdown, nothing_learned, positive_indices, summary_markdown
 from output_folder import check_output
+from training.classical import DISTANCES, LEVELS, TEXTURE_FEATURES, TILES, classify_folds
 from training.resume import whole_checkpoints
 
 try:
@@ -34,6 +38,9 @@ logger = logging.getLogger("cross_validate")
 
 NOT_OF_THE_FOLDS = ("jobs", "output_dir", "seed", "push_to_hub", "hub_model_id", "hub_private_repo")
 RECIPES = Path(__file__).resolve().parents[1]
+MODES = ("finetune", TEXTURE_FEATURES)
+# What a network needs, and a logistic regression on texture features has not.
+OF_NETWORKS = ("pretrain_config", "pretrain_options", "checkpoint", "finetune_config", "finetune_options")
 
 
 @dataclass
@@ -42,6 +49,14 @@ class CrossValidationArguments:
 
     corpus: str | None = option(None, "Output folder of prepare_corpus.py.")
     output_dir: str | None = option(None, "Receives everything.")
+    mode: str = option(
+        MODES[0],
+        "finetune: networks, by pretrain.py and finetune.py. texture_features: no network, but a logistic regression "
+        "on co-occurrence features of each image and of its tiles; minutes on a CPU.",
+    )
+    class_weights: str | None = option(
+        None, "For mode texture_features: none, or balanced, by which a class weighs 1 / its frequency."
+    )
     folds: list[str] | None = field(
         default=None, metadata={"help": "Folds to run: numbers, or official. All numbered folds if left out."}
     )
@@ -69,6 +84,7 @@ class CrossValidationArguments:
     def __post_init__(self):
         if self.corpus is None or self.output_dir is None:
             raise UsageError("corpus and output_dir are needed")
+        self._check_mode()
         if self.pretrain_config is not None and self.checkpoint is not None:
             raise UsageError("give pretrain_config or checkpoint, not both")
         if self.pretrain_options and self.pretrain_config is None:
@@ -82,12 +98,34 @@ class CrossValidationArguments:
             if wrong:
                 raise UsageError(f"{name} must be NAME=VALUE, got {wrong[0]!r}")
 
+    def _check_mode(self) -> None:
+        if self.mode not in MODES:
+            raise UsageError(
+                f"mode must be one of {', '.join(MODES)}, got {self.mode!r}; another mode of finetune.py is given as "
+                "finetune_options: mode=linear_probe"
+            )
+        if self.mode == TEXTURE_FEATURES:
+            given = [name for name in OF_NETWORKS if getattr(self, name)] + ["jobs"] * (self.jobs > 1)
+            if given:
+                raise UsageError(f"mode {self.mode} trains no network: leave out {', '.join(given)}")
+            if self.push_to_hub:
+                raise UsageError(f"push_to_hub: there is no model to publish in mode {self.mode}")
+            self.class_weights = self.class_weights or "none"
+        elif self.class_weights is not None:
+            raise UsageError(
+                f"class_weights is for mode {TEXTURE_FEATURES}; of a fine-tuning, give it as finetune_options: "
+                f"class_weights={self.class_weights}"
+            )
+        if self.class_weights not in (None, "none", "balanced"):
+            raise UsageError(f"class_weights must be none or balanced, got {self.class_weights!r}")
+
 
 @dataclass
 class CompareArguments:
-    """Which two runs of this script."""
+    """How runs of this script are compared."""
 
-    output_dir: str | None = option(None, "Receives comparison.json and comparison.md.")
+    output_dir: str | None = option(None, "Receives comparison.json, comparison.md and comparison.png.")
+    baseline: str | None = option(None, "The run that the others are held against; the last one if left out.")
     positive_classes: list[str] | None = field(
         default=None, metadata={"help": "Classes that are collapsed against the others; the runs' if left out."}
     )
@@ -209,6 +247,40 @@ def cross_validate(args: CrossValidationArguments) -> Path:
     labelled = (zip(part["file_name"], part["label"], strict=True) for part in parts.values())
     settings["labels_sha256"] = sha256_of_lines(sorted(f"{name} {label}" for part in labelled for name, label in part))
     settings["splits_sha256"] = hashlib.sha256(splits_file.read_bytes()).hexdigest()
+    if args.mode == TEXTURE_FEATURES:
+        settings["texture_features"] = {"levels": LEVELS, "distances": list(DISTANCES), "tiles": TILES}
+        _keep_settings(settings, output)
+        done = classify_folds(args.corpus, args.splits_file, folds, output, args.class_weights, args.positive_classes)
+    else:
+        done = _train_folds(args, folds, settings, output)
+    table = pd.concat([pd.read_parquet(folder / "predictions.parquet") for folder in done], ignore_index=True)
+    twice = table["file_name"].duplicated()
+    if twice.any():
+        raise UsageError(f"{table['file_name'][twice].iloc[0]!r} was predicted in two folds: the splits overlap")
+    table.to_parquet(output / "predictions.parquet")
+    files = [folder / "validation_predictions.parquet" for folder in done]
+    validation = [pd.read_parquet(file) for file in files if file.exists()]
+    summary = summarise(
+        table,
+        args.positive_classes,
+        args.seed,
+        validation=pd.concat(validation) if validation else None,
+        commonest=_commonest(args.corpus, splits_file, folds),
+    )
+    for fold, answers in nothing_learned(summary).items():
+        logger.warning("fold %s %s: it has learned nothing", fold, answers)
+    (output / "summary.json").write_text(json.dumps(summary, indent=1) + "\n")
+    without = ", texture features without a network" if args.mode == TEXTURE_FEATURES else ""
+    title = f"Cross-validation of {Path(args.corpus).resolve().name}{without}"
+    (output / "summary.md").write_text(summary_markdown(summary, title))
+    draw_curves(table, output / "curves.png", args.positive_classes)
+    return output
+
+
+def _train_folds(
+    args: CrossValidationArguments, folds: list[str], settings: dict[str, Any], output: Path
+) -> list[Path]:
+    """Pretrain and fine-tune every fold; returns the folders of the fine-tunings."""
     devices: Queue[str] = Queue()
     num_gpus = torch.cuda.device_count()
     # Those that this process may use, where it was given only some.
@@ -236,19 +308,17 @@ def cross_validate(args: CrossValidationArguments) -> Path:
             devices.put(device)
 
     with ThreadPoolExecutor(args.jobs) as pool:
-        done = list(tqdm(pool.map(one, folds), total=len(folds), desc="folds"))
-    table = pd.concat([pd.read_parquet(folder / "predictions.parquet") for folder in done], ignore_index=True)
-    twice = table["file_name"].duplicated()
-    if twice.any():
-        raise UsageError(f"{table['file_name'][twice].iloc[0]!r} was predicted in two folds: the splits overlap")
-    table.to_parquet(output / "predictions.parquet")
-    summary = summarise(table, args.positive_classes, args.seed)
-    for fold, answer in summary["only_answers"].items():
-        logger.warning("fold %s answers %s for every test image: it has learned nothing", fold, answer)
-    (output / "summary.json").write_text(json.dumps(summary, indent=1) + "\n")
-    (output / "summary.md").write_text(summary_markdown(summary))
-    draw_curves(table, output / "curves.png", args.positive_classes)
-    return output
+        return list(tqdm(pool.map(one, folds), total=len(folds), desc="folds"))
+
+
+def _commonest(corpus: str, splits_file: Path, folds: list[str]) -> dict[str, int]:
+    """The commonest label in the training part of each fold."""
+    files = [file for of_split in parquet_files(Path(corpus).expanduser()).values() for file in of_split]
+    table = pd.concat([pd.read_parquet(file, columns=["file_name", "label"]) for file in files])
+    label = table.set_index("file_name")["label"]
+    splits = json.loads(splits_file.read_text())
+    parts = {fold: splits["official"] if fold == "official" else splits["folds"][int(fold)] for fold in folds}
+    return {fold: int(np.bincount(label[part["train"]]).argmax()) for fold, part in parts.items()}
 
 
 def _settings(args: CrossValidationArguments) -> dict[str, Any]:
@@ -268,7 +338,7 @@ def _keep_settings(settings: dict[str, Any], output: Path) -> None:
     """Write config.yaml; refuse to mix folds of different settings in one folder."""
     stored_file = output / "config.yaml"
     if stored_file.exists():
-        stored = yaml.safe_load(stored_file.read_text())
+        stored = {"mode": MODES[0]} | yaml.safe_load(stored_file.read_text())  # an earlier version knew one mode
         changed = [name for name, value in settings.items() if stored.get(name) != value and name != "folds"]
         # What only the fine-tuning is given may be corrected while none has got anywhere.
         later = {"finetune_config", "finetune_config_content", "finetune_options", "positive_classes"}
@@ -281,21 +351,36 @@ def _keep_settings(settings: dict[str, Any], output: Path) -> None:
     stored_file.write_text(yaml.safe_dump(settings, sort_keys=False))
 
 
-def compare_runs(first: str, second: str, args: CompareArguments) -> Path:
-    """Paired tests of two runs; returns the output folder."""
+def compare_runs(runs: Sequence[str], args: CompareArguments) -> Path:
+    """Paired tests of runs against one of them; returns the output folder."""
     output = check_output(args.output_dir or ".")
-    tables, collapsed = [], []
-    for run in (first, second):
+    names = {os.path.normpath(run): run for run in runs}
+    if len(names) < len(runs):
+        raise UsageError(f"compare got a run twice: {' '.join(runs)}")
+    baseline = names.get(os.path.normpath(args.baseline or runs[-1]))
+    if baseline is None:
+        raise UsageError(f"baseline must be one of {', '.join(runs)}, got {args.baseline!r}")
+    tables, collapsed, summaries = {}, {}, {}
+    for run in runs:
         file = Path(run) / "predictions.parquet"
         if not file.is_file():
             raise UsageError(f"{run} holds no predictions.parquet: it is not a finished run")
-        tables.append(pd.read_parquet(file))
-        settings = Path(run) / "config.yaml"
-        collapsed.append(yaml.safe_load(settings.read_text()).get("positive_classes") if settings.is_file() else None)
-    if args.positive_classes is None and collapsed[0] != collapsed[1]:
-        raise UsageError(f"the runs have the positive_classes {collapsed[0]} and {collapsed[1]}: give positive_classes")
-    comparison: dict[str, Any] = compare(*tables, args.positive_classes or collapsed[0], args.seed)
+        tables[run] = pd.read_parquet(file)
+        settings, summary = Path(run) / "config.yaml", Path(run) / "summary.json"
+        collapsed[run] = yaml.safe_load(settings.read_text()).get("positive_classes") if settings.is_file() else None
+        summaries[run] = json.loads(summary.read_text()) if summary.is_file() else {}
+    # A run without any is judged by those of the others.
+    asked = [classes for classes in collapsed.values() if classes]
+    if args.positive_classes is None and any(classes != asked[0] for classes in asked):
+        other = next(classes for classes in asked if classes != asked[0])
+        raise UsageError(f"the runs have the positive_classes {asked[0]} and {other}: give positive_classes")
+    positive = args.positive_classes or next(iter(asked), None)
+    comparison = compare_all(tables, baseline, positive, args.seed)
+    for run, summary in summaries.items():
+        comparison["runs"][run]["validation_only_answers"] = summary.get("validation_only_answers") or {}
+    comparison["always_commonest"] = summaries[baseline].get("always_commonest")
     output.mkdir(parents=True, exist_ok=True)
     (output / "comparison.json").write_text(json.dumps(comparison, indent=1) + "\n")
-    (output / "comparison.md").write_text(comparison_markdown(comparison, (first, second)))
+    (output / "comparison.md").write_text(comparisons_markdown(comparison))
+    draw_comparison(tables, output / "comparison.png", positive)
     return output

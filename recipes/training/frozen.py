@@ -70,14 +70,14 @@ def fit_frozen(
         votes.fit(unit["train"], labels["train"])
         columns = votes.classes_
         answers = {part: votes.predict_proba(unit[part]) for part in ("validation", "test")}
-        return {part: _all_columns(answer, columns, num_classes) for part, answer in answers.items()}
+        return {part: all_columns(answer, columns, num_classes) for part, answer in answers.items()}
     scaler = StandardScaler().fit(features["train"])
     scaled = {part: scaler.transform(values) for part, values in features.items()}
     probes = []
     for strength in REGULARISATION:
         probe = LogisticRegression(C=strength, max_iter=5000, class_weight="balanced" if balanced else None)
         probe.fit(scaled["train"], labels["train"])
-        answer = _all_columns(probe.predict_proba(scaled["validation"]), probe.classes_, num_classes)
+        answer = all_columns(probe.predict_proba(scaled["validation"]), probe.classes_, num_classes)
         probes.append((log_loss(labels["validation"], answer, labels=range(num_classes)), strength, probe))
     loss, strength, probe = min(probes, key=lambda item: item[0])
     logger.info("linear probe: C %g, log loss %.4g on the validation part", strength, loss)
@@ -95,7 +95,7 @@ def fit_frozen(
     return {}
 
 
-def _all_columns(probabilities: np.ndarray, classes: np.ndarray, num_classes: int) -> np.ndarray:
+def all_columns(probabilities: np.ndarray, classes: np.ndarray, num_classes: int) -> np.ndarray:
     """A column for every class, 0 for those that no training image has."""
     every = np.zeros((len(probabilities), num_classes))
     every[:, classes] = probabilities

@@ -83,8 +83,14 @@ MUTATIONS = [
     ),
     Mutation(
         "recipes/judging/summary.py",
-        '@matplotlib.rc_context({"text.parse_math": False})',
-        "@matplotlib.rc_context({})",
+        '@matplotlib.rc_context({"text.parse_math": False})  # a $ in a name is a dollar\ndef draw_curves(',
+        "def draw_curves(",
+        "tests/test_tables.py::test_a_dollar_in_a_name_is_a_dollar",
+    ),
+    Mutation(
+        "recipes/judging/summary.py",
+        '@matplotlib.rc_context({"text.parse_math": False})  # a $ in a name is a dollar\ndef draw_comparison(',
+        "def draw_comparison(",
         "tests/test_tables.py::test_a_dollar_in_a_name_is_a_dollar",
     ),
     Mutation(
@@ -212,5 +218,23 @@ MUTATIONS = [
         "columns = COLUMNS + (OF_HEAD if surprise is not None else ())",
         "columns = COLUMNS",
         "tests/test_surprise.py::test_pictures_get_three_columns_of_the_head",
+    ),
+    Mutation(
+        "recipes/judging/summary.py",
+        "check_same_images(tables[name], tables[baseline])",
+        "pass",
+        "tests/test_baselines.py::test_a_run_of_other_images_is_named_with_the_first_of_them",
+    ),
+    Mutation(
+        "recipes/judging/summary.py",
+        "compare(tables[name], tables[baseline], positive, seed) for name in others",
+        "compare(tables[baseline], tables[name], positive, seed) for name in others",
+        "tests/test_baselines.py::test_two_runs_are_compared_as_before",
+    ),
+    Mutation(
+        "recipes/judging/tables.py",
+        'lines += [f"# {title}" + (f": {_where(summary)}" if collapsed else ""), ""]',
+        'lines += [f"# {title}", ""]',
+        "tests/test_baselines.py::test_a_run_that_has_learned_nothing_says_so_first_and_what_may_help",
     ),
 ]

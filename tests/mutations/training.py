@@ -174,9 +174,9 @@ MUTATIONS = [
     ),
     Mutation(
         "recipes/training/frozen.py",
-        'answer = _all_columns(probe.predict_proba(scaled["validation"]), probe.classes_, num_classes)\n'
+        'answer = all_columns(probe.predict_proba(scaled["validation"]), probe.classes_, num_classes)\n'
         '        probes.append((log_loss(labels["validation"]',
-        'answer = _all_columns(probe.predict_proba(scaled["test"]), probe.classes_, num_classes)\n'
+        'answer = all_columns(probe.predict_proba(scaled["test"]), probe.classes_, num_classes)\n'
         '        probes.append((log_loss(labels["test"]',
         "tests/test_finetune.py::test_the_probe_is_chosen_on_the_validation_part",
     ),
@@ -527,5 +527,53 @@ MUTATIONS = [
         'chosen.removeprefix("macro_")):',
         "chosen):",
         "tests/test_finetune.py::test_of_two_classes_a_macro_mean_means_the_figure_and_a_dry_run_writes_nothing",
+    ),
+    Mutation(
+        "recipes/training/classical.py",
+        "tried.append((figures[chosen_by], -loss, strength, classifier))",
+        "tried.append((-loss, figures[chosen_by], strength, classifier))",
+        "tests/test_baselines.py::test_every_fold_is_a_logistic_regression_chosen_on_its_validation_part[none]",
+    ),
+    Mutation(
+        "recipes/training/classical.py",
+        'table, figures = judged(classifier, "validation")',
+        'table, figures = judged(classifier, "test")',
+        "tests/test_baselines.py::test_every_fold_is_a_logistic_regression_chosen_on_its_validation_part[none]",
+    ),
+    Mutation(
+        "recipes/training/classical.py",
+        'class_weight="balanced" if balanced else None',
+        "class_weight=None",
+        "tests/test_baselines.py::test_every_fold_is_a_logistic_regression_chosen_on_its_validation_part[balanced]",
+    ),
+    Mutation(
+        "recipes/training/classical.py",
+        "if digest not in known]",
+        "if True]",
+        "tests/test_baselines.py::test_each_image_is_measured_once_and_a_finished_fold_is_left_alone",
+    ),
+    Mutation(
+        "recipes/training/classical.py",
+        "image.unfold(0, height, height).unfold(1, width, width)",
+        "image.unfold(0, height, height).unfold(1, width, width).transpose(0, 1)",
+        "tests/test_baselines.py::test_features_are_those_of_scikit_image_for_the_image_and_every_tile",
+    ),
+    Mutation(
+        "recipes/training/cross_validation.py",
+        'np.bincount(label[part["train"]])',
+        'np.bincount(label[part["test"]])',
+        "tests/test_baselines.py::test_the_commonest_class_is_that_of_the_training_part",
+    ),
+    Mutation(
+        "recipes/training/cross_validation.py",
+        '{"mode": MODES[0]} | yaml',
+        "yaml",
+        "tests/test_baselines.py::test_folds_of_other_settings_are_not_mixed",
+    ),
+    Mutation(
+        "recipes/training/cross_validation.py",
+        "args.baseline or runs[-1]",
+        "args.baseline or runs[0]",
+        "tests/test_baselines.py::test_two_runs_are_compared_as_before",
     ),
 ]
