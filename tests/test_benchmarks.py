@@ -9,13 +9,16 @@ from pathlib import Path
 
 import datasets
 import numpy as np
+import pandas as pd
 import pytest
 import torch
 from helpers import encode, grey, write
 from huggingface_hub import constants
+from test_finetune import few_resamples  # noqa: F401 - fixtures
 from transformers import ViTConfig, ViTModel
 
 from images.items import PrepareArguments
+from judging.summary import compare, summarise
 from modeling_glcm_mae import GLCMMAEConfig, GLCMMAEForPreTraining, cooccurrence_matrix
 from prepare_corpus import prepare
 
@@ -352,3 +355,106 @@ def test_scripts_start_from_any_folder(script, tmp_path):
     done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     assert "--json" in done.stdout
+
+
+# -------------------------------------------------------------------------------------------- fine-tuned classifiers
+
+
+BUSI, XRAY = ("normal", "benign", "malignant"), ("NORMAL", "PNEUMONIA")
+
+
+def predicted(seed: int, skill: float, names: tuple[str, ...] = BUSI) -> pd.DataFrame:
+    """Answers to 120 images of 60 patients in five folds."""
+    random = np.random.default_rng(seed)
+    label = np.arange(120) % len(names)
+    scores = random.normal(size=(120, len(names))) + skill * np.eye(len(names))[label]
+    probabilities = np.exp(scores) / np.exp(scores).sum(1, keepdims=True)
+    table = pd.DataFrame({"file_name": [f"{i:03d}.png" for i in range(120)], "label": label})
+    table["group"], table["fold"] = [f"p{i // 2}" for i in range(120)], [str(i // 2 % 5) for i in range(120)]
+    for index, name in enumerate(names):
+        table[f"probability_{name}"] = probabilities[:, index]
+    table["prediction"] = probabilities.argmax(1)
+    return table
+
+
+def kept(finetuned, folder: Path, table: pd.DataFrame) -> dict:
+    """The record of a run with these predictions."""
+    folder.mkdir(parents=True)
+    table.sample(frac=1, random_state=0).to_parquet(folder / "predictions.parquet")
+    (folder / "config.yaml").write_text("mode: finetune\ncorpus: /home/somebody/busi\n")
+    for step, seconds in (("pretrain", 90.0), ("finetune", 30.0)):
+        write(folder / "fold_0" / step / "all_results.json", json.dumps({"train_runtime": seconds}).encode())
+    return json.loads(json.dumps(finetuned.record(["recipes/cross_validate.py", "--corpus", "data/busi"], folder)))
+
+
+def test_what_is_kept_of_a_run_gives_its_figures(tmp_path, few_resamples):  # noqa: F811
+    finetuned = load("finetuned")
+    table = predicted(0, 1.0)
+    run = kept(finetuned, tmp_path / "run", table)
+    assert run["minutes"] == 2 and run["command"].startswith("python recipes/cross_validate.py --corpus data/busi")
+    assert "somebody" not in json.dumps(run)
+    expected, found = (summarise(one, ["malignant"])["figures"] for one in (table, finetuned.table_of([run])))
+    for name in ("accuracy", "balanced_accuracy", "macro_auroc", "binary_auroc"):
+        assert found[name]["pooled"]["value"] == pytest.approx(expected[name]["pooled"]["value"], abs=1e-3), name
+    # Several trainings on the same images are no more images.
+    one, three = (
+        summarise(finetuned.table_of([run | {"folds": " ".join(["official"] * 120)}] * count))["figures"]["accuracy"]
+        for count in (1, 3)
+    )
+    assert three["pooled"] == one["pooled"]
+
+
+def test_the_tables_hold_every_finished_row_and_its_difference(tmp_path, few_resamples):  # noqa: F811
+    finetuned = load("finetuned")
+    skills = {"classical": 1.5, "mse": 1.0, "texture": 1.2}
+    answers = {row: predicted(index, skill) for index, (row, skill) in enumerate(skills.items())}
+    busi = {row: {"0": kept(finetuned, tmp_path / row, table)} for row, table in answers.items()}
+    run = kept(finetuned, tmp_path / "xray", predicted(7, 1.0, XRAY))
+    # One of two seeds is not a finished row, unless nothing in it is random.
+    xray = {"classical": {"0": run}, "mse": {"0": run, "1": run}, "texture": {"0": run}}
+    text = finetuned.tables({"busi": busi, "pneumonia": xray})
+    compared = compare(answers["texture"], answers["mse"], ["malignant"])["differences"]
+    row = next(line for line in text.splitlines() if line.startswith("| `texture` |") and "+" in line)
+    points = [100 * compared[name]["value"] for name in ("accuracy", "balanced_accuracy", "binary_auroc")]
+    for point, cell in zip(points, row.split("|")[2:5], strict=True):
+        assert float(cell.split()[0]) == pytest.approx(point, abs=0.11)
+    of_busi, of_xray = text.split("| Chest X-ray |")[0], text.split("| Chest X-ray |")[1]
+    assert "`none`" not in text and "`texture`" in of_busi and "`texture`" not in of_xray and "`classical`" in of_xray
+    accuracy = f"{(answers['mse']['prediction'] == answers['mse']['label']).mean():.3f}"
+    assert f"| `mse` | 1 | {accuracy} (" in of_busi and "| `mse` | 2 | " in of_xray
+    assert "| `classical` | +0.0 (+0.0 to +0.0) |" in of_xray
+
+
+@pytest.mark.slow
+def test_the_rows_are_run_kept_and_not_run_again(tmp_path):
+    for index in range(72):
+        name = ("normal", "benign", "malignant")[index % 3]
+        values = encode(grey(40, 48, seed=index))
+        write(tmp_path / "Dataset_BUSI_with_GT" / name / f"{name} ({index + 1}).png", values)
+    given = PrepareArguments("busi", str(tmp_path), output_dir=str(tmp_path / "data" / "busi"), num_folds=2)
+    prepare(given)
+    sizes = {name: size for name, size in TINY_RUN.items() if name in ("image_size", "patch_size", *SMALL)}
+    options = [f"--{name}={tmp_path / name.split('_')[0]}" for name in ("data_dir", "output_dir")]
+    options += [
+        f"--json={tmp_path / 'found.json'}",
+        "--corpora",
+        "busi",
+        "--rows",
+        "classical",
+        "none",
+        "mse",
+        "texture",
+    ]
+    options += ["--pretrain_options", "num_train_epochs=1", *(f"{name}={size}" for name, size in sizes.items())]
+    options += ["--finetune_options", "num_train_epochs=1"]
+    command = [sys.executable, str(BENCHMARKS / "finetuned.py"), *options]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=280)
+    assert done.returncode == 0, done.stderr[-2000:]
+    found = json.loads((tmp_path / "found.json").read_text())["busi"]
+    assert list(found) == ["classical", "none", "mse", "texture"]
+    assert "preset=mse" in found["mse"]["0"]["command"] and "pretrain" not in found["none"]["0"]["command"]
+    again = subprocess.run(command, capture_output=True, text=True, timeout=60)
+    assert again.returncode == 0 and "busi, " not in again.stdout, "nothing is run again"
+    tables = subprocess.run([*command[:2], "--tables", str(tmp_path / "found.json")], capture_output=True, text=True)
+    assert tables.stdout == again.stdout and tables.stdout.count("| `texture` |") == 2
+    assert tables.stdout in done.stdout

@@ -91,6 +91,12 @@ def _figures_at(table: pd.DataFrame, positive: list[int] | None) -> Callable[[np
     return figures
 
 
+def _strata(table: pd.DataFrame) -> np.ndarray | None:
+    """Folds, from which groups are drawn apart; `None` where they are trainings judged on the same groups."""
+    apart = table.groupby("group")["fold"].nunique().max() == 1
+    return table["fold"].to_numpy() if apart else None
+
+
 def collapsed_folds(table: pd.DataFrame) -> dict[str, str]:
     """Folds in which every image gets the same answer, and that answer: nothing was learned there."""
     classes = class_names_of(table)
@@ -144,9 +150,7 @@ def summarise(
     classes = class_names_of(table)
     indices = positive_indices(classes, positive)
     folds = {str(fold): figures_of(part, indices) for fold, part in table.groupby("fold", sort=True)}
-    pooled = bootstrap(
-        _figures_at(table, indices), table["group"].to_numpy(), strata=table["fold"].to_numpy(), seed=seed
-    )
+    pooled = bootstrap(_figures_at(table, indices), table["group"].to_numpy(), strata=_strata(table), seed=seed)
     figures = {}
     for name, interval in pooled.items():
         values = np.array([fold[name] for fold in folds.values()])
@@ -301,7 +305,7 @@ def compare(
         "num_images": len(first),
         "classes": classes,
         "positive_classes": list(positive) if positive else None,
-        "differences": bootstrap(differences, first["group"].to_numpy(), strata=folds, seed=seed),
+        "differences": bootstrap(differences, first["group"].to_numpy(), strata=_strata(first), seed=seed),
         "delong": delong,
         "without_delong": without_delong,
         "mcnemar": mcnemar_test(*((table["prediction"] == table["label"]).to_numpy() for table in (first, second))),
