@@ -112,7 +112,7 @@ def run(args: ReleaseArguments) -> Callable[[], None] | None:
         for corpus in corpora:
             if not corpus.prepared:
                 step("prepare_corpus", corpus.prepare)
-        for corpus in corpora:
+        for corpus in corpora[1:]:  # the first one is trained at once
             rehearse(corpus)
         for corpus in corpora:
             cross_validate(corpus, args)

@@ -12,11 +12,13 @@ import numpy as np
 import pytest
 from helpers import encode, write
 from huggingface_hub import HfApi, ModelCard
-from test_publish import RECIPES, only_message
+from test_publish import RECIPES
 
+import release as recipe
 from commandline import UsageError
 from hub.publication import Publication
 from hub.repository import MANIFEST, check_owner, look_at_repository, set_variable
+from training.release_plan import ReleaseArguments, corpora_of
 
 PUBLISHED = {
     *(("model", f"org/glcm-mae-{name}{kind}") for name in ("busi", "gbcu") for kind in ("", "-classifier")),
@@ -69,19 +71,21 @@ FEW = "statistics.bootstrap.__kwdefaults__['num_resamples'] = 10"
 
 
 def release(hub, home: Path, given: list[str], token: str | None = "hf_writer") -> subprocess.CompletedProcess:
-    return subprocess.run(given, capture_output=True, text=True, env=environment(hub, home, token), timeout=600)
+    return subprocess.run(given, capture_output=True, text=True, env=environment(hub, home, token), timeout=3000)
 
 
 def killed_when(hub, home: Path, given: list[str], reached: Callable[[], bool]) -> None:
     """Start it, and end it and all that it started at once, once something has happened."""
-    log = (home / "killed.log").open("a+")
-    started = subprocess.Popen(given, stdout=log, stderr=log, env=environment(hub, home), start_new_session=True)
-    end = time.monotonic() + 300
-    while not reached():
-        assert started.poll() is None and time.monotonic() < end, (home / "killed.log").read_text()[-3000:]
-        time.sleep(0.02)
-    os.killpg(started.pid, signal.SIGKILL)
-    started.wait()
+    log = home / "killed.log"
+    with log.open("a") as lines:
+        given_to = {"stdout": lines, "stderr": lines, "env": environment(hub, home), "start_new_session": True}
+        with subprocess.Popen(given, **given_to) as started:
+            try:
+                while not reached():
+                    assert started.poll() is None, log.read_text()[-3000:]
+                    time.sleep(0.02)
+            finally:
+                os.killpg(started.pid, signal.SIGKILL)
 
 
 def sent(hub) -> dict[tuple[str, str], tuple[int, dict[str, str]]]:
@@ -100,8 +104,10 @@ def assert_published_once(hub) -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.timeout(1200)
-def test_killed_twice_and_started_again_each_thing_is_published_once(hub, downloads, tmp_path):
+@pytest.mark.timeout(3600)  # thirty processes, each of which imports everything
+def test_killed_twice_and_started_again_each_thing_is_published_once(
+    hub, client, verified_here, downloads, tmp_path, monkeypatch, capsys
+):
     output = tmp_path / "run"
     given = command(downloads, output)
     # Amid the first pretraining; and where the first encoder has its commit, and is being loaded back, without a tag.
@@ -125,17 +131,19 @@ def test_killed_twice_and_started_again_each_thing_is_published_once(hub, downlo
         export = output / name / "fold_0" / "pretrain" / "export" / "model.safetensors"
         assert hub.files(f"org/glcm-mae-{name}")["model.safetensors"] == export.read_bytes()
 
-    before, begun = sent(hub), len(hub.requests)
-    done = release(hub, tmp_path, given)
-    assert done.returncode == 0, done.stderr[-3000:]
-    assert sent(hub) == before and not [row for row in hub.requests[begun:] if "/commit/" in row[1]]
-    assert "prepare_corpus.py" not in done.stderr and done.stderr.count("pretrain is finished") == 2
-
-    done = release(hub, tmp_path, command(downloads, output, "--dry_run", "true"))
-    assert done.returncode == 0 and done.stdout.count("is there") == len(PUBLISHED), done.stderr
-    assert done.stdout.count("1 fold(s) trained, summed up") == 2
-    done = release(hub, tmp_path, command(downloads, output, "--prepare_options", "num_folds=3"))
-    assert "busi was prepared with another num_folds" in only_message(done)
+    client()
+    before, begun, started = sent(hub), len(hub.requests), []
+    monkeypatch.setattr(recipe, "step", lambda script, *_: started.append(script))
+    recipe.main(given[2:])
+    assert started == ["cross_validate"] * 2 and sent(hub) == before
+    assert not [path for _, path, _ in hub.requests[begun:] if "/commit/" in path]
+    assert_published_once(hub)
+    capsys.readouterr()
+    recipe.main([*given[2:], "--dry_run", "true"])
+    said = capsys.readouterr().out
+    assert said.count("is there") == len(PUBLISHED) and said.count("1 fold(s) trained, summed up") == 2
+    with pytest.raises(SystemExit, match="busi was prepared with another num_folds"):
+        recipe.main([*given[2:], "--prepare_options", "num_folds=3"])
 
 
 @pytest.mark.slow
@@ -165,8 +173,6 @@ MISTAKES = {
 
 @pytest.mark.parametrize("mistake", MISTAKES)
 def test_a_mistake_is_one_line_before_anything_is_done(hub, client, downloads, tmp_path, mistake):
-    import release as recipe
-
     client()
     options, message = MISTAKES[mistake]
     with pytest.raises(SystemExit) as stopped:
@@ -177,8 +183,6 @@ def test_a_mistake_is_one_line_before_anything_is_done(hub, client, downloads, t
 
 
 def test_a_repository_of_others_stops_it_before_any_is_made(hub, client, downloads, tmp_path):
-    import release as recipe
-
     client()
     HfApi(endpoint=hub.endpoint, token="hf_writer").create_repo("org/busi", repo_type="dataset")
     hub.commit("org/busi", "by others", {"data.csv": b"1\n"}, "dataset")
@@ -188,8 +192,6 @@ def test_a_repository_of_others_stops_it_before_any_is_made(hub, client, downloa
 
 
 def test_another_download_in_the_folder_is_told(hub, client, downloads, tmp_path):
-    import release as recipe
-
     client()
     (tmp_path / "data").mkdir()
     (tmp_path / "data" / "covid_ct").symlink_to(downloads / "busi")
@@ -219,8 +221,6 @@ def test_what_may_be_written_is_known_by_reading(hub, client, tmp_path):
 
 
 def test_data_sets_go_out_only_where_a_licence_is_known(downloads, tmp_path):
-    from training.release_plan import ReleaseArguments, corpora_of
-
     for name in ("COVID-19 Cases/P001", "Cap Cases/cap001", "Normal Cases/normal001"):
         write(tmp_path / "md" / "covid_ct" / name / "IM0001.dcm", b"")
     for name in ("CT_COVID", "CT_NonCOVID"):

@@ -43,6 +43,7 @@ class ReleaseArguments:
     finetune_options: list[str] | None = field(default=None, metadata={"help": "Of finetune.py, as NAME=VALUE."})
     folds: list[str] | None = field(default=None, metadata={"help": "As in cross_validate.py; all if left out."})
     jobs: int = option(1, "Folds at once; with several GPUs each takes one.")
+    prefix: str = option("glcm-mae", "Begins the names of the models.")
     collection: str = option("GLCM-MAE", "Title of the collection.")
     license: str | None = option(None, "Licence of the weights for their cards, as the Hub spells it.")
     private: bool = option(False, "To private repositories.")
@@ -52,6 +53,7 @@ class ReleaseArguments:
         if self.org is None or self.data_dir is None:
             raise UsageError("org and data_dir are needed")
         check_repo_id(f"{self.org}/glcm-mae", "org")
+        check_repo_id(f"org/{self.prefix}", "prefix")
         wrong = [entry for name in OPTIONS for entry in getattr(self, name) or () if "=" not in entry]
         if wrong:
             raise UsageError(f"{', '.join(OPTIONS)} must be NAME=VALUE, got {wrong[0]!r}")
@@ -109,7 +111,7 @@ class Corpus:
 
     def published(self, args: ReleaseArguments) -> list[dict[str, Any]]:
         """Arguments of publish.py, of everything that this corpus gives."""
-        encoder, data_set = f"{args.org}/glcm-mae-{self.name}", f"{args.org}/{self.name}"
+        encoder, data_set = f"{args.org}/{args.prefix}-{self.name}", f"{args.org}/{self.name}"
         card = {"license": args.license, "datasets": None if self.kept_back else [data_set]}
         found = [] if self.kept_back else [{"export_dir": self.data, "repo_id": data_set, "repo_type": "dataset"}]
         found.append({"export_dir": self.step / "pretrain" / "export", "repo_id": encoder} | card)

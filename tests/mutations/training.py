@@ -528,4 +528,10 @@ MUTATIONS = [
         "chosen):",
         "tests/test_finetune.py::test_of_two_classes_a_macro_mean_means_the_figure_and_a_dry_run_writes_nothing",
     ),
+    Mutation(
+        "recipes/training/release_plan.py",
+        'facts.no_copies or ("" if facts.licence_id',
+        'facts.no_copies or ("" if True',
+        "tests/test_release.py::test_data_sets_go_out_only_where_a_licence_is_known",
+    ),
 ]
