@@ -90,7 +90,7 @@ def show_plan(args: ReleaseArguments, corpora: list[Corpus], asked: list[dict[st
 
 def run(args: ReleaseArguments) -> Callable[[], None] | None:
     """Check everything that can be known; what is left to do is the work."""
-    check_output(args.output_dir)
+    args.output_dir = str(check_output(args.output_dir))  # without ~
     corpora = corpora_of(args)
     for_all = {"private": args.private, "collection": args.collection}
     asked = {corpus.name: [one | for_all for one in corpus.published(args)] for corpus in corpora}

@@ -197,6 +197,8 @@ def test_another_download_in_the_folder_is_told(hub, client, downloads, tmp_path
     (tmp_path / "data" / "covid_ct").symlink_to(downloads / "busi")
     with pytest.raises(SystemExit, match="covid_ct is not a download of covid_ct"):
         recipe.main(command(tmp_path / "data", tmp_path / "run")[2:])
+    with pytest.raises(SystemExit, match="holds no folder of a corpus that has configs: busi, "):
+        recipe.main(command(tmp_path, tmp_path / "run")[2:])
 
 
 def test_what_may_be_written_is_known_by_reading(hub, client, tmp_path):

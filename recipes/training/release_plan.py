@@ -136,11 +136,14 @@ def corpora_of(args: ReleaseArguments) -> list[Corpus]:
         for name in known
         if (folder / name).is_dir() and Path(args.pretrain_config.replace("{corpus}", name)).is_file()
     ]
-    unknown = [name for name in names if name not in known]
-    if unknown or not names or len(set(names)) < len(names):
-        raise UsageError(f"corpora must be different ones of {', '.join(known)}, got {unknown or names or 'none'}")
+    if not names:
+        raise UsageError(f"data_dir {folder} holds no folder of a corpus that has configs: {', '.join(known)}")
+    if not set(names) <= set(known) or len(set(names)) < len(names):
+        raise UsageError(f"corpora must be different ones of {', '.join(known)}, got {' '.join(names)}")
     missing = [name for name in names if not (folder / name).is_dir()]
     if missing:
-        raise UsageError(f"data_dir {folder} has no folder {', '.join(missing)}: put the download there, see --corpora")
+        raise UsageError(
+            f"data_dir {folder} has no folder {', '.join(missing)}: put the download there, or leave it out of corpora"
+        )
     logger.info("corpora: %s%s", ", ".join(names), "" if args.corpora else f", which {folder} holds")
     return [Corpus(name, args) for name in names]
