@@ -1,5 +1,5 @@
 # Every target sets up what it needs. Variables: PYTHON (3.11 or newer), VENV, ARGS (passed on), PIP_FLAGS (passed to
-# pip install, for instance to choose another build of torch).
+# pip install, for instance to choose another build of torch); of release, ORG, DATA and DRY_RUN.
 SHELL := /bin/bash
 .SHELLFLAGS := -eu -o pipefail -c
 .DEFAULT_GOAL := help
@@ -18,7 +18,7 @@ SPACE_STAMP := $(SPACE_VENV)/.installed
 PLAIN_VENV ?= .venv-plain
 PLAIN_STAMP := $(PLAIN_VENV)/.installed
 
-.PHONY: help quickstart test test-slow mutations test-plain test-space demo serve lint format clean
+.PHONY: help quickstart release test test-slow mutations test-plain test-space demo serve lint format clean
 
 help: ## Show this list
 	@echo "usage: make TARGET [ARGS=\"...\"] [PYTHON=python3.12]"
@@ -37,6 +37,17 @@ $(STAMP): pyproject.toml constraints.txt
 quickstart: $(STAMP) ## Pretrain a small model on generated speckle images (CPU, minutes) and print where the results are
 	"$(BIN)/accelerate" launch --quiet --config_file recipes/configs/accelerate/cpu.yaml \
 	  recipes/pretrain.py --config recipes/configs/quickstart.yaml $(ARGS)
+
+# Told before anything is installed.
+ifneq ($(filter release,$(MAKECMDGOALS)),)
+ifeq ($(and $(ORG),$(DATA)),)
+$(error ORG and DATA are needed: make release ORG=name-on-the-Hub DATA=folder-with-a-folder-per-corpus [DRY_RUN=1])
+endif
+endif
+
+release: $(STAMP) ## Prepare, train and publish: ORG=NAME DATA=FOLDER (DRY_RUN=1: only check, and show the plan)
+	"$(BIN)/python" recipes/release.py --org "$(ORG)" --data_dir "$(DATA)" \
+	  $(if $(filter-out 0 false,$(DRY_RUN)),--dry_run true) $(ARGS)
 
 test: $(STAMP) ## Run the fast tests in two processes (ARGS="-k texture -n 0" and the like are passed to pytest)
 	"$(BIN)/python" -m pytest -n 2 -m "not slow and not gpu" $(ARGS)

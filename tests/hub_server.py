@@ -157,6 +157,8 @@ class HubServer:
             f"GET /api/{repo}/auth-check/write": self._auth_check,
             f"PUT /api/{repo}/settings": self._settings,
             f"POST /api/{repo}/user-access-request/grant": self._grant,
+            f"GET /api/{repo}/variables": self._variables,
+            f"POST /api/{repo}/variables": self._new_variable,
             f"POST /api/{repo}/preupload/{{revision}}": self._preupload,
             f"POST /api/{repo}/commit/{{revision}}": self._commit,
             f"POST /api/{repo}/branch/{{revision}}": self._new_branch,
@@ -394,6 +396,17 @@ class HubServer:
     async def _grant(self, request: web.Request) -> web.Response:
         self._repo(request, write=True).granted.add((await request.json())["user"])
         return web.json_response({})
+
+    def _shown_variables(self, repo: Repo) -> web.Response:
+        return web.json_response({name: {"key": name, "value": value} for name, value in repo.variables.items()})
+
+    async def _variables(self, request: web.Request) -> web.Response:
+        return self._shown_variables(self._repo(request, write=True))
+
+    async def _new_variable(self, request: web.Request) -> web.Response:
+        repo, asked = self._repo(request, write=True), await request.json()
+        repo.variables[asked["key"]] = asked["value"]
+        return self._shown_variables(repo)
 
     async def _auth_check(self, request: web.Request) -> web.Response:
         repo = self._repo(request, write=request.path.endswith("/write"))

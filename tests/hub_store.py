@@ -87,6 +87,7 @@ class Repo:
     branches: dict[str, str] = field(default_factory=dict)  # name -> sha; pull requests are refs/pr/1, refs/pr/2, ...
     tags: dict[str, str] = field(default_factory=dict)
     sdk: str | None = None
+    variables: dict[str, str] = field(default_factory=dict)  # of a Space
 
     @property
     def owner(self) -> str:

@@ -58,22 +58,71 @@ def open_repository(publication: Publication, how_to_go_on: str = SAME_COMMAND) 
             )
             # One that exists may have been "created" by a token that can only read it.
             with_retries("ask for the right to write", lambda: api.auth_check(**where, write=True))
-        base = with_retries("look for the branch", lambda: _base(api, publication))
-        info = with_retries("look at the repository", lambda: api.repo_info(**where, revision=base))
-        if publication.private and not info.private:
-            raise UsageError(
-                f"{publication.address} exists and is public, and private was asked for: make it private in its "
-                "settings, or take another repo_id"
-            )
-        if not publication.replace:
-            with_retries("look at the files", lambda: _there_and_ours(api, publication, base))
-            _refuse_other_kind(publication, info)
+        base = _refuse_unfit(api, publication)
         if publication.revision != base:
             with_retries(
                 "create the branch", lambda: api.create_branch(**where, branch=publication.revision, exist_ok=True)
             )
         if publication.gated:
             with_retries("set the gate", lambda: api.update_repo_settings(**where, gated=publication.gated))
+
+
+def look_at_repository(publication: Publication) -> bool:
+    """Whether the repository exists; what `open_repository` finds wrong with it, but nothing is created or changed.
+
+    Raises:
+        UsageError: what is wrong.
+    """
+    with explained(publication):
+        api, where = HfApi(), publication.where
+        there = with_retries("look for the repository", lambda: api.repo_exists(**where))
+        if there:
+            with_retries("ask for the right to write", lambda: api.auth_check(**where, write=True))
+            _refuse_unfit(api, publication)
+        return there
+
+
+def check_owner(publication: Publication) -> None:
+    """See that the access token may create repositories of this owner, as far as the Hub tells without trying.
+
+    Raises:
+        UsageError: there is no token, it only reads, or its user is neither the owner nor one who may write for it.
+    """
+    owner = publication.repo_id.split("/")[0]
+    with explained(publication):
+        user = with_retries("ask who is logged in", lambda: HfApi().whoami())
+    writing = [org["name"] for org in user.get("orgs", ()) if org.get("roleInOrg") != "read"]
+    if owner not in (user["name"], *writing):
+        raise UsageError(f"{user['name']}, who is logged in, may not write for {owner}: see its members on the Hub")
+    if user.get("auth", {}).get("accessToken", {}).get("role") == "read":
+        raise UsageError(f"the access token of {user['name']} only reads: it needs the role write")
+
+
+def set_variable(publication: Publication, name: str, value: str) -> None:
+    """Give a space a variable of its environment, unless it has one of this name.
+
+    Raises:
+        UsageError: what is wrong, and how to go on.
+    """
+    with explained(publication):
+        api, repo_id = HfApi(), publication.repo_id
+        if name not in with_retries("look at the variables", lambda: api.get_space_variables(repo_id)):
+            with_retries("set the variable", lambda: api.add_space_variable(repo_id, name, value))
+
+
+def _refuse_unfit(api: HfApi, publication: Publication) -> str:
+    """The branch that the commit begins from; an error where the repository is not ours or not as asked for."""
+    base = with_retries("look for the branch", lambda: _base(api, publication))
+    info = with_retries("look at the repository", lambda: api.repo_info(**publication.where, revision=base))
+    if publication.private and not info.private:
+        raise UsageError(
+            f"{publication.address} exists and is public, and private was asked for: make it private in its "
+            "settings, or take another repo_id"
+        )
+    if not publication.replace:
+        with_retries("look at the files", lambda: _there_and_ours(api, publication, base))
+        _refuse_other_kind(publication, info)
+    return base
 
 
 def _base(api: HfApi, publication: Publication) -> str:

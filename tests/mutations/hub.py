@@ -149,14 +149,14 @@ MUTATIONS = [
     ),
     Mutation(
         "recipes/hub/repository.py",
-        '            with_retries("look at the files", lambda: _there_and_ours(api, publication, base))\n',
+        '        with_retries("look at the files", lambda: _there_and_ours(api, publication, base))\n',
         "",
         "tests/test_repository.py::test_a_repository_that_is_not_ours_is_known_before_the_training",
     ),
     Mutation(
         "recipes/hub/repository.py",
-        '        base = with_retries("look for the branch", lambda: _base(api, publication))\n',
-        "        base = publication.revision\n        api.create_branch(**where, branch=base, exist_ok=True)\n",
+        '    base = with_retries("look for the branch", lambda: _base(api, publication))\n',
+        "    base = publication.revision\n    api.create_branch(**publication.where, branch=base, exist_ok=True)\n",
         "tests/test_repository.py::test_what_others_wrote_is_replaced_only_if_one_says_so",
     ),
     Mutation(
@@ -179,8 +179,8 @@ MUTATIONS = [
     ),
     Mutation(
         "recipes/hub/repository.py",
-        "        if publication.private and not info.private:\n",
-        "        if False:\n",
+        "    if publication.private and not info.private:\n",
+        "    if False:\n",
         "tests/test_repository.py::test_private_is_private_from_the_first_moment",
     ),
     Mutation(
@@ -242,5 +242,11 @@ MUTATIONS = [
         "zip_longest(load_dataset(repo_id, revision=revision, **given)",
         "zip_longest(load_dataset(folder, **given)",
         "tests/test_repository.py::test_a_data_set_is_loaded_back_row_by_row",
+    ),
+    Mutation(
+        "recipes/hub/repository.py",
+        "if name not in with_retries(",
+        "if None is not with_retries(",
+        "tests/test_release.py::test_what_may_be_written_is_known_by_reading",
     ),
 ]

@@ -189,4 +189,10 @@ MUTATIONS = [
         "own = {} if True else",
         "tests/test_surprise.py::test_the_script_draws_surprise_of_an_encoder",
     ),
+    Mutation(
+        "recipes/release.py",
+        "        look_at_repository(repository_of(one))\n    for one",
+        "        pass\n    for one",
+        "tests/test_release.py::test_a_repository_of_others_stops_it_before_any_is_made",
+    ),
 ]

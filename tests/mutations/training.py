@@ -575,5 +575,9 @@ MUTATIONS = [
         "args.baseline or runs[-1]",
         "args.baseline or runs[0]",
         "tests/test_baselines.py::test_two_runs_are_compared_as_before",
+        "recipes/training/release_plan.py",
+        'facts.no_copies or ("" if facts.licence_id',
+        'facts.no_copies or ("" if True',
+        "tests/test_release.py::test_data_sets_go_out_only_where_a_licence_is_known",
     ),
 ]
