@@ -575,6 +575,8 @@ MUTATIONS = [
         "args.baseline or runs[-1]",
         "args.baseline or runs[0]",
         "tests/test_baselines.py::test_two_runs_are_compared_as_before",
+    ),
+    Mutation(
         "recipes/training/release_plan.py",
         'facts.no_copies or ("" if facts.licence_id',
         'facts.no_copies or ("" if True',
