@@ -184,9 +184,10 @@ def test_a_mistake_is_one_line_before_anything_is_done(hub, client, downloads, t
 
 def test_a_repository_of_others_stops_it_before_any_is_made(hub, client, downloads, tmp_path):
     client()
-    HfApi(endpoint=hub.endpoint, token="hf_writer").create_repo("org/busi", repo_type="dataset")
-    hub.commit("org/busi", "by others", {"data.csv": b"1\n"}, "dataset")
-    with pytest.raises(SystemExit, match=r"datasets/org/busi holds data.csv, and no \.glcm_mae_files.json"):
+    demo = "org/glcm-mae-demo"  # the last that would be made
+    HfApi(endpoint=hub.endpoint, token="hf_writer").create_repo(demo, repo_type="space", space_sdk="gradio")
+    hub.commit(demo, "by others", {"main.py": b"1\n"}, "space")
+    with pytest.raises(SystemExit, match=r"spaces/org/glcm-mae-demo holds main.py, and no \.glcm_mae_files.json"):
         recipe.main(command(downloads, tmp_path / "run")[2:])
     assert len(hub.repos) == 1 and not (tmp_path / "run").exists()
 
