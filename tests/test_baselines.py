@@ -156,6 +156,8 @@ def test_folds_of_other_settings_are_not_mixed(hard_corpus, classified, tmp_path
     shutil.copytree(classified, tmp_path / "out")
     with pytest.raises(SystemExit, match="run with another class_weights: take"):
         validate(hard_corpus, tmp_path / "out", "--class_weights", "balanced")
+    with pytest.raises(SystemExit, match="run with another positive_classes: take"):
+        validate(hard_corpus, tmp_path / "out", "--positive_classes", "coarse")
     with pytest.raises(SystemExit, match="run with another mode"):
         cross_validate.main(["--corpus", str(hard_corpus), "--output_dir", str(tmp_path / "out")])
     # a run of before there were modes goes on

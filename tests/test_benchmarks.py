@@ -423,6 +423,9 @@ def test_the_tables_hold_every_finished_row_and_its_difference(tmp_path, few_res
     accuracy = f"{(answers['mse']['prediction'] == answers['mse']['label']).mean():.3f}"
     assert f"| `mse` | 1 | {accuracy} (" in of_busi and "| `mse` | 2 | " in of_xray
     assert "| `classical` | +0.0 (+0.0 to +0.0) |" in of_xray
+    busi["texture"]["0"]["file_names_sha256"] = "of another preparation"
+    with pytest.raises(SystemExit, match="the rows of busi are not of the same images"):
+        finetuned.tables({"busi": busi})
 
 
 @pytest.mark.slow

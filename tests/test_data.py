@@ -230,7 +230,7 @@ TRANSFORMS = {
     "shortest": ImageTransform(image_size=32),
     "shortest, not square": ImageTransform(image_size=(48, 32)),
     "squash": ImageTransform(image_size=(32, 48), resize="squash"),
-    "squash and crop": ImageTransform(image_size=(32, 48), resize="squash", resize_to=60),
+    "squash and crop": ImageTransform(image_size=(32, 48), resize="squash", resize_to=61),
     "letterbox": ImageTransform(image_size=(64, 48), resize="letterbox"),
     "letterbox, odd": ImageTransform(image_size=33, resize="letterbox"),
 }

@@ -203,6 +203,8 @@ def break_tree(root: Path, how: str) -> None:
         write(root / "Index.csv", b"Label Index,Folder/ID\n0,P001\n")
     elif how == "column":
         write(root / "Index.csv", b"Label Index,Patient\n" + b"0,P001\n" * len(LABELLED))
+    elif how == "others":
+        write(root / "Index.csv", b"Label Index,Folder/ID\n" + b"0,Q001\n" * len(LABELLED))
     elif how == "pickle":
         np.save(root / "Slice-level-labels.npy", np.array([{"a": 1}], dtype=object))
     elif how == "cut":
@@ -225,6 +227,7 @@ def break_tree(root: Path, how: str) -> None:
         ("stray", r"Cap Cases/IM0001.dcm' is not in the folder of a patient", None),
         ("text", r"1 file\(s\) below .* are not images .*notes.txt", 45),
         ("index", "there is no Index.csv", None),
+        ("others", "names no patient that has a folder in .*'Q001', for instance", None),
         ("labels", "there is no Slice-level-labels.npy", None),
         ("lines", r"got 1 lines and an array of the shape \(8, 4\)", None),
         ("column", r"must name a patient \(Folder/ID\) for each row", None),

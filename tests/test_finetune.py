@@ -209,6 +209,7 @@ def test_the_proportion_of_a_mix_follows_its_beta_distribution(name):
         ImageTransform(32, resize="shortest", resize_to=40),
         ImageTransform((32, 48), resize="squash"),
         ImageTransform((32, 48), resize="squash", resize_to=57),
+        ImageTransform((224, 112), resize="squash", resize_to=251),
         ImageTransform((32, 48), resize="letterbox"),
         ImageTransform(32, resize="none"),
         ImageTransform(32, resize="squash", resample=3),

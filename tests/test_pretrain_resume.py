@@ -238,6 +238,8 @@ def test_two_stages_are_one_training_with_other_numbers_of_images_per_update(ima
     assert all(torch.equal(before[name], after[name]) for name in before)
     assert all(torch.equal(then[index][name], now[index][name]) for index in then for name in then[index])
     assert now[0]["step"] == 4
+    told = json.loads((staged / "all_results.json").read_text())
+    assert told["train_runtime"] > 0 and "train_loss" not in told, "what is of one stage is not told of both"
 
     # Stopped in either stage, it goes on as if it had not been.
     whole, logged = weights(staged / "export" / "pretraining"), losses(staged)
@@ -253,15 +255,32 @@ def test_two_stages_are_one_training_with_other_numbers_of_images_per_update(ima
         trained(images, staged, "--resume_from_checkpoint=last", mse_images_per_update=16)
 
 
+def test_checkpoints_between_stages_are_as_many_as_in_one_and_may_lie_elsewhere(images, tmp_path):  # noqa: F811
+    given = {"mse_images_per_update": 24, "save_steps": 0.25}
+    staged = trained(images, tmp_path / "staged", **given)
+
+    def steps(folder: Path) -> list[int]:
+        return sorted(int(path.name.split("-")[1]) for path in folder.glob("checkpoint-*"))
+
+    assert steps(staged) == [2, 4, 12, 18, 24]
+    files = {path: path.stat().st_mtime_ns for path in staged.rglob("*")}
+    other = trained(images, tmp_path / "b" / "other", f"--resume_from_checkpoint={staged / 'checkpoint-4'}", **given)
+    assert steps(other) == [12, 18, 24] and {path: path.stat().st_mtime_ns for path in staged.rglob("*")} == files
+    whole, again = (weights(folder / "export" / "pretraining") for folder in (staged, other))
+    assert all(torch.equal(whole[name], again[name]) for name in whole)
+
+
 @pytest.mark.parametrize(
     ("given", "message"),
     [
+        ({"mse_images_per_update": 16, "save_only_model": True}, "needs save_only_model left out, got True"),
+        ({"mse_images_per_update": 16, "metric_for_best_model": "loss"}, "needs metric_for_best_model left out, got"),
         ({"mse_images_per_update": 20}, "must be a multiple of the 8 images per update, got 20"),
         ({"mse_images_per_update": 8}, "must be a multiple of the 8 images per update, got 8"),
         ({"mse_images_per_update": 56}, "must be at most the 48 training images, got 56"),
-        ({"mse_images_per_update": 16, "mse_epochs": 0}, "whole epochs in both stages.*got mse_epochs 0 and"),
-        ({"mse_images_per_update": 16, "mse_epochs": 0.3}, "whole epochs in both stages.*got mse_epochs 0.3 and"),
-        ({"mse_images_per_update": 16, "max_steps": 9}, "whole epochs in both stages, and no max_steps"),
+        ({"mse_images_per_update": 16, "mse_epochs": 0}, "whole epochs in both stages.*got mse_epochs 0, "),
+        ({"mse_images_per_update": 16, "mse_epochs": 0.3}, "whole epochs in both stages.*got mse_epochs 0.3, "),
+        ({"mse_images_per_update": 16, "max_steps": 9}, "whole epochs in both stages.* max_steps 9"),
         ({"mse_images_per_update": 16, "warmup_steps": 5}, "warmup_steps below 1 and .* got 5 and cosine"),
         ({"mse_images_per_update": 16, "lr_scheduler_type": "polynomial"}, "got 0.1 and polynomial"),
     ],
@@ -270,3 +289,9 @@ def test_stages_that_cannot_be_are_named_before_the_first_step(images, tmp_path,
     with pytest.raises(SystemExit, match=message):
         trained(images, tmp_path / "run", **given)
     assert not list(tmp_path.glob("run/checkpoint-*"))
+
+
+def test_whole_epochs_are_whole_whatever_floats_say(tmp_path):
+    given = {"mse_images_per_update": 512, "num_train_epochs": 100, "output_dir": tmp_path, "use_cpu": True}
+    for share in (0.07, 0.29, 0.55):  # 100 of each are not whole in floats
+        parse_args((PretrainingArguments,), options(**given, mse_epochs=share))

@@ -100,7 +100,7 @@ def record(words: Sequence[str], output: Path) -> dict[str, Any]:
         "folds": " ".join(table["fold"].astype(str)),
         "groups": " ".join(map(str, pd.factorize(table["group"])[0])),
         "labels": " ".join(map(str, table["label"])),
-        "probabilities": {name: " ".join(f"{value:.4g}" for value in table[f"probability_{name}"]) for name in classes},
+        "probabilities": {name: " ".join(f"{value:.6g}" for value in table[f"probability_{name}"]) for name in classes},
     }
 
 
@@ -125,15 +125,19 @@ def tables(found: dict[str, Any]) -> str:
     """Markdown: for each corpus the figures of every row, and the paired differences to the baseline."""
     text = []
     for corpus, facts in CORPORA.items():
-        rows = {row: [found[corpus][row][seed] for seed in sorted(found[corpus][row])] for row in found.get(corpus, {})}
+        seeds = sorted(found.get(corpus, {}).get(BASELINE, {}))
+        rows = {
+            row: [runs[seed] for seed in (seeds if row != CLASSICAL else sorted(runs)[:1])]
+            for row, runs in found.get(corpus, {}).items()
+            if row == CLASSICAL or sorted(runs) == seeds  # with other seeds it is not finished, and cannot be paired
+        }
         if len(rows) < 2 or BASELINE not in rows:
             continue
-        # A row with fewer seeds than the baseline is not finished: it cannot be paired.
-        whole = {
-            row: table_of(runs) for row, runs in rows.items() if row == CLASSICAL or len(runs) == len(rows[BASELINE])
-        }
-        if CLASSICAL in whole and len(rows[CLASSICAL]) < len(rows[BASELINE]):  # nothing in it is random
-            whole[CLASSICAL] = table_of([rows[CLASSICAL][0]] * len(rows[BASELINE]))
+        images = {run["file_names_sha256"] for runs in rows.values() for run in runs}
+        if len(images) > 1:
+            sys.exit(f"error: the rows of {corpus} are not of the same images: prepare it once for all")
+        # Nothing in the classical row is random: it is the same for every seed.
+        whole = {row: table_of(runs * (len(seeds) if row == CLASSICAL else 1)) for row, runs in rows.items()}
         compared = compare_all(whole, BASELINE, facts["positive"])
         names = {
             title: next((n for n in given if n in compared["runs"][BASELINE]["figures"]), None)

@@ -81,9 +81,14 @@ def find_images(data_dir: str | Path, *, bad_images: str = "error", slices: str 
             f"slices infected needs Index.csv and Slice-level-labels.npy in '{root}': get them from "
             "github.com/ShahinSHH/COVID-CT-MD."
         )
+    patients = {label: _patients(folder, bad_images) for label, folder in _class_folders(root).items()}
+    if marks and not any(marks.keys() & found for found in patients.values()):
+        raise CorpusError(
+            f"'Index.csv' names no patient that has a folder in '{root}': it has '{next(iter(marks))}', for instance."
+        )
     records: list[ImageRecord] = []
     for label in CLASS_NAMES:
-        for patient, paths in _patients(_class_folders(root)[label], bad_images).items():
+        for patient, paths in patients[label].items():
             infected = _infected(patient, paths, marks[patient], bad_images) if patient in marks else None
             for path in paths:
                 if slices == "infected" and label != "normal" and not (infected and infected[path]):

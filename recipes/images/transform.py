@@ -124,8 +124,8 @@ class ImageTransform:
         if self.resize == "none":
             return self.image_size
         if self.resize == "squash":
-            larger = (self.resize_to or max(self.image_size)) / max(self.image_size)
-            return tuple(round(side * larger) for side in self.image_size)
+            longer = self.resize_to or max(self.image_size)
+            return tuple(_in_proportion(dict(enumerate(self.image_size)), longer).values())
         if self.resize == "letterbox":
             return get_image_size_for_max_height_width((height, width), *self.image_size)
         shortest = self.resize_to or max(self.image_size)
@@ -265,7 +265,7 @@ def _resize_of_processor(
     return found, resize_to
 
 
-def _in_proportion(size: dict[str, int], longer: int) -> dict[str, int]:
+def _in_proportion(size: dict[Any, int], longer: int) -> dict[Any, int]:
     return {name: round(side * longer / max(size.values())) for name, side in size.items()}
 
 

@@ -7,7 +7,7 @@ from typing import Any
 
 from transformers import TrainingArguments
 from transformers.image_utils import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
-from transformers.trainer_utils import IntervalStrategy
+from transformers.trainer_utils import IntervalStrategy, SaveStrategy
 
 from commandline import UsageError, check_model_name, option
 from modeling_glcm_mae import GLCMMAEConfig
@@ -117,7 +117,8 @@ class ImageArguments:
     white_level: float | None = option(None, "Grey value of white; 255 for 8-bit files and 65535 for 16-bit ones.")
     resize: str = option("shortest", "shortest (and centre crop), squash, letterbox or none.")
     resize_to: int | None = option(
-        None, "Before the centre crop, length of the shorter side (shortest) or of both sides (squash); published: 256."
+        None,
+        "Before the centre crop, length of the shorter side (of the longer one with squash); published: 256.",
     )
     random_resized_crop: bool = option(False, "Train on random crops.")
     crop_scale: list[float] = field(
@@ -244,17 +245,24 @@ class PretrainingArguments(TrainingArguments):
     def _check_stages(self) -> None:
         """Whether a share of the training is the same place in it whatever the images per update."""
         epochs = self.mse_epochs * (self.num_train_epochs if self.mse_epochs < 1 else 1)
-        if self.max_steps > 0 or not epochs or epochs % 1 or self.num_train_epochs % 1:
+        whole = all(math.isclose(count, round(count)) for count in (epochs, self.num_train_epochs))
+        if self.max_steps > 0 or not epochs or not whole:
             raise UsageError(
                 "mse_images_per_update needs whole epochs in both stages, and no max_steps: got mse_epochs "
-                f"{self.mse_epochs:g} and num_train_epochs {self.num_train_epochs:g}"
+                f"{self.mse_epochs:g}, num_train_epochs {self.num_train_epochs:g} and max_steps {self.max_steps}"
             )
-        if self.warmup_steps >= 1 or self.lr_scheduler_type not in STAGED_SCHEDULES or self.save_only_model:
+        if self.warmup_steps >= 1 or self.lr_scheduler_type not in STAGED_SCHEDULES:
             raise UsageError(
-                "mse_images_per_update needs the optimiser in its checkpoints, and a schedule by shares of the "
-                f"training: warmup_steps below 1 and lr_scheduler_type {' or '.join(STAGED_SCHEDULES)}, got "
-                f"{self.warmup_steps:g} and {self.lr_scheduler_type.value}"
+                "mse_images_per_update needs a schedule by shares of the training: warmup_steps below 1 and "
+                f"lr_scheduler_type {' or '.join(STAGED_SCHEDULES)}, got {self.warmup_steps:g} and "
+                f"{self.lr_scheduler_type.value}"
             )
+        # The checkpoint between the stages must be there, whole, and on every machine.
+        for name in ("save_only_model", "save_on_each_node", "metric_for_best_model"):
+            if getattr(self, name):
+                raise UsageError(f"mse_images_per_update needs {name} left out, got {getattr(self, name)}")
+        if self.save_strategy == SaveStrategy.BEST:
+            raise UsageError("mse_images_per_update needs save_strategy epoch, steps or no, got best")
 
 
 @dataclass

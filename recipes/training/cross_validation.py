@@ -340,9 +340,9 @@ def _keep_settings(settings: dict[str, Any], output: Path) -> None:
     if stored_file.exists():
         stored = {"mode": MODES[0]} | yaml.safe_load(stored_file.read_text())  # an earlier version knew one mode
         changed = [name for name, value in settings.items() if stored.get(name) != value and name != "folds"]
-        # What only the fine-tuning is given may be corrected while none has got anywhere.
+        # What the pretraining is not given may be corrected while nothing else has got anywhere.
         later = {"finetune_config", "finetune_config_content", "finetune_options", "positive_classes"}
-        steps = list(output.glob("fold_*/finetune" if set(changed) <= later else "fold_*/*"))
+        steps = list(output.glob("fold_*/[!p]*" if set(changed) <= later else "fold_*/*"))
         if changed and any(whole_checkpoints(step) or (step / "all_results.json").exists() for step in steps):
             raise UsageError(
                 f"output_dir {output} holds folds that were run with another {', '.join(changed)}: take another one"

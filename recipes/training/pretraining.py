@@ -50,6 +50,7 @@ STREAM_KEEPS = frozenset(
         *("gradient_accumulation_steps", "train_batch_size"),
     }
 )
+OF_ONE_STAGE = ("train_loss", "train_samples_per_second", "train_steps_per_second")
 FIRST_IMAGES = 64  # of a stream, by which it is known again
 
 
@@ -226,6 +227,8 @@ class Pretraining(Run):
             checkpoint, took = self._first_stage()
         results |= trainer.train(resume_from_checkpoint=checkpoint and str(checkpoint)).metrics
         results["train_runtime"] += took
+        if took:  # of the second stage alone
+            results = {name: value for name, value in results.items() if name not in OF_ONE_STAGE}
         if self.data.held_out is not None:
             results |= trainer.evaluate()
             first = next((row for row in trainer.state.log_history if "eval_loss" in row), None)
@@ -262,12 +265,16 @@ class Pretraining(Run):
         if found is None or step_of(found) < stop:
             done = stage.train(resume_from_checkpoint=found and str(found))
             found, took = self.output_dir / f"checkpoint-{stop}", done.metrics["train_runtime"]
-        # What was wrapped around the model for this stage goes: the next one wraps it anew.
+        # What was wrapped around the model for this stage goes, and its optimiser: the next one makes its own.
         stage.accelerator.unwrap_model(stage.model_wrapped, keep_fp32_wrapper=False, keep_torch_compile=False)
+        stage.optimizer = stage.lr_scheduler = None
+        stage.accelerator.free_memory()
+        new = self.output_dir / f"checkpoint-{last}"
+        PartialState().wait_for_everyone()  # until each has written its part of the checkpoint
         if self.trainer.is_world_process_zero():
-            counted_anew(found, last, ratio)
+            counted_anew(found, new, ratio, self.args, num_steps)
         PartialState().wait_for_everyone()
-        return self.output_dir / f"checkpoint-{last}", took
+        return new, took
 
     def _stage_ratio(self) -> int:
         """Images per update in the first stage, over those in the second."""

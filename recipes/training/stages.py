@@ -1,11 +1,10 @@
 """Two stages of one training with other numbers of images per update, by a checkpoint that is counted anew."""
 
-import json
 import shutil
 from pathlib import Path
 
 import torch
-from transformers import TrainerCallback
+from transformers import TrainerCallback, TrainerState, TrainingArguments
 
 from output_folder import replaced_file
 
@@ -22,7 +21,7 @@ class StopAt(TrainerCallback):
             control.should_save = control.should_training_stop = True
 
 
-def counted_anew(checkpoint: Path, step: int, ratio: int) -> Path:
+def counted_anew(checkpoint: Path, new: Path, ratio: int, args: TrainingArguments, max_steps: int) -> None:
     """A copy of a checkpoint, to go on from with fewer images per update and in proportion a lower rate.
 
     Weights and optimiser state stay. The schedule is at the same share of the training, so that of the rate must be a
@@ -30,14 +29,14 @@ def counted_anew(checkpoint: Path, step: int, ratio: int) -> Path:
 
     Args:
         checkpoint: of `Trainer`, with an optimiser and a `LambdaLR`.
-        step: that it is of, counted in the smaller updates.
+        new: checkpoint-<step>, the step counted in the smaller updates.
         ratio: images per update before, over those after.
-
-    Returns:
-        The copy, checkpoint-<step> beside the first.
+        args: of the training that goes on, for the steps between its logs, evaluations and checkpoints.
+        max_steps: of the whole training, counted in the smaller updates.
     """
-    new = checkpoint.parent / f"checkpoint-{step}"
-    new.mkdir(exist_ok=True)
+    step = int(new.name.removeprefix("checkpoint-"))
+    new.mkdir(parents=True, exist_ok=True)
+    (new / "trainer_state.json").unlink(missing_ok=True)  # of an earlier call: until the end, this one is not whole
     for file in checkpoint.iterdir():
         if file.name not in ("trainer_state.json", "optimizer.pt", "scheduler.pt"):
             shutil.copy2(file, new / file.name)
@@ -51,7 +50,8 @@ def counted_anew(checkpoint: Path, step: int, ratio: int) -> Path:
     scheduler |= {"last_epoch": step, "_step_count": step + 1}
     torch.save(optimizer, new / "optimizer.pt")
     torch.save(scheduler, new / "scheduler.pt")
-    state = json.loads((checkpoint / "trainer_state.json").read_text())
+    state = TrainerState.load_from_json(str(checkpoint / "trainer_state.json"))
+    state.global_step, state.max_steps = step, max_steps
+    state.compute_steps(args, max_steps)  # Trainer (5.23) takes them from the checkpoint
     with replaced_file(new / "trainer_state.json") as last:  # as Trainer does: with it, a checkpoint is whole
-        last.write_text(json.dumps(state | {"global_step": step}, indent=2))
-    return new
+        state.save_to_json(str(last))
