@@ -11,7 +11,7 @@ own training part only, by recipes/configs/laptop/; the chest X-rays on their of
 
 Each row of a corpus is a run of cross_validate.py in `output_dir`, which goes on where it was interrupted, and lands in
 the JSON file when it is finished: its settings, figures by which it can be repeated, and every answer to a test image.
-The tables are made of that file alone. BUSI takes half an hour a row on one core, the others hours.
+The tables are made of that file alone.
 """
 
 import argparse

@@ -7,6 +7,8 @@ two-dimensional data sets with one label per image are read (`CLASSES`), with th
 Which patient an image shows is not given. BreastMNIST is BUSI, resized, with "normal" and "benign" as one class;
 PneumoniaMNIST is Kermany's chest X-rays, cropped. So an encoder that was pretrained on `busi` or `pneumonia` has seen
 their test images, and the other way round, without the same bytes by which that is noticed.
+
+A file is read whole: the large data sets at 224 pixels need as much memory as they have pixels (PathMNIST 16 GB).
 """
 
 import io
