@@ -433,8 +433,8 @@ def test_the_rows_are_run_kept_and_not_run_again(tmp_path):
     for index in range(72):
         name = ("normal", "benign", "malignant")[index % 3]
         values = encode(grey(40, 48, seed=index))
-        write(tmp_path / "Dataset_BUSI_with_GT" / name / f"{name} ({index + 1}).png", values)
-    given = PrepareArguments("busi", str(tmp_path), output_dir=str(tmp_path / "data" / "busi"), num_folds=2)
+        write(tmp_path / "raw" / "Dataset_BUSI_with_GT" / name / f"{name} ({index + 1}).png", values)
+    given = PrepareArguments("busi", str(tmp_path / "raw"), output_dir=str(tmp_path / "data" / "busi"), num_folds=2)
     prepare(given)
     sizes = {name: size for name, size in TINY_RUN.items() if name in ("image_size", "patch_size", *SMALL)}
     options = [f"--{name}={tmp_path / name.split('_')[0]}" for name in ("data_dir", "output_dir")]
