@@ -11,13 +11,13 @@ classifier of transformers with its processor and card, as it goes to the Hub).
 
 from collections.abc import Sequence
 
-from training.arguments import ClassifierArguments, FinetuningArguments, LabelledDataArguments
+from training.arguments import FINETUNING
 from training.finetuning import FineTuning
 from training.run import run_training
 
 
 def main(argv: Sequence[str] | None = None) -> None:
-    run_training(FineTuning, (ClassifierArguments, LabelledDataArguments, FinetuningArguments), argv, __doc__)
+    run_training(FineTuning, FINETUNING, argv, __doc__)
 
 
 if __name__ == "__main__":

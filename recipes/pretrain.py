@@ -9,13 +9,13 @@ reconstructions/*.png, checkpoints and export/ (the encoder, the whole model and
 
 from collections.abc import Sequence
 
-from training.arguments import DataArguments, ModelArguments, PretrainingArguments
+from training.arguments import PRETRAINING
 from training.pretraining import Pretraining
 from training.run import run_training
 
 
 def main(argv: Sequence[str] | None = None) -> None:
-    run_training(Pretraining, (ModelArguments, DataArguments, PretrainingArguments), argv, __doc__)
+    run_training(Pretraining, PRETRAINING, argv, __doc__)
 
 
 if __name__ == "__main__":

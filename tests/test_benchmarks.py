@@ -381,7 +381,7 @@ def kept(finetuned, folder: Path, table: pd.DataFrame) -> dict:
     """The record of a run with these predictions."""
     folder.mkdir(parents=True)
     table.sample(frac=1, random_state=0).to_parquet(folder / "predictions.parquet")
-    (folder / "config.yaml").write_text("mode: finetune\ncorpus: /home/somebody/busi\n")
+    (folder / "config.yaml").write_text("mode: finetune\ncorpus: data_of_somebody/busi\n")
     for step, seconds in (("pretrain", 90.0), ("finetune", 30.0)):
         write(folder / "fold_0" / step / "all_results.json", json.dumps({"train_runtime": seconds}).encode())
     return json.loads(json.dumps(finetuned.record(["recipes/cross_validate.py", "--corpus", "data/busi"], folder)))
@@ -438,26 +438,19 @@ def test_the_rows_are_run_kept_and_not_run_again(tmp_path):
     prepare(given)
     sizes = {name: size for name, size in TINY_RUN.items() if name in ("image_size", "patch_size", *SMALL)}
     options = [f"--{name}={tmp_path / name.split('_')[0]}" for name in ("data_dir", "output_dir")]
-    options += [
-        f"--json={tmp_path / 'found.json'}",
-        "--corpora",
-        "busi",
-        "--rows",
-        "classical",
-        "none",
-        "mse",
-        "texture",
-    ]
+    options += [f"--json={tmp_path / 'found.json'}", "--corpora", "busi", "--rows", "classical", "none", "mse"]
     options += ["--pretrain_options", "num_train_epochs=1", *(f"{name}={size}" for name, size in sizes.items())]
     options += ["--finetune_options", "num_train_epochs=1"]
     command = [sys.executable, str(BENCHMARKS / "finetuned.py"), *options]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=280)
+    done = subprocess.run(command, capture_output=True, text=True, timeout=600)
     assert done.returncode == 0, done.stderr[-2000:]
     found = json.loads((tmp_path / "found.json").read_text())["busi"]
-    assert list(found) == ["classical", "none", "mse", "texture"]
+    assert list(found) == ["classical", "none", "mse"]
+    for row in found.values():
+        assert row["0"]["labels"] == found["mse"]["0"]["labels"] and len(row["0"]["labels"].split()) == 72
     assert "preset=mse" in found["mse"]["0"]["command"] and "pretrain" not in found["none"]["0"]["command"]
-    again = subprocess.run(command, capture_output=True, text=True, timeout=60)
+    again = subprocess.run(command, capture_output=True, text=True, timeout=200)
     assert again.returncode == 0 and "busi, " not in again.stdout, "nothing is run again"
     tables = subprocess.run([*command[:2], "--tables", str(tmp_path / "found.json")], capture_output=True, text=True)
-    assert tables.stdout == again.stdout and tables.stdout.count("| `texture` |") == 2
+    assert tables.stdout == again.stdout and tables.stdout.count("| `none` |") == 2
     assert tables.stdout in done.stdout

@@ -70,6 +70,10 @@ def test_mean_pooling_is_that_of_mae_and_opens_as_a_stock_model(qkv_bias, tmp_pa
     further = load_classifier(str(tmp_path), ["x", "y"], pooling="mean").eval()
     assert torch.equal(further.beit(images).pooler_output, opened.beit(images).pooler_output)
     assert further(images).logits.shape == (4, 2) and further.config.id2label == {0: "x", 1: "y"}
+    opened.config.drop_path_rate = 0.5  # as in a BEiT of others: what is asked for is all there is
+    opened.save_pretrained(tmp_path)
+    training = load_classifier(str(tmp_path), ["x", "y"], pooling="mean", drop_path=0.0).train()
+    assert torch.equal(training(images).logits, training(images).logits)
     with pytest.raises(UsageError, match="is a beit: allowed is one with use_mean_pooling, by pooling mean"):
         load_classifier(str(tmp_path), ["x", "y"], pooling="cls")
 

@@ -43,14 +43,7 @@ from judging import summary
 from modeling_glcm_mae import GLCMMAEForPreTraining
 from prepare_corpus import prepare
 from training import finetuning
-from training.arguments import (
-    ClassifierArguments,
-    DataArguments,
-    FinetuningArguments,
-    LabelledDataArguments,
-    ModelArguments,
-    PretrainingArguments,
-)
+from training.arguments import FINETUNING, PRETRAINING
 from training.feeding import ClassificationDataset
 from training.frozen import fit_frozen
 from training.models import StochasticDepth, build_model, load_classifier
@@ -152,8 +145,7 @@ def test_seed_decides_the_order_of_the_images(corpus, exported, tmp_path):
     for seed in ("1", "1", "2"):
         given = FAST | {"corpus": str(corpus), "output_dir": str(tmp_path), "model_name_or_path": str(exported)}
         arguments = [f"--{name}={value}" for name, value in (given | {"seed": seed}).items()]
-        kinds = (ClassifierArguments, LabelledDataArguments, FinetuningArguments)
-        orders.append(list(finetuning.FineTuning(*parse_args(kinds, arguments)).trainer._get_train_sampler()))
+        orders.append(list(finetuning.FineTuning(*parse_args(FINETUNING, arguments)).trainer._get_train_sampler()))
     assert orders[0] == orders[1] != orders[2]
 
 
@@ -226,10 +218,9 @@ def test_a_transform_comes_back_from_its_processor(transform, tmp_path):
 def checked(corpus: Path, output: Path, *options: str, **changed: str) -> finetuning.FineTuning:
     """A run as it is before its first step."""
     given = {name: value for name, value in (FAST | changed).items() if value}
-    kinds = (ClassifierArguments, LabelledDataArguments, FinetuningArguments)
     arguments = [text for name, value in given.items() for text in (f"--{name}", value)]
     return finetuning.FineTuning(
-        *parse_args(kinds, ["--corpus", str(corpus), "--output_dir", str(output), *arguments, *options])
+        *parse_args(FINETUNING, ["--corpus", str(corpus), "--output_dir", str(output), *arguments, *options])
     )
 
 
@@ -623,10 +614,9 @@ def test_of_two_classes_a_macro_mean_means_the_figure_and_a_dry_run_writes_nothi
     given = ["--model_name_or_path", str(exported), "--metric_for_best_model", "eval_macro_auroc"]
     run(corpus, tmp_path / "out", *given, "--dry_run", "true")
     assert "nothing wrong found" in capsys.readouterr().out and not (tmp_path / "out").exists()
-    kinds = (ClassifierArguments, LabelledDataArguments, FinetuningArguments)
     arguments = [f"--{name}={value}" for name, value in FAST.items()]
     arguments += [*given, "--corpus", str(corpus), "--output_dir", str(tmp_path / "out")]
-    assert finetuning.FineTuning(*parse_args(kinds, arguments)).args.metric_for_best_model == "eval_auroc"
+    assert finetuning.FineTuning(*parse_args(FINETUNING, arguments)).args.metric_for_best_model == "eval_auroc"
 
 
 @pytest.mark.parametrize(
@@ -635,14 +625,10 @@ def test_of_two_classes_a_macro_mean_means_the_figure_and_a_dry_run_writes_nothi
     ids=lambda path: f"{path.parent.name}-{path.stem}",
 )
 def test_every_shipped_config_of_a_pretraining_is_understood(config):
-    model_args, data_args, training_args = parse_args(
-        (ModelArguments, DataArguments, PretrainingArguments), ["--config", str(config), "--corpus", "speckle"]
-    )
+    model_args, data_args, training_args = parse_args(PRETRAINING, ["--config", str(config), "--corpus", "speckle"])
     assert training_args.output_dir == f"runs/{config.relative_to(CONFIGS).with_suffix('')}"
     small = ["--hidden_size=32", "--num_hidden_layers=1", "--num_attention_heads=2", "--decoder_num_hidden_layers=1"]
-    model_args, data_args, _ = parse_args(
-        (ModelArguments, DataArguments, PretrainingArguments), ["--config", str(config), "--corpus", "speckle", *small]
-    )
+    model_args, data_args, _ = parse_args(PRETRAINING, ["--config", str(config), "--corpus", "speckle", *small])
     assert (model_args.model_name_or_path is not None) == (config.stem == "pretrain_paper")
     model_args.model_name_or_path = None  # which is on the Hub
     model = build_model(model_args, data_args)
@@ -653,8 +639,7 @@ def test_every_shipped_config_of_a_pretraining_is_understood(config):
     "config", sorted(CONFIGS.glob("*/finetune*.yaml")), ids=lambda path: f"{path.parent.name}-{path.stem}"
 )
 def test_every_shipped_config_is_understood(config):
-    kinds = (ClassifierArguments, LabelledDataArguments, FinetuningArguments)
-    _, data_args, args = parse_args(kinds, ["--config", str(config), "--use_cpu", "true", "--corpus", "any"])
+    _, data_args, args = parse_args(FINETUNING, ["--config", str(config), "--use_cpu", "true", "--corpus", "any"])
     assert args.output_dir == f"runs/{config.parent.name}/{config.stem}"
     known = getattr(CORPORA.get(config.parent.name), "CLASS_NAMES", [])  # the laptop's is for any corpus
     assert set(data_args.positive_classes or []) <= set(known)
@@ -683,6 +668,5 @@ def test_accumulated_gradients_are_those_of_the_larger_batch(corpus, exported, t
 def _begun(corpus: Path, output: Path, *options: str, **changed: str) -> finetuning.FineTuning:
     """A resume, up to its first step."""
     given = FAST | changed | {"resume_from_checkpoint": "last", "corpus": str(corpus), "output_dir": str(output)}
-    kinds = (ClassifierArguments, LabelledDataArguments, FinetuningArguments)
     arguments = [text for name, value in given.items() for text in (f"--{name}", value)]
-    return finetuning.FineTuning(*parse_args(kinds, [*arguments, *options]))
+    return finetuning.FineTuning(*parse_args(FINETUNING, [*arguments, *options]))

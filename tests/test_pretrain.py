@@ -23,7 +23,7 @@ from commandline import UsageError, parse_args
 from corpora.facts import FACTS
 from modeling_glcm_mae import GLCMMAEConfig
 from training import pretraining
-from training.arguments import DataArguments, ModelArguments, PretrainingArguments
+from training.arguments import PRETRAINING, DataArguments, ModelArguments
 from training.models import build_model
 from training.trainers import trivial_predictions
 
@@ -506,13 +506,12 @@ def test_a_stream_with_held_out_images_under_spawned_workers(images, tmp_path):
 
 def test_mse_epochs_are_epochs_whatever_the_length(images, tmp_path):
     from commandline import parse_args
-    from training.arguments import DataArguments, ModelArguments, PretrainingArguments
     from training.pretraining import Pretraining
 
     # 48 images in batches of 16: 3 steps an epoch
     for length in ({"max_steps": 10}, {"num_train_epochs": 2.34}):
         argv = options(**TINY | {"mse_epochs": 1} | length, corpus=images, output_dir=tmp_path / "run")
-        run = Pretraining(*parse_args((ModelArguments, DataArguments, PretrainingArguments), argv))
+        run = Pretraining(*parse_args(PRETRAINING, argv))
         run.trainer.state.max_steps = run.resolved["derived"]["max_steps"]
         assert [run.trainer.objective_at(step)[0] for step in range(5)] == [False] * 3 + [True] * 2
 
@@ -522,7 +521,7 @@ def prepared(images, tmp_path, **changes):
     from training.pretraining import Pretraining
 
     argv = options(**TINY | changes, corpus=images, output_dir=tmp_path / "run")
-    return Pretraining(*parse_args((ModelArguments, DataArguments, PretrainingArguments), argv))
+    return Pretraining(*parse_args(PRETRAINING, argv))
 
 
 def test_base_learning_rate_is_that_of_256_images_an_update(images, tmp_path, monkeypatch):
@@ -624,14 +623,14 @@ def test_options_win_over_the_file_and_lists_survive(tmp_path):
         "mask_ratio: 0.4\npreset: paper\nglcm_offsets: [[0, 2], [2, 0]]\nimage_size: [32, 48]\nbf16: false\n"
     )
     model_args, _, _ = parse_args(
-        (ModelArguments, DataArguments, PretrainingArguments),
+        PRETRAINING,
         ["--config", str(config), "--mask_ratio", "0.6", "--use_cpu", "true", "--corpus", "speckle"],
     )
     overrides = model_args.config_overrides()
     assert overrides == {"mask_ratio": 0.6, "glcm_offsets": [[0, 2], [2, 0]], "image_size": [32, 48]}
     config.write_text("mask_ratio: half\n")
     with pytest.raises(UsageError, match="c.yaml: mask_ratio: 'half' is not allowed"):
-        parse_args((ModelArguments, DataArguments, PretrainingArguments), ["--config", str(config)])
+        parse_args(PRETRAINING, ["--config", str(config)])
 
 
 def _tiny_checkpoint(folder: Path, **changes) -> ViTMAEForPreTraining:
@@ -671,7 +670,7 @@ def test_weight_decay_spares_biases_and_norms(images, tmp_path):
     from training.pretraining import Pretraining
 
     given = TINY | {"corpus": images, "output_dir": tmp_path / "run", "weight_decay": 0.05}
-    run = Pretraining(*parse_args((ModelArguments, DataArguments, PretrainingArguments), options(**given)))
+    run = Pretraining(*parse_args(PRETRAINING, options(**given)))
     optimizer = run.trainer.create_optimizer()
     names = {id(parameter): name for name, parameter in run.model.named_parameters()}
     groups = {group["weight_decay"]: {names[id(p)] for p in group["params"]} for group in optimizer.param_groups}

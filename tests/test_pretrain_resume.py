@@ -18,7 +18,7 @@ from safetensors.torch import load_file
 from test_pretrain import ENVIRONMENT, ROOT, TINY, assert_same_losses, images, launch, losses, options, run, save_image  # noqa: F401 - fixtures
 
 from commandline import UsageError, parse_args
-from training.arguments import DataArguments, ModelArguments, PretrainingArguments
+from training.arguments import PRETRAINING, PretrainingArguments
 
 
 @pytest.mark.slow
@@ -123,7 +123,7 @@ def resumed(**given):
     from training.pretraining import Pretraining
 
     arguments = options(**TINY | {"mse_epochs": 1, "resume_from_checkpoint": "last"} | given)
-    return Pretraining(*parse_args((ModelArguments, DataArguments, PretrainingArguments), arguments))
+    return Pretraining(*parse_args(PRETRAINING, arguments))
 
 
 def test_a_resume_may_move_the_images_and_change_what_is_shown(run, images, tmp_path, caplog):
@@ -241,7 +241,10 @@ def test_two_stages_are_one_training_with_other_numbers_of_images_per_update(ima
     told = json.loads((staged / "all_results.json").read_text())
     assert told["train_runtime"] > 0 and "train_loss" not in told, "what is of one stage is not told of both"
 
-    # Stopped in either stage, it goes on as if it had not been.
+
+@pytest.mark.slow
+def test_a_training_in_two_stages_goes_on_in_either_as_if_it_had_not_been_stopped(images, tmp_path):  # noqa: F811
+    staged = trained(images, tmp_path / "staged", mse_images_per_update=24)
     whole, logged = weights(staged / "export" / "pretraining"), losses(staged)
     for last in (2, 12, 15):
         for folder in staged.glob("checkpoint-*"):

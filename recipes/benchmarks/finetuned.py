@@ -10,7 +10,8 @@ own training part only, by recipes/configs/laptop/; the chest X-rays on their of
 --pretrain_options and --finetune_options as cross_validate.py has them, at any size.
 
 Each row of a corpus is a run of cross_validate.py in `output_dir`, which goes on where it was interrupted, and lands in
-the JSON file when it is finished: its settings, figures by which it can be repeated, and every answer to a test image.
+the JSON file when it is finished: its settings, its command, its commit (`-dirty` with changes that are in none), and
+every answer to a test image.
 The tables are made of that file alone.
 """
 
@@ -26,20 +27,21 @@ from typing import Any
 import pandas as pd
 import yaml
 
+# The recipes import each other by bare names, and Python looks beside this file only.
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+
+from side_by_side import markdown_table
+
+from images.splits import sha256_of_lines
+from judging.summary import class_names_of, compare_all
+from output_folder import replaced_file
+
 ROOT = Path(__file__).resolve().parents[2]
-sys.path[:0] = [str(ROOT), str(ROOT / "recipes")]
-
-from side_by_side import markdown_table  # noqa: E402
-
-from images.splits import sha256_of_lines  # noqa: E402
-from judging.summary import class_names_of, compare_all  # noqa: E402
-from output_folder import replaced_file  # noqa: E402
-
 CONFIGS = "recipes/configs/laptop"
-CLASSICAL, NONE, BASELINE = "classical", "none", "mse"
+CLASSICAL, BASELINE = "classical", "mse"
 ROWS: dict[str, list[str] | None] = {  # options of the pretraining; None: there is none
     CLASSICAL: None,
-    NONE: None,
+    "none": None,
     BASELINE: ["preset=mse"],
     "paper": ["preset=paper", "mse_epochs=0.5"],
     "texture": ["preset=texture"],
@@ -88,7 +90,8 @@ def record(words: Sequence[str], output: Path) -> dict[str, Any]:
     took = [json.loads(file.read_text()).get("train_runtime", 0.0) for file in output.glob("fold_*/*/all_results.json")]
     table = pd.read_parquet(output / "predictions.parquet").sort_values(["fold", "file_name"], ignore_index=True)
     classes = class_names_of(table)
-    commit = subprocess.run(["git", "rev-parse", "HEAD"], cwd=ROOT, capture_output=True, text=True).stdout.strip()
+    describe = ["git", "describe", "--always", "--abbrev=40", "--exclude=*", "--dirty"]
+    commit = subprocess.run(describe, cwd=ROOT, capture_output=True, text=True).stdout.strip()
     return {
         "command": shlex.join(["python", *words]),
         "commit": commit,

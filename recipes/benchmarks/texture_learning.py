@@ -59,7 +59,7 @@ from hub.export import stock_encoder
 from images.splits import split_held_out
 from modeling_glcm_mae import GLCMMAEForPreTraining, texture_fidelity
 from output_folder import replaced_file
-from training.arguments import DataArguments, ModelArguments, PretrainingArguments
+from training.arguments import PRETRAINING, DataArguments, ModelArguments, PretrainingArguments
 from training.feeding import PretrainDataset, collate
 from training.frozen import probe_accuracy
 from training.models import build_model
@@ -131,7 +131,7 @@ def arguments_of(
     if corpus == SPECKLE:
         given |= {"speckle_classes": options.class_set, "speckle_images": options.num_images}
     argv = [f"--{name}={value}" for name, value in given.items()]
-    return parse_args((ModelArguments, DataArguments, PretrainingArguments), [*argv, *extra, *own])
+    return parse_args(PRETRAINING, [*argv, *extra, *own])
 
 
 def settings_of(

@@ -34,7 +34,7 @@ from side_by_side import machine, markdown_table, seconds_side_by_side, training
 
 from commandline import parse_args
 from modeling_glcm_mae import GLCMMAEConfig
-from training.arguments import DataArguments, ModelArguments, PretrainingArguments
+from training.arguments import PRETRAINING
 from training.feeding import EpochSampler, PretrainDataset, collate
 from training.models import build_model
 from training.pretraining_data import load_data
@@ -110,7 +110,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     if options.threads:
         torch.set_num_threads(options.threads)
     try:
-        model_args, data_args, args = parse_args((ModelArguments, DataArguments, PretrainingArguments), extra)
+        model_args, data_args, args = parse_args(PRETRAINING, extra)
         config = build_model(model_args, data_args).config
         data = load_data(data_args, config, args.seed)
     except (ValueError, OSError, StrictDataclassError) as error:

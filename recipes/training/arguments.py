@@ -414,3 +414,8 @@ class FinetuningArguments(TrainingArguments):
             )
         if self.remove_unused_columns:
             raise UsageError("remove_unused_columns must stay false, got true")
+
+
+# What each of the two recipes takes, in the order in which its run takes them.
+PRETRAINING = (ModelArguments, DataArguments, PretrainingArguments)
+FINETUNING = (ClassifierArguments, LabelledDataArguments, FinetuningArguments)

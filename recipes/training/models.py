@@ -200,6 +200,8 @@ def load_classifier(
         classifier = BeitForImageClassification if config_class is BeitConfig else ViTForImageClassification
         # Only what a ViT knows, so that no key of the decoder, the texture loss or custom code reaches the classifier.
         config = config_class(**_shared(stored, config_class), **labels)
+        if config_class is BeitConfig:
+            config.drop_path_rate = 0.0  # `drop_path` is applied below
         with _quiet():
             try:
                 model, report = classifier.from_pretrained(

@@ -227,7 +227,7 @@ class Pretraining(Run):
             checkpoint, took = self._first_stage()
         results |= trainer.train(resume_from_checkpoint=checkpoint and str(checkpoint)).metrics
         results["train_runtime"] += took
-        if took:  # of the second stage alone
+        if args.mse_images_per_update is not None:  # these are of the second stage alone
             results = {name: value for name, value in results.items() if name not in OF_ONE_STAGE}
         if self.data.held_out is not None:
             results |= trainer.evaluate()
@@ -258,8 +258,7 @@ class Pretraining(Run):
         args.gradient_accumulation_steps *= ratio
         args.learning_rate *= ratio
         stage = self._trainer_of(args)
-        first_steps = len(stage._get_train_sampler()) // stage.effective_batch_size  # an epoch
-        stop = first_steps * last // (len(self.trainer._get_train_sampler()) // self.trainer.effective_batch_size)
+        stop = last // self.trainer.steps_per_epoch * stage.steps_per_epoch
         stage.add_callback(StopAt(stop))
         found, took = self.checkpoint, 0.0
         if found is None or step_of(found) < stop:

@@ -12,19 +12,10 @@ from commandline import UsageError, check_repo_id, option, parse_args
 from corpora import CORPORA, resolved
 from corpora.facts import FACTS
 from images.items import PrepareArguments
-from training.arguments import (
-    ClassifierArguments,
-    DataArguments,
-    FinetuningArguments,
-    LabelledDataArguments,
-    ModelArguments,
-    PretrainingArguments,
-)
+from training.arguments import FINETUNING, PRETRAINING
 
 logger = logging.getLogger("release")
 RECIPES = Path(__file__).resolve().parents[1]
-PRETRAINING = (ModelArguments, DataArguments, PretrainingArguments)
-FINETUNING = (ClassifierArguments, LabelledDataArguments, FinetuningArguments)
 OPTIONS = ("prepare_options", "pretrain_options", "finetune_options")
 
 

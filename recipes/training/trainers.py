@@ -67,6 +67,11 @@ class PretrainTrainer(Trainer):
         """Images per update of the weights."""
         return self.args.train_batch_size * self.args.gradient_accumulation_steps * self.args.world_size
 
+    @property
+    def steps_per_epoch(self) -> int:
+        """Updates in a pass over the images; a stream has none that is known."""
+        return len(self._get_train_sampler()) // self.effective_batch_size
+
     def _load_from_checkpoint(self, resume_from_checkpoint, model=None):
         if self.is_fsdp_enabled:
             return super()._load_from_checkpoint(resume_from_checkpoint, model)
@@ -82,7 +87,7 @@ class PretrainTrainer(Trainer):
         mse_epochs = self.args.mse_epochs
         if mse_epochs < 1:
             return round(mse_epochs * max_steps)
-        return round(mse_epochs * (len(self._get_train_sampler()) // self.effective_batch_size))
+        return round(mse_epochs * self.steps_per_epoch)
 
     def objective_at(self, step: int) -> tuple[bool, float | None]:
         """Whether texture is on at a step of training, and the sharpness of its kernel (None: as configured)."""

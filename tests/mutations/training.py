@@ -416,7 +416,7 @@ MUTATIONS = [
     ),
     Mutation(
         "recipes/training/trainers.py",
-        "return round(mse_epochs * (len(self._get_train_sampler()) // self.effective_batch_size))",
+        "return round(mse_epochs * self.steps_per_epoch)",
         "return round(mse_epochs * max_steps / self.args.num_train_epochs)",
         "tests/test_pretrain.py::test_mse_epochs_are_epochs_whatever_the_length",
     ),
@@ -581,5 +581,29 @@ MUTATIONS = [
         'facts.no_copies or ("" if facts.licence_id',
         'facts.no_copies or ("" if True',
         "tests/test_release.py::test_data_sets_go_out_only_where_a_licence_is_known",
+    ),
+    Mutation(
+        "recipes/training/stages.py",
+        "    state.compute_steps(args, max_steps)",
+        "    pass",
+        "tests/test_pretrain_resume.py::test_checkpoints_between_stages_are_as_many_as_in_one_and_may_lie_elsewhere",
+    ),
+    Mutation(
+        "recipes/training/stages.py",
+        'for name in ("base_lrs", "_last_lr")',
+        'for name in ("_last_lr",)',
+        "tests/test_pretrain_resume.py::test_two_stages_are_one_training_with_other_numbers_of_images_per_update",
+    ),
+    Mutation(
+        "recipes/training/models.py",
+        "config.drop_path_rate = 0.0",
+        "pass",
+        "tests/test_classifier.py::test_mean_pooling_is_that_of_mae_and_opens_as_a_stock_model[True]",
+    ),
+    Mutation(
+        "recipes/training/run.py",
+        "each other (ddp_timeout).\n        PartialState().wait_for_everyone()",
+        "each other (ddp_timeout).",
+        "tests/test_pretrain.py::test_two_processes_equal_one_at_twice_the_batch",
     ),
 ]
