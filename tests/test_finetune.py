@@ -45,7 +45,7 @@ from prepare_corpus import prepare
 from training import finetuning
 from training.arguments import FINETUNING, PRETRAINING
 from training.feeding import ClassificationDataset
-from training.frozen import fit_frozen
+from training.frozen import fit_probe, nearest_neighbours
 from training.models import StochasticDepth, build_model, load_classifier
 
 RECIPES = Path(finetune.__file__).parent
@@ -398,7 +398,7 @@ def test_near_neighbours_weigh_more_than_far_ones():
     angles = {"train": [0.3, 1.6, 1.7], "validation": [0.0, 1.65], "test": [0.0]}
     features = {part: np.stack([np.cos(values), np.sin(values)], axis=1) for part, values in angles.items()}
     labels = {"train": np.array([0, 1, 1])}
-    votes = fit_frozen("knn", _head(2), features, labels, neighbours=20, balanced=False)
+    votes = nearest_neighbours(features, labels, neighbours=20, num_classes=2)
     weights = {part: (1 + np.cos(np.subtract.outer(angles[part], angles["train"]))) / 2 for part in votes}
     for part, weight in weights.items():
         np.testing.assert_allclose(votes[part][:, 0], weight[:, 0] / weight.sum(axis=1), atol=1e-6)
@@ -414,7 +414,7 @@ def test_the_probe_is_chosen_on_the_validation_part():
         for part, values in labels.items()
     }
     model = _head(4)
-    assert fit_frozen("linear_probe", model, features, labels, neighbours=1, balanced=False) == {}
+    fit_probe(model, features, labels, balanced=False)
     with torch.no_grad():
         answer = model.classifier(torch.from_numpy(features["test"]).float()).softmax(dim=1).numpy()
     scaler = StandardScaler().fit(features["train"])

@@ -16,6 +16,7 @@ from training.frozen import FROZEN_MODES
 MODES = ("finetune", *FROZEN_MODES)
 STAGED_SCHEDULES = ("cosine", "linear", "constant", "constant_with_warmup")
 POOLINGS = ("cls", "mean")  # what the classifier reads: the CLS token, or the mean of the patch tokens
+HEAD_INITS = ("linear_probe", "random")
 # How an image is brought to the model's size and range: fields of ImageTransform, as of the command line.
 FITTING = ("resize", "resize_to", "image_mean", "image_std")
 OPTIMIZERS = ("adamw_torch_fused", "adamw_torch")  # AdamW over the groups of parameter_groups is made for both
@@ -285,6 +286,12 @@ class ClassifierArguments:
         "What the head reads. cls: the CLS token, by a stock ViTForImageClassification. mean: the mean of the patch "
         "tokens and a norm, as MAE fine-tunes, by a stock BeitForImageClassification; square images only.",
     )
+    head_init: str = option(
+        "linear_probe",
+        "Of mode finetune. linear_probe: the new head starts as a logistic regression on what the encoder answers "
+        "before it is trained, so that fine-tuning begins where mode linear_probe ends; random: as MAE. A network from "
+        "nothing has no features yet: its head is random.",
+    )
     drop_path: float = option(0.1, "Stochastic depth of the last layer, growing linearly from 0 at the first.")
     knn_neighbours: int = option(20, "Neighbours that vote, for mode knn.")
     image_size: int | None = option(None, "Side in pixels, without a checkpoint.")
@@ -296,7 +303,7 @@ class ClassifierArguments:
 
     def __post_init__(self):
         check_model_name(self.model_name_or_path)
-        for name, allowed in (("mode", MODES), ("pooling", POOLINGS)):
+        for name, allowed in (("mode", MODES), ("pooling", POOLINGS), ("head_init", HEAD_INITS)):
             if getattr(self, name) not in allowed:
                 raise UsageError(f"{name} must be one of {', '.join(allowed)}, got {getattr(self, name)!r}")
         if not 0 <= self.drop_path < 1:

@@ -114,6 +114,28 @@ class PictureCallback(TrainerCallback):
             )
 
 
+class OneAnswerCallback(TrainerCallback):
+    """Say once, while it can still be stopped, that every validation image still gets the same answer.
+
+    Args:
+        what_may_help: to be said with it.
+        share: of the training after which this is no start any more.
+    """
+
+    def __init__(self, what_may_help: str, share: float = 0.25):
+        self.what_may_help, self.share, self.said = what_may_help, share, False
+
+    def on_evaluate(self, args, state, control, metrics=None, **kwargs):
+        """Judge by `eval_commonest_answer`."""
+        late = state.global_step >= self.share * state.max_steps
+        if metrics.get("eval_commonest_answer") == 1 and late and not self.said and state.is_world_process_zero:
+            self.said = True
+            logger.warning(
+                "after %d of %d updates all validation images still get the same answer. What may help: %s",
+                *(state.global_step, state.max_steps, self.what_may_help),
+            )
+
+
 class PublishEverySave(TrainerCallback):
     """Publish at every checkpoint, for `hub_strategy: every_save`. A failure is told and does not stop the training.
 

@@ -25,9 +25,10 @@ from judging.summary import FIGURES, collapsed_folds, figures_of, predictions_ta
 from judging.tables import figures_explained, positive_indices
 from output_folder import replaced_file
 from training.arguments import FITTING, FinetuningArguments
+from training.callbacks import OneAnswerCallback
 from training.feeding import ClassificationDataset, OneHot
-from training.frozen import fit_frozen, frozen_features
-from training.models import Classifier, load_classifier
+from training.frozen import fit_probe, frozen_features, nearest_neighbours
+from training.models import Classifier, load_classifier, parameter_groups
 from training.run import Run, training_environment
 from training.trainers import ClassifierTrainer
 
@@ -160,9 +161,35 @@ class FineTuning(Run):
             data_collator=OneHot(len(self.class_names)),
             compute_metrics=self._figures,
         )
+        trainer.add_callback(OneAnswerCallback(self._what_may_help(args, trainer)))
         if args.early_stopping_patience:
             trainer.add_callback(EarlyStoppingCallback(args.early_stopping_patience))
         return trainer
+
+    def _what_may_help(self, args: FinetuningArguments, trainer: ClassifierTrainer) -> str:
+        """Against a classifier that answers the commonest class: settings that this run does not have yet."""
+        model, data = self.model_args, self.data_args
+        if model.mode != "finetune":
+            return "class_weights balanced" if data.class_weights == "none" else "an encoder that was trained longer"
+        lowest = min(group["lr"] for group in parameter_groups(self.model, args.learning_rate, 0.0, args.layer_decay))
+        per_epoch = len(self.datasets["training"]) // trainer.effective_batch_size
+        advice = [
+            f"more than {per_epoch} updates an epoch (per_device_train_batch_size {args.per_device_train_batch_size}), "
+            f"more epochs than {args.num_train_epochs:g}",
+            f"a higher learning_rate than {args.learning_rate:.3g}",
+        ]
+        if data.class_weights == "none":
+            advice.insert(0, "class_weights balanced")
+        if args.layer_decay < 1:
+            advice.append(
+                f"a layer_decay nearer to 1 than {args.layer_decay:g} (the lowest layer learns at {lowest:.1e})"
+            )
+        if model.head_init == "random" and model.model_name_or_path is not None:
+            advice.append("head_init linear_probe")
+        strong = {"randaugment": data.randaugment, "random_erasing": data.random_erasing, "drop_path": model.drop_path}
+        if any(strong.values()):
+            advice.append(" ".join(f"{name} 0" for name, value in strong.items() if value))
+        return "; ".join(advice)
 
     def _saved_transform(self, given: dict[str, Any]) -> ImageTransform:
         """As the checkpoint's image processor says, but for the fields given; with neither, the usual defaults."""
@@ -189,7 +216,9 @@ class FineTuning(Run):
 
     def _figures(self, prediction: EvalPrediction) -> dict[str, float]:
         probabilities = torch.from_numpy(prediction.predictions).softmax(dim=1).numpy()
-        return self._figures_of(probabilities, self.datasets["validation"])
+        counts = np.bincount(probabilities.argmax(axis=1), minlength=probabilities.shape[1])
+        figures = self._figures_of(probabilities, self.datasets["validation"])
+        return figures | {"commonest_answer": float(counts.max() / counts.sum())}
 
     def _figures_of(self, probabilities: np.ndarray, dataset: ClassificationDataset) -> dict[str, float]:
         table = self._table(probabilities, dataset)
@@ -224,9 +253,27 @@ class FineTuning(Run):
     def _train(self) -> tuple[Classifier, dict[str, float]]:
         results = {}
         if self.model_args.mode == "finetune":
+            if self._probed_head and self.checkpoint is None:
+                self._fit_head()
             results |= self.trainer.train(resume_from_checkpoint=self.checkpoint and str(self.checkpoint)).metrics
             results["best_checkpoint_step"] = self.trainer.state.best_global_step
         return self._whole_model(), results
+
+    @property
+    def _probed_head(self) -> bool:
+        args = self.model_args
+        return args.head_init == "linear_probe" and args.model_name_or_path is not None
+
+    def _fit_head(self) -> None:
+        """Begin from the linear probe of the encoder as it is, in every process alike (Kumar et al. 2022, LP-FT)."""
+        parts = {part: self.datasets[part] for part in ("train", "validation")}
+        reading = (self.args.per_device_eval_batch_size, self.args.dataloader_num_workers)
+        fit_probe(
+            self.model,
+            {part: frozen_features(self.model, dataset, *reading) for part, dataset in parts.items()},
+            {part: dataset.labels for part, dataset in parts.items()},
+            self.data_args.class_weights == "balanced",
+        )
 
     def _finish(self, model: Classifier, results: dict[str, float]) -> list[str]:
         reading = (self.args.per_device_eval_batch_size, self.args.dataloader_num_workers)
@@ -234,14 +281,12 @@ class FineTuning(Run):
         if self.model_args.mode != "finetune":
             parts = {part: self.datasets[part] for part in PARTS}
             features = {part: frozen_features(model, dataset, *reading) for part, dataset in parts.items()}
-            answers = fit_frozen(
-                self.model_args.mode,
-                model,
-                features,
-                {part: dataset.labels for part, dataset in parts.items()},
-                self.model_args.knn_neighbours,
-                self.data_args.class_weights == "balanced",
-            )
+            labels = {part: dataset.labels for part, dataset in parts.items()}
+            if self.model_args.mode == "knn":
+                neighbours, classes = self.model_args.knn_neighbours, len(self.class_names)
+                answers = nearest_neighbours(features, labels, neighbours, classes)
+            else:
+                fit_probe(model, features, labels, self.data_args.class_weights == "balanced")
         for part, file in (("validation", "validation_predictions.parquet"), ("test", "predictions.parquet")):
             dataset = self.datasets[part]
             found = answers.get(part)
@@ -253,9 +298,9 @@ class FineTuning(Run):
             results.update({f"{part}_{name}": value for name, value in figures.items()})
         for answer in collapsed_folds(table).values():
             logger.warning(
-                "the classifier answers %s for every test image: it has learned nothing. Train longer, or with another "
-                "learning_rate than %.3g; see metrics.jsonl",
-                *(answer, self.args.learning_rate),
+                "the classifier answers %s for every test image: it has learned nothing. What may help: %s; see "
+                "metrics.jsonl",
+                *(answer, self._what_may_help(self.args, self.trainer)),
             )
         auroc = "auroc" if "test_auroc" in results else "macro_auroc"
         shown = ", ".join(f"{name} {results[f'test_{name}']:.3f}" for name in ("accuracy", "balanced_accuracy", auroc))

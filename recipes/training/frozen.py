@@ -37,42 +37,45 @@ def frozen_features(model: PreTrainedModel, dataset: Dataset, batch_size: int, w
     return torch.cat(features).numpy()
 
 
-def fit_frozen(
-    mode: str,
-    model: PreTrainedModel,
-    features: dict[str, np.ndarray],
-    labels: dict[str, np.ndarray],
-    neighbours: int,
-    balanced: bool,
+def nearest_neighbours(
+    features: dict[str, np.ndarray], labels: dict[str, np.ndarray], neighbours: int, num_classes: int
 ) -> dict[str, np.ndarray]:
-    """Fit to the training features, and give the probabilities of the validation and the test part.
-
-    The probe is a logistic regression on standardised features, its regularisation chosen by the log loss on the
-    validation part; scaling and regression are written into `model.classifier`, so that the model is the probe.
+    """Probabilities of the validation and the test part by votes, weighted by (1 + cosine similarity) / 2.
 
     Args:
-        mode: "linear_probe" or "knn" (votes weighted by (1 + cosine similarity) / 2).
-        model: its head is replaced by the probe.
         features, labels: of the parts train, validation, test.
         neighbours: that vote, at most as many as there are training images.
-        balanced: weight the classes by 1 / frequency (probe only).
+        num_classes: columns of the answer.
 
     Returns:
         `(n, num_classes)` of validation and test.
     """
+    unit = {part: values / np.linalg.norm(values, axis=1, keepdims=True) for part, values in features.items()}
+    votes = KNeighborsClassifier(
+        min(neighbours, len(unit["train"])),
+        weights=lambda distance: 1 - distance**2 / 4,  # of unit vectors; 0 at the opposite, never negative
+    )
+    votes.fit(unit["train"], labels["train"])
+    answers = {part: votes.predict_proba(unit[part]) for part in ("validation", "test")}
+    return {part: all_columns(answer, votes.classes_, num_classes) for part, answer in answers.items()}
+
+
+def fit_probe(
+    model: PreTrainedModel, features: dict[str, np.ndarray], labels: dict[str, np.ndarray], balanced: bool
+) -> None:
+    """Make the head of `model` a logistic regression on standardised features.
+
+    Its regularisation is chosen by the log loss on the validation part; scaling and regression are written into
+    `model.classifier`, so that the model is the probe.
+
+    Args:
+        model: its head is replaced.
+        features, labels: of the parts train and validation.
+        balanced: weight the classes by 1 / frequency.
+    """
     num_classes = model.config.num_labels
-    if mode == "knn":
-        unit = {part: values / np.linalg.norm(values, axis=1, keepdims=True) for part, values in features.items()}
-        votes = KNeighborsClassifier(
-            min(neighbours, len(unit["train"])),
-            weights=lambda distance: 1 - distance**2 / 4,  # of unit vectors; 0 at the opposite, never negative
-        )
-        votes.fit(unit["train"], labels["train"])
-        columns = votes.classes_
-        answers = {part: votes.predict_proba(unit[part]) for part in ("validation", "test")}
-        return {part: all_columns(answer, columns, num_classes) for part, answer in answers.items()}
     scaler = StandardScaler().fit(features["train"])
-    scaled = {part: scaler.transform(values) for part, values in features.items()}
+    scaled = {part: scaler.transform(features[part]) for part in ("train", "validation")}
     probes = []
     for strength in REGULARISATION:
         probe = LogisticRegression(C=strength, max_iter=5000, class_weight="balanced" if balanced else None)
@@ -92,7 +95,6 @@ def fit_frozen(
         rows = torch.from_numpy(probe.classes_.astype(np.int64))
         model.classifier.weight[rows] = torch.from_numpy(weight).float().to(model.classifier.weight.device)
         model.classifier.bias[rows] = torch.from_numpy(bias).float().to(model.classifier.bias.device)
-    return {}
 
 
 def all_columns(probabilities: np.ndarray, classes: np.ndarray, num_classes: int) -> np.ndarray:

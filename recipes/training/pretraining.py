@@ -17,6 +17,7 @@ from corpora.facts import facts_of
 from hub.cards import ADDRESS, origin_of
 from hub.export import TRAINING_IMAGES, stock_encoder, write_export
 from images.splits import image_digests, image_sha256, sha256_of_lines
+from judging.verdict import Verdict, pretraining_verdict
 from modeling_glcm_mae import GLCMMAEForPreTraining
 from training.arguments import ModelArguments, PretrainingArguments
 from training.callbacks import PictureCallback
@@ -58,6 +59,7 @@ class Pretraining(Run):
     """A run of pretraining, of `ModelArguments`, `DataArguments` and `PretrainingArguments`."""
 
     written = ("config.yaml", "metrics.jsonl", "all_results.json", "reconstructions", "export", TRAINING_IMAGES)
+    verdict: Verdict | None = None  # of the last evaluation
 
     def _prepare(self) -> None:
         args, data_args = self.args, self.data_args
@@ -231,11 +233,13 @@ class Pretraining(Run):
             results = {name: value for name, value in results.items() if name not in OF_ONE_STAGE}
         if self.data.held_out is not None:
             results |= trainer.evaluate()
-            first = next((row for row in trainer.state.log_history if "eval_loss" in row), None)
-            if first is not None and results["eval_loss"] > 0.9 * first["eval_loss"]:
+            self.verdict = pretraining_verdict(results)
+            if not self.verdict.learned:
                 logger.warning(
-                    "eval_loss went from %.4g to %.4g only: train longer, or with a higher learning_rate than %.3g",
-                    *(first["eval_loss"], results["eval_loss"], args.learning_rate),
+                    "this pretraining is no better than one grey for all images: nothing was learned in %d updates, at "
+                    "a learning_rate of at most %.3g. Give more updates (num_train_epochs, or a smaller "
+                    "per_device_train_batch_size), or a higher learning_rate",
+                    *(trainer.state.global_step, args.learning_rate),
                 )
         if self.is_stream:
             results["skipped_images"] = self.data.train.skipped
@@ -297,6 +301,8 @@ class Pretraining(Run):
                 f"linear probe, {self.args.probe_labels} labels: accuracy {before:.3f} before pretraining, "
                 f"{after:.3f} after"
             )
+        if self.verdict is not None:
+            lines.append(f"learned  {self.verdict.words}")
         if self.picture.exists():
             lines.append(f"picture  {self.picture}")
         return [*lines, f"metrics  {self.output_dir / 'metrics.jsonl'}", f"export   {self.export}"]
@@ -380,5 +386,6 @@ class Pretraining(Run):
                 for term in EVALUATED
                 if all(f"eval_{term}{suffix}" in results for suffix in suffixes)
             },
+            "verdict": pretraining_verdict(results) if "eval_mse_dataset_mean" in results else None,
             **{name: derived[name] for name in ("num_train_images", "num_held_out_images", "effective_batch_size")},
         }

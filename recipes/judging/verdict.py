@@ -1,0 +1,54 @@
+"""What the figures of a training say, in words: whether it has learned anything, and what to change if not."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+# Of the figure of a predictor that knows nothing: above it, nothing was learned that a reader could rely on.
+TEXTURE_LEARNED, PIXELS_LEARNED = 0.9, 0.98
+LEVEL = 0.05  # share by which two figures may differ and still be called level
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """Attributes: `learned`, whether pixels or texture are better than without training; `words`, one sentence."""
+
+    learned: bool
+    words: str
+
+
+def pretraining_verdict(figures: Mapping[str, float]) -> Verdict:
+    """Hold the last evaluation of a pretraining against predictors that learned nothing.
+
+    Pixels are judged by the squared error, against one grey for all images and against the true mean of each hidden
+    patch (a blur, which nobody can know). Texture is judged by the texture head's divergence where there is one,
+    against the mean matrix of the data set; else by the L1 distance of the matrices of what is painted, against both
+    greys. A painted texture has a higher squared error than a blur, so either is enough.
+
+    Args:
+        figures: `eval_mse`, `eval_glcm_l1` and, with a head, `eval_glcm_head`, each also with `_dataset_mean` and
+            `_patch_mean` behind.
+    """
+    error, grey, blur = (figures[f"eval_mse{suffix}"] for suffix in ("", "_dataset_mean", "_patch_mean"))
+    name, done, what = "eval_glcm_l1", "painted", "distance of the painted matrices from the true ones"
+    if "eval_glcm_head" in figures:
+        name, done, what = "eval_glcm_head", "foretold", "divergence of the predicted matrices from the true ones"
+    found, least = figures[name], min(figures[f"{name}_dataset_mean"], figures[f"{name}_patch_mean"])
+    with_texture, with_pixels = found <= TEXTURE_LEARNED * least, error <= PIXELS_LEARNED * grey
+    if error > grey:
+        pixels = "worse than one grey for all images"
+    elif not with_pixels:
+        pixels = "level with one grey for all images"
+    elif error > (1 + LEVEL) * blur:
+        pixels = "better than one grey for all images, worse than a blur of each patch"
+    elif error >= (1 - LEVEL) * blur:
+        pixels = "level with a blur of each patch"
+    else:
+        pixels = "finer than a blur of each patch"
+    words = (
+        f"pixels {pixels} (squared error {error:.3g}; of the grey {grey:.3g}, of the blur {blur:.3g}); "
+        f"{'texture is' if with_texture else 'no texture is'} {done} ({what} {found:.3g}; without training {least:.3g})"
+    )
+    return Verdict(with_texture or with_pixels, words)
+
+
+__all__ = ["Verdict", "pretraining_verdict"]

@@ -1,0 +1,82 @@
+"""What a run says of itself: whether anything was learned, while it lasts and at its end."""
+
+import logging
+
+import numpy as np
+import pandas as pd
+import pytest
+from test_finetune import corpus, exported, run  # noqa: F401  (fixtures)
+from test_pretrain import TINY, images, options  # noqa: F401
+
+from judging.verdict import pretraining_verdict
+
+
+def figures(mse: float, l1: float, head: float | None = None) -> dict[str, float]:
+    """Where one grey for all has an error of 1 and a blur one of 0.4."""
+    known = {"mse": (mse, 1.0, 0.4), "glcm_l1": (l1, 1.9, 1.8), "glcm_head": (head, 0.5, 0.5)}
+    suffixes = ("", "_dataset_mean", "_patch_mean")
+    return {
+        f"eval_{name}{suffix}": value
+        for name, values in known.items()
+        for suffix, value in zip(suffixes, values, strict=True)
+        if head is not None or name != "glcm_head"
+    }
+
+
+@pytest.mark.parametrize(
+    ("found", "learned", "words"),
+    [
+        (figures(1.33, 1.7), False, ["worse than one grey", "no texture is painted"]),
+        (figures(0.99, 1.7), False, ["level with one grey"]),
+        (figures(0.7, 1.7), True, ["worse than a blur"]),
+        (figures(0.41, 1.7), True, ["level with a blur"]),
+        (figures(0.3, 1.7), True, ["finer than a blur"]),
+        (figures(1.3, 0.7), True, ["worse than one grey", "; texture is painted"]),
+        (figures(1.3, 0.7, head=0.5), False, ["no texture is foretold"]),
+        (figures(1.3, 1.9, head=0.2), True, ["; texture is foretold"]),
+    ],
+)
+def test_a_pretraining_is_held_against_those_who_know_nothing(found, learned, words):
+    verdict = pretraining_verdict(found)
+    assert verdict.learned == learned
+    for part in words:
+        assert part in verdict.words
+
+
+def test_a_pretraining_that_learned_nothing_says_so_in_its_log_its_output_and_its_card(
+    images,  # noqa: F811
+    tmp_path,
+    capsys,
+    caplog,
+):
+    import pretrain
+
+    pretrain.main(options(**TINY | {"corpus": images, "learning_rate": 1e-9, "output_dir": tmp_path / "run"}))
+    assert "nothing was learned in 6 updates, at a learning_rate of at most 1e-09" in caplog.text
+    assert "no texture is foretold" in capsys.readouterr().out
+    assert "**It has learned nothing**: pixels " in (tmp_path / "run" / "export" / "README.md").read_text()
+
+
+def test_fine_tuning_begins_where_the_linear_probe_of_the_encoder_ends(corpus, exported, tmp_path):  # noqa: F811
+    given = {"model_name_or_path": str(exported), "num_train_epochs": "1"}
+    probe = run(corpus, tmp_path / "probe", mode="linear_probe", **given)
+    begun = run(corpus, tmp_path / "begun", learning_rate="1e-12", **given)
+    drawn = run(corpus, tmp_path / "drawn", learning_rate="1e-12", head_init="random", **given)
+    name = "probability_fine"
+    wanted, found, other = (pd.read_parquet(f / "predictions.parquet")[name] for f in (probe, begun, drawn))
+    np.testing.assert_allclose(found, wanted, atol=1e-5)
+    assert np.abs(other - wanted).max() > 0.1
+
+
+def test_a_classifier_that_stays_at_one_answer_is_told_of_once_while_it_lasts(corpus, tmp_path, caplog):  # noqa: F811
+    caplog.set_level(logging.WARNING)
+    sizes = {"image_size": "32", "patch_size": "8", "hidden_size": "32", "num_hidden_layers": "1"}
+    sizes |= {"num_attention_heads": "2", "intermediate_size": "48"}
+    run(corpus, tmp_path / "run", learning_rate="1e-12", num_train_epochs="8", **sizes)
+    said = [message for message in caplog.messages if "still get the same answer" in message]
+    assert len(said) == 1 and said[0].startswith("after 6 of 24 updates")  # not before a quarter of the training
+    assert "class_weights balanced; more than 3 updates an epoch" in said[0]
+    assert "a layer_decay nearer to 1 than 0.75 (the lowest layer learns at 5.6e-13)" in said[0]
+    assert "randaugment 0 random_erasing 0 drop_path 0" in said[0]
+    assert "head_init" not in said[0]  # there is no encoder to probe
+    assert any("it has learned nothing. What may help: class_weights balanced" in text for text in caplog.messages)
