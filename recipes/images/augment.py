@@ -1,5 +1,6 @@
 """Augmentation of a classifier's images, keyed by (seed, epoch, index), and the mixing of a batch."""
 
+import functools
 from dataclasses import dataclass
 
 import kornia.augmentation as augmentation
@@ -28,14 +29,19 @@ class Augmentation:
         if not self.randaugment:
             return pixels
         with _seeded(generator):
-            return RandAugment(n=2, m=self.randaugment)(pixels[None])[0].clamp(0, 1)
+            return _rand_augment(self.randaugment)(pixels[None])[0].clamp(0, 1)
 
     def after_normalisation(self, pixels: torch.Tensor, generator: torch.Generator) -> torch.Tensor:
         """Random erasing of normalised `(3, H, W)`: 0 is the mean."""
         if not self.random_erasing:
             return pixels
         with _seeded(generator):
-            return augmentation.RandomErasing(p=self.random_erasing)(pixels[None])[0]
+            return _random_erasing(self.random_erasing)(pixels[None])[0]
+
+
+# To make one takes as long as to apply it; they draw anew for every image.
+_rand_augment = functools.cache(lambda magnitude: RandAugment(n=2, m=magnitude))
+_random_erasing = functools.cache(lambda probability: augmentation.RandomErasing(p=probability))
 
 
 class _seeded:
