@@ -84,7 +84,7 @@ const [executablePath, address, encoder, image, dicom, width, colorScheme, folde
   await changes(source(seen), "DICOM", () => page.locator("input[type=file]").first().setInputFiles(dicom));
   check(!(await page.getByText("no outline of a lesion").isVisible()), "the overlay of another image is still there");
 
-  await page.getByLabel("Model: Hub id or local folder").fill(encoder);
+  await page.getByRole("listbox", { name: "Model" }).or(page.getByLabel("Model", { exact: true })).first().fill(encoder);
   await page.keyboard.press("Enter");
   await page.getByText("has no classifier").waitFor({ timeout: 60000 });
   await shown(rebuilt).waitFor();

@@ -1,5 +1,6 @@
 """The demo and the server, started as a user starts them, in an environment of their own."""
 
+import base64
 import contextlib
 import json
 import os
@@ -23,7 +24,7 @@ from huggingface_hub.errors import HfHubHTTPError
 from PIL import Image
 from pydicom.data import get_testdata_file
 from test_publish import classifier  # noqa: F401 - fixtures
-from transformers import AutoImageProcessor, ViTForImageClassification, pipeline
+from transformers import AutoImageProcessor, BeitForImageClassification, ViTForImageClassification, pipeline
 
 from hub.cards import ADDRESS
 from hub.contents import PublishArguments, publication_of
@@ -81,14 +82,14 @@ def space(tmp_path_factory) -> Path:
 
 
 @contextlib.contextmanager
-def started(space: Path, model: Path | str, variables: dict[str, str]) -> Iterator[str]:
+def started(space: Path, models: list[str], variables: dict[str, str], *options: str) -> Iterator[str]:
     """The address of a server, in an environment without this repository."""
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
-    command = [str(PYTHON), "app.py", "--model", str(model), "--port", str(port), "--serve", "true"]
+    command = [str(PYTHON), "app.py", "--model", *models, "--port", str(port), "--serve", "true"]
     given = {name: value for name, value in os.environ.items() if name != "PYTHONPATH" and not name.startswith("HF_")}
-    process = subprocess.Popen(command, cwd=space, env=given | variables)
+    process = subprocess.Popen([*command, *options], cwd=space, env=given | variables)
     address = f"http://127.0.0.1:{port}"
     try:
         for _ in range(240):
@@ -104,9 +105,40 @@ def started(space: Path, model: Path | str, variables: dict[str, str]) -> Iterat
         process.wait(20)
 
 
+def as_deep(classifier: Path, folder: Path, white: int) -> Path:  # noqa: F811
+    """A copy of a classifier whose processor takes images of another white level."""
+    settings = json.loads((shutil.copytree(classifier, folder) / "preprocessor_config.json").read_text())
+    settings |= {"rescale_factor": 1 / white, "do_convert_rgb": white == 255}
+    (folder / "preprocessor_config.json").write_text(json.dumps(settings))
+    return folder
+
+
 @pytest.fixture(scope="module")
-def server(space, finetuned) -> Iterator[str]:
-    with started(space, finetuned, {"HF_HUB_OFFLINE": "1"}) as address:
+def offered(classifier, exported, finetuned, tmp_path_factory) -> dict[str, Path]:  # noqa: F811
+    """Every model that a server offers here, by its name; the first is the one to begin with."""
+    root = tmp_path_factory.mktemp("offered")
+    models = {"finetuned": finetuned, "encoder": exported, "plain": classifier}
+    for name, base in (("lost base", "nowhere/at-all"), ("wrong base", str(classifier))):
+        models[name] = with_base(classifier, root / name, base)
+    # As cross_validate.py leaves it.
+    for name, base in (("fold_0", None), ("fold_1", "nowhere/at-all"), ("other", None)):
+        shutil.copytree(exported, root / name / "pretrain" / "export")
+        models[name] = with_base(classifier, root / name / "finetune" / "export", base)
+    for name, white in (("deep", 65535), ("twelve_bits", 4095)):
+        models[name] = as_deep(classifier, root / name, white)
+    mean = with_mean_pooling(ViTForImageClassification.from_pretrained(classifier))
+    mean.config.architectures = ["BeitForImageClassification"]
+    models["mean"] = shutil.copytree(classifier, root / "mean")
+    mean.save_pretrained(models["mean"])
+    models["damaged"] = shutil.copytree(classifier, root / "damaged")
+    (models["damaged"] / "model.safetensors").write_bytes(b"no weights")
+    return models
+
+
+@pytest.fixture(scope="module")
+def server(space, offered) -> Iterator[str]:
+    models = [f"{name}={folder}" for name, folder in offered.items()]
+    with started(space, models, {"HF_HUB_OFFLINE": "1"}) as address:
         yield address
 
 
@@ -158,15 +190,15 @@ def probabilities(answer: dict) -> dict[str, float]:
     return {row["label"]: row["confidence"] for row in answer["label"]["confidences"]}
 
 
-def test_every_panel_answers(server, finetuned, exported, image, dicom):
+def test_every_panel_answers(server, finetuned, image, dicom):
     answer, *others = demo(
         server,
         f"""
-first = {{"model": {str(finetuned)!r}, "file": {str(image)!r}}}
+first = {{"model": "finetuned", "file": {str(image)!r}}}
 found = [ask(**first), ask(**first, mask_ratio=0.25), ask(**first, seed=1), ask(**first, down=100)]
 found += [ask(**first, right=0), ask(**first | {{"file": {str(dicom)!r}}})]
-found += [client.predict({str(finetuned)!r}, handle_file({str(image)!r}), api_name="/surprise")]
-found += [client.predict({str(finetuned)!r}, handle_file({str(image)!r}), api_name="/overlay")]
+found += [client.predict("finetuned", handle_file({str(image)!r}), api_name="/surprise")]
+found += [client.predict("finetuned", handle_file({str(image)!r}), api_name="/overlay")]
 """,
     )
     picture, meaning = others.pop()
@@ -176,7 +208,7 @@ found += [client.predict({str(finetuned)!r}, handle_file({str(image)!r}), api_na
     expected = {row["label"]: row["score"] for row in pipeline("image-classification", str(finetuned))(str(image))}
     assert probabilities(answer) == pytest.approx(expected, abs=1e-5)
     assert "entropy" in answer["words"] and "0.250 to 0.750" in answer["figures"]
-    assert answer["note"] == f"The reconstruction is by {exported}, the base_model of {finetuned}."
+    assert answer["note"] == "The reconstruction is by the base_model of finetuned."  # a folder here, of no name
     assert answer["seen"] and len(answer["table"]["data"]) == 25
     # Pictures are named by their content.
     differs = [{part for part in answer if answer[part] != other[part]} for other in others]
@@ -187,57 +219,49 @@ found += [client.predict({str(finetuned)!r}, handle_file({str(image)!r}), api_na
     assert others[4]["note"].endswith("CT_small.dcm: window with centre -1024 and width 65536 (of the stored range).")
 
 
-def test_ten_at_once_get_what_each_gets_alone(server, exported, image):
+def test_ten_at_once_get_what_each_gets_alone(server, image):
     together, alone = demo(
         server,
         f"""
 settings = [{{"seed": index % 5, "mask_ratio": 0.5 + index % 2 / 4}} for index in range(10)]
-jobs = [submit({str(exported)!r}, {str(image)!r}, **one) for one in settings]
+jobs = [submit("encoder", {str(image)!r}, **one) for one in settings]
 found = [[job.result() for job in jobs]]
-found += [[submit({str(exported)!r}, {str(image)!r}, **one).result() for one in settings]]
+found += [[submit("encoder", {str(image)!r}, **one).result() for one in settings]]
 """,
     )
     assert together == alone
     assert len({answer[4] for answer in together}) == 10  # reconstructions, named by their content
 
 
-@pytest.mark.parametrize("base", [None, "nowhere/at-all", "a classifier"])
-def test_a_missing_autoencoder_is_a_sentence(server, classifier, image, tmp_path, base):  # noqa: F811
-    model = with_base(classifier, tmp_path / "model", str(classifier) if base == "a classifier" else base)
-    (answer,) = demo(server, f"found = [ask({str(model)!r}, {str(image)!r})]")
+@pytest.mark.parametrize(
+    ("model", "sentence"),
+    [
+        ("plain", "No reconstruction: the card of plain names no base_model, whose autoencoder could be shown."),
+        ("lost base", "No reconstruction: the base_model of lost base cannot be opened here."),
+        ("wrong base", "No reconstruction: the base_model of wrong base, has no pretraining/ folder."),
+    ],
+)
+def test_a_missing_autoencoder_is_a_sentence(server, image, model, sentence):
+    (answer,) = demo(server, f"found = [ask({model!r}, {str(image)!r})]")
     assert set(probabilities(answer)) == {"benign", "malignant"}
     assert not answer["rebuilt"] and not answer["matrices"]
-    expected = {
-        None: f"No reconstruction: the card of {model} names no base_model, whose autoencoder could be shown.",
-        "nowhere/at-all": f"No reconstruction: the base_model of {model} cannot be opened (",
-        "a classifier": f"No reconstruction: {classifier}, the base_model of {model}, has no pretraining/ folder.",
-    }
-    assert answer["note"].startswith(expected[base])
-    assert ("pass --base_model ORG/ENCODER to publish.py" in answer["note"]) == (base is None)
+    assert answer["note"].startswith(sentence)
+    assert ("pass --base_model ORG/ENCODER to publish.py" in answer["note"]) == (model == "plain")
 
 
-def test_a_fold_shows_the_encoder_beside_it(server, classifier, exported, image, tmp_path):  # noqa: F811
-    """As cross_validate.py leaves it; a base_model that the card names goes first, and only a fold is looked into."""
-    asked = []
-    for name, base in (("fold_0", None), ("fold_1", "nowhere/at-all"), ("other", None)):
-        folder = tmp_path / name
-        shutil.copytree(exported, folder / "pretrain" / "export")
-        asked.append(str(with_base(classifier, folder / "finetune" / "export", base)))
-    fold, named, other = demo(server, f"found = [ask(name, {str(image)!r}) for name in {asked!r}]")
-    beside = tmp_path / "fold_0" / "pretrain" / "export"
-    assert fold["note"] == f"The reconstruction is by {beside}, the encoder of the same fold as {asked[0]}."
+def test_a_fold_shows_the_encoder_beside_it(server, image):
+    """A base_model that the card names goes first, and only a fold is looked into."""
+    fold, named, other = demo(server, f"found = [ask(name, {str(image)!r}) for name in ('fold_0', 'fold_1', 'other')]")
+    assert fold["note"] == "The reconstruction is by the encoder of the same fold as fold_0."
     assert fold["rebuilt"] and fold["matrices"]
-    assert named["note"].startswith(f"No reconstruction: the base_model of {asked[1]} cannot be opened (")
+    assert named["note"] == "No reconstruction: the base_model of fold_1 cannot be opened here."
     assert not named["rebuilt"] and not other["rebuilt"] and "names no base_model" in other["note"]
 
 
-def test_deep_files_are_judged_by_their_white(server, classifier, tmp_path):  # noqa: F811
+def test_deep_files_are_judged_by_their_white(server, tmp_path):
     """A 16-bit file is seen as the same picture of 8 bits, by models of either depth, whatever stands for white."""
     values = grey(48, 48)
     for name, white in (("plain", 255), ("deep", 65535), ("twelve_bits", 4095)):
-        settings = json.loads((shutil.copytree(classifier, tmp_path / name) / "preprocessor_config.json").read_text())
-        settings |= {"rescale_factor": 1 / white, "do_convert_rgb": white == 255}
-        (tmp_path / name / "preprocessor_config.json").write_text(json.dumps(settings))
         scaled = values if white == 255 else (values * (white / 255)).round().astype(np.uint16)
         write(tmp_path / f"{name}.png", encode(scaled))
     rgba = np.dstack([values] * 3 + [np.full_like(values, 255)])
@@ -249,24 +273,19 @@ def test_deep_files_are_judged_by_their_white(server, classifier, tmp_path):  # 
     write(tmp_path / "turned.png", encode(np.rot90(values).copy(), exif=exif))
     pairs = [("plain", "plain"), ("plain", "deep"), ("deep", "plain"), ("deep", "deep"), ("twelve_bits", "twelve_bits")]
     pairs += [("plain", "turned"), ("plain", "transparent"), ("plain", "white")]
-    asked = [(str(tmp_path / model), str(tmp_path / f"{file}.png")) for model, file in pairs]
+    asked = [(model, str(tmp_path / f"{file}.png")) for model, file in pairs]
     found = [probabilities(answer) for answer in demo(server, f"found = [ask(*one) for one in {asked!r}]")]
     for answer in found[1:6]:
         assert answer == pytest.approx(found[0], abs=1e-6)
     assert found[6] == pytest.approx(found[7], abs=1e-6) and found[6] != pytest.approx(found[0], abs=1e-6)
 
 
-def test_a_classifier_of_the_mean_token_answers_as_one(server, classifier, image, tmp_path):  # noqa: F811
-    model = with_mean_pooling(ViTForImageClassification.from_pretrained(classifier))
-    model.config.architectures = ["BeitForImageClassification"]
-    shutil.copytree(classifier, tmp_path / "mean")
-    model.save_pretrained(tmp_path / "mean")
+def test_a_classifier_of_the_mean_token_answers_as_one(server, offered, classifier, image):  # noqa: F811
+    model = BeitForImageClassification.from_pretrained(offered["mean"])
     pixels = AutoImageProcessor.from_pretrained(classifier)(images=Image.open(image), return_tensors="pt")
     with torch.no_grad():
         expected = model.eval()(**pixels).logits.softmax(dim=1)[0].tolist()
-    mean, stock = demo(
-        server, f"found = [ask(name, {str(image)!r}) for name in {[str(tmp_path / 'mean'), str(classifier)]!r}]"
-    )
+    mean, stock = demo(server, f"found = [ask(name, {str(image)!r}) for name in ('mean', 'plain')]")
     assert probabilities(mean) == pytest.approx(dict(zip(("benign", "malignant"), expected, strict=True)), abs=1e-5)
     assert probabilities(mean) != pytest.approx(probabilities(stock), abs=1e-5)
 
@@ -296,43 +315,101 @@ def test_a_cross_validated_model_by_its_hub_id(hub, space, exported, classifier,
     files = hub.files("org/classifier")
     files["README.md"] = files["README.md"].replace(b"base_model: org/encoder", b"base_model: org/secret")
     hub.commit("org/other", "Model", files)
-    with started(space, "org/classifier", hub.environment(tmp_path / "home", None)) as server:
-        whole, other = demo(server, f"found = [ask(name, {str(image)!r}) for name in ('org/classifier', 'org/other')]")
+    models = ["org/classifier", "org/other"]
+    with started(space, models, hub.environment(tmp_path / "home", None)) as server:
+        whole, other = demo(server, f"found = [ask(name, {str(image)!r}) for name in {models!r}]")
     pooled = summary["figures"]["auroc"]["pooled"]
     assert f"| {pooled['value']:.3f} | {pooled['low']:.3f} to {pooled['high']:.3f} |" in whole["figures"]
     assert "Results of the cross-validation" in whole["figures"] and "curves.png" not in whole["figures"]
     assert whole["note"] == "The reconstruction is by org/encoder, the base_model of org/classifier."
     assert whole["rebuilt"] and len(whole["table"]["data"]) == 25
     assert probabilities(other) == probabilities(whole) and not other["rebuilt"]
-    assert other["note"].startswith("No reconstruction: the base_model of org/other cannot be opened (")
+    assert other["note"].endswith("No reconstruction: the base_model of org/other cannot be opened here.")
     assert not ran.exists()
 
 
 @pytest.mark.parametrize(
     ("model", "data", "message"),
     [
-        ("nowhere/at-all", None, "model 'nowhere/at-all' cannot be opened"),
-        ("no/such/folder", None, "model 'no/such/folder' is neither a folder here nor a Hub id, OWNER/NAME"),
-        (None, b"no image", "Image 'notes.png' cannot be read as any of PNG, JPEG, TIFF, BMP."),
+        ("nowhere/at-all", None, "model 'nowhere/at-all' is not offered here; there are finetuned, encoder, plain,"),
+        ("/etc", None, "model '/etc' is not offered here"),
+        ("../..", None, "model '../..' is not offered here"),
+        ("damaged", None, "model 'damaged' cannot be opened here"),
+        ("plain", b"no image", "Image 'notes.png' cannot be read as any of PNG, JPEG, TIFF, BMP."),
+        ("plain", b"", "Image 'notes.png' is empty (0 bytes)."),
+        ("plain", "huge", "notes.png has more than 64,000,000 pixels: make it smaller first"),
         (
-            None,
+            "plain",
             encode(np.zeros((8, 8), np.float32), "TIFF"),
             "'notes.png' stores float32 grey values up to 0.0, whose white is unknown",
         ),
     ],
 )
-def test_mistakes_are_one_sentence(server, classifier, image, tmp_path, model, data, message):  # noqa: F811
+def test_mistakes_are_one_sentence(server, offered, image, tmp_path, model, data, message):
+    if data == "huge":
+        data = encode(np.zeros((20_000, 20_000), np.uint8))
     path = image if data is None else write(tmp_path / "notes.png", data)
     (said,) = demo(
         server,
         f"""
 try:
-    ask({model or str(classifier)!r}, {str(path)!r})
+    ask({model!r}, {str(path)!r})
 except Exception as error:
     found = [str(error)]
 """,
     )
     assert message in said and "Traceback" not in said and "\n" not in said
+    assert not any(str(folder.parent) in said for folder in offered.values())
+
+
+@pytest.mark.parametrize(
+    ("body", "message"),
+    [
+        (b"[]", "JSON must be"),
+        (b'{"inputs": null}', "JSON must be"),
+        (b'{"inputs": "AAAA", "parameters": [1]}', "parameters must be an object, got [1]"),
+        (b"{" * 10, "the request cannot be read"),
+        (b"[" * 100_000, "the request cannot be read"),
+        (b'{"inputs": "AAAA"}', "Image 'the image' cannot be read as any of PNG, JPEG, TIFF, BMP."),
+        ("huge", "the image has more than 64,000,000 pixels"),
+        ("long", "it is longer than 128 MiB"),
+    ],
+)
+def test_requests_that_are_none_get_one_sentence(server, body, message):
+    if body == "huge":
+        body = json.dumps({"inputs": base64.b64encode(encode(np.zeros((20_000, 20_000), np.uint8))).decode()}).encode()
+    elif body == "long":
+        body = bytes(130 * 2**20)
+    asked = urllib.request.Request(f"{server}/classify", body, {"Content-Type": "application/json"})
+    with pytest.raises(urllib.error.HTTPError) as refused:
+        urllib.request.urlopen(asked, timeout=60)
+    said = json.load(refused.value)["error"]
+    assert refused.value.code == 400 and message in said and " at 0x" not in said
+
+
+def test_any_public_model_of_the_hub_where_that_is_allowed_but_without_the_owners_token(
+    hub, space, exported, finetuned, image, tmp_path
+):
+    api = HfApi(endpoint=hub.endpoint, token="hf_writer")
+    for name, private in (("org/open", False), ("org/private", True)):
+        api.create_repo(name, private=private)
+        hub.commit(name, "Model", published(exported, name))
+    variables = hub.environment(tmp_path / "home", "hf_writer")
+    with started(space, [str(finetuned)], variables, "--any_public", "true") as server:
+        found = demo(
+            server,
+            f"""
+for name in ("org/open", "org/private", {str(exported)!r}, {finetuned.name!r}):
+    try:
+        found.append(ask(name, {str(image)!r})["note"])
+    except Exception as error:
+        found.append(str(error))
+""",
+        )
+    assert "org/open has no classifier: it shows reconstructions only." in found[0]
+    assert "model 'org/private' cannot be opened here" in found[1]
+    assert "is not a Hub id, OWNER/NAME" in found[2]
+    assert "The reconstruction is by the base_model of finetuned." in found[3]
 
 
 def start(*options: str, cwd: Path = ROOT) -> list[str]:
@@ -404,12 +481,12 @@ def test_it_says_where_it_answers_once_it_does(space, exported, finetuned, tmp_p
 
 
 @pytest.mark.parametrize(("width", "scheme"), [(1280, "light"), (390, "dark")])
-def test_in_a_browser(server, exported, image, dicom, tmp_path, width, scheme):
+def test_in_a_browser(server, image, dicom, tmp_path, width, scheme):
     chromium, node = shutil.which("chromium"), shutil.which("node")
     modules = os.environ.get("NODE_PATH", "")
     if not (chromium and node and (Path(modules) / "playwright-core").is_dir()):
         pytest.skip("needs chromium, node, and playwright-core in NODE_PATH")
-    command = [node, str(ROOT / "tests" / "space_browser.cjs"), chromium, f"{server}/demo/", str(exported)]
+    command = [node, str(ROOT / "tests" / "space_browser.cjs"), chromium, f"{server}/demo/", "encoder"]
     command += [str(image), str(dicom)]
     done = subprocess.run([*command, str(width), scheme, str(tmp_path)], capture_output=True, text=True, timeout=240)
     assert done.returncode == 0, done.stdout + done.stderr

@@ -2,6 +2,10 @@
 
     python app.py --model ORG/glcm-mae-busi-finetuned [--host 127.0.0.1] [--port 7860]
     python app.py --model path/to/classifier/export --serve true
+    python app.py --model "BUSI, fold 0=runs/busi/fold_0/finetune/export" ORG/glcm-mae-ct
+
+Visitors choose among the models given, and see none of their paths. With `--any_public true` they may name any other
+public model of the Hub, which is opened without your token.
 
 With `--serve true`, POST /classify also answers as the Hub's image-classification task does, for
 `huggingface_hub.InferenceClient(model="http://127.0.0.1:7860/classify").image_classification(...)`.
@@ -11,6 +15,7 @@ import argparse
 import base64
 import contextlib
 import errno
+import functools
 import json
 import logging
 import os
@@ -32,7 +37,7 @@ from answers import (
 )
 from fastapi import FastAPI, Request
 from fastapi.responses import JSONResponse, RedirectResponse
-from opened_models import Model, load, opened, read
+from opened_models import MAX_BYTES, Model, Offered, opened, read
 from PIL import Image
 from transformers import pipeline
 
@@ -42,11 +47,12 @@ DEFAULT_MODEL = "runs/quickstart/export"
 
 
 def _shown_errors(function):
+    @functools.wraps(function)
     def call(*args):
         try:
             return function(*args)
         except ValueError as error:
-            raise gr.Error(str(error)) from error
+            raise gr.Error(str(error), print_exception=False) from error
 
     return call
 
@@ -68,38 +74,39 @@ def panels(model: Model, image: Image.Image, mask_ratio: float, seed: int, down:
     return seen, probabilities, words, rebuilt, draw_texture(model.autoencoder, squares, list(counts)), table
 
 
-def build(first: str) -> gr.Blocks:
+def build(offered: Offered) -> gr.Blocks:
     """The page."""
-    model = load(first)
+    model = offered.open(offered.names[0])
     # As in the training, within the slider's range. Read before the first answer, which sets it.
     trained = 0.75 if model.autoencoder is None else min(max(model.autoencoder.model.config.mask_ratio, 0.1), 0.95)
     # A first answer takes two seconds more than later ones: nobody shall wait for it.
     panels(model, Image.new("RGB", (64, 64)), trained, 0, 50, 50)
 
-    def answer(name, path, *settings):
-        model, image, window = opened(name, path)
-        seen, probabilities, words, *others = panels(model, image, *settings)
+    def answer(model, image, mask_ratio, seed, down, right):
+        model, image, window = opened(offered, model, image)
+        seen, probabilities, words, *others = panels(model, image, mask_ratio, seed, down, right)
         head = model.autoencoder if model.autoencoder and model.autoencoder.model.config.glcm_head_weight else None
         visible = [gr.Column(visible=part is not None) for part in (seen, model.classifier, model.autoencoder, head)]
         return seen, probabilities, words, f"{model.note} {window}".strip(), *others, model.figures, *visible
 
-    def answer_again(name, path, *settings):
-        return gr.skip() if path is None else answer(name, path, *settings)
+    def answer_again(model, image, mask_ratio, seed, down, right):
+        return gr.skip() if image is None else answer(model, image, mask_ratio, seed, down, right)
 
-    def clear():
-        return "", *[gr.Column(visible=False)] * 6
+    def clear(image):
+        # A model that is opened for the first time takes its time.
+        return "" if image is None else "Working …", *[gr.Column(visible=False)] * 6
 
-    def explain(name, path):
-        model, image, _ = opened(name, path)
-        if model.classifier is None:
-            raise ValueError(f"{name} has no classifier to explain")
-        return *overlay(model.classifier, image), gr.Column(visible=True)
+    def explain(model, image):
+        found, pixels, _ = opened(offered, model, image)
+        if found.classifier is None:
+            raise ValueError(f"{model} has no classifier to explain")
+        return *overlay(found.classifier, pixels), gr.Column(visible=True)
 
-    def foretell(name, path):
-        model, image, _ = opened(name, path)
-        if model.autoencoder is None:
-            raise ValueError(f"{name} has no autoencoder that could foretell a texture")
-        return *surprise_map(model.autoencoder, image), gr.Column(visible=True)
+    def foretell(model, image):
+        found, pixels, _ = opened(offered, model, image)
+        if found.autoencoder is None:
+            raise ValueError(f"{model} has no autoencoder that could foretell a texture")
+        return *surprise_map(found.autoencoder, pixels), gr.Column(visible=True)
 
     def picture(what):  # label and buttons would lie over it
         return gr.Image(label=what, alt_text=what, show_label=False, buttons=[])
@@ -111,7 +118,12 @@ def build(first: str) -> gr.Blocks:
         )
         with gr.Row():
             with gr.Column(min_width=300):
-                name = gr.Textbox(first, label="Model: Hub id or local folder")
+                name = gr.Dropdown(
+                    offered.names,
+                    value=offered.names[0],
+                    label="Model, or the Hub id of another one" if offered.any_public else "Model",
+                    allow_custom_value=True,  # what is not offered is refused in our words
+                )
                 path = gr.File(label="Image or DICOM file (its first frame)", type="filepath")
                 go = gr.Button("Show", variant="primary")
                 note = gr.Markdown()
@@ -158,10 +170,10 @@ def build(first: str) -> gr.Blocks:
         hidden = {"api_visibility": "private"}
         for change, reply, api in (
             (go.click, answer, {"api_name": "answer"}),
-            (name.submit, answer, hidden),
+            (name.input, answer_again, hidden),
             (path.change, answer_again, hidden),
         ):
-            cleared = change(clear, None, [note, explained, foretold, *parts], queue=False, **hidden)
+            cleared = change(clear, path, [note, explained, foretold, *parts], queue=False, **hidden)
             cleared.then(_shown_errors(reply), inputs, outputs, concurrency_limit=2, **api)
         for slider in (mask_ratio, seed, down, right):
             # Not `release`, which a keyboard does not do. While an answer is on its way, only the last position waits.
@@ -181,13 +193,44 @@ def build(first: str) -> gr.Blocks:
     return page.queue(max_size=64)
 
 
-def serve(name: str) -> FastAPI:
+async def _body_of(request: Request) -> bytes:
+    """The body, as far as it is allowed to go.
+
+    Raises:
+        ValueError: it is longer.
+    """
+    body = bytearray()
+    async for part in request.stream():
+        body += part
+        if len(body) > 2 * MAX_BYTES:  # in base64 an image takes a third more
+            raise ValueError(f"it is longer than {2 * MAX_BYTES / 2**20:g} MiB")
+    return bytes(body)
+
+
+def _image_and_parameters(body: bytes, kind: str) -> tuple[bytes, dict]:
+    """What a request holds: the bytes of an image, or JSON with them in base64.
+
+    Raises:
+        ValueError: it is something else.
+    """
+    if not kind.startswith("application/json"):
+        return body, {}
+    asked = json.loads(body)
+    if not isinstance(asked, dict) or not isinstance(asked.get("inputs"), str):
+        raise ValueError('JSON must be {"inputs": an image in base64, "parameters": {...}}')
+    parameters = asked.get("parameters") or {}
+    if not isinstance(parameters, dict):
+        raise ValueError(f"parameters must be an object, got {parameters!r}")
+    return base64.b64decode(asked["inputs"], validate=True), parameters
+
+
+def serve(name: str, offered: Offered) -> FastAPI:
     """The Hub's image-classification task at POST /classify.
 
     Raises:
         ValueError: the model has no classifier.
     """
-    network = load(name).classifier
+    network = offered.open(name).classifier
     if network is None:
         raise ValueError(f"model {name!r} has no classifier to serve")
     model = pipeline("image-classification", model=network.model, image_processor=network.processor)
@@ -195,22 +238,20 @@ def serve(name: str) -> FastAPI:
 
     @app.post("/classify")
     async def classification(request: Request):
-        body, parameters = await request.body(), {}
         try:
-            if request.headers.get("content-type", "").startswith("application/json"):
-                asked = json.loads(body)
-                body, parameters = base64.b64decode(asked["inputs"], validate=True), asked.get("parameters") or {}
+            body = await _body_of(request)
+            body, parameters = _image_and_parameters(body, request.headers.get("content-type", ""))
             unknown = sorted(set(parameters) - {"top_k", "function_to_apply"})
             if unknown:
                 raise ValueError(f"unknown parameter {unknown[0]!r}; allowed are function_to_apply and top_k")
             if parameters.get("function_to_apply", "softmax") not in FUNCTIONS:
                 raise ValueError(f"function_to_apply must be one of {', '.join(FUNCTIONS)}")
             top_k = parameters.get("top_k", 5)
-            if not isinstance(top_k, int) or top_k < 1:
+            if type(top_k) is not int or top_k < 1:  # True is an int
                 raise ValueError(f"top_k must be a whole number of at least 1, got {top_k!r}")
             image, _ = read(body, "the image", network.white)
             network.pixels(image)  # says which images the processor cannot take
-        except (KeyError, ValueError, OSError) as error:
+        except (ValueError, OSError, RecursionError) as error:
             return JSONResponse({"error": f"the request cannot be read: {error}"}, status_code=400)
         return model(image, **{"top_k": 5} | parameters)
 
@@ -255,7 +296,18 @@ class Server(uvicorn.Server):
 def main() -> None:
     """Start the server."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--model", default=os.environ.get("GLCM_MAE_MODEL", DEFAULT_MODEL))
+    parser.add_argument(
+        "--model",
+        nargs="+",
+        default=os.environ.get("GLCM_MAE_MODEL", DEFAULT_MODEL).split(),
+        help="Hub ids and folders, the first to begin with; NAME=FOLDER gives a name (variable GLCM_MAE_MODEL)",
+    )
+    parser.add_argument(
+        "--any_public",
+        default=os.environ.get("GLCM_MAE_ANY_PUBLIC", "false"),
+        choices=["true", "false"],
+        help="whether visitors may name any public model of the Hub (variable GLCM_MAE_ANY_PUBLIC)",
+    )
     parser.add_argument("--host", default="127.0.0.1")
     parser.add_argument("--port", type=int, default=7860)
     parser.add_argument("--serve", default="false", choices=["true", "false"])
@@ -266,21 +318,25 @@ def main() -> None:
     if not on_the_hub or args.serve == "true":
         check_port(args.host, args.port)
     try:
+        offered = Offered(args.model, args.any_public == "true")
         if args.serve == "true":
-            app = gr.mount_gradio_app(serve(args.model), build(args.model), path="/demo")
+            app = serve(offered.names[0], offered)
+            app = gr.mount_gradio_app(app, build(offered), path="/demo", max_file_size=MAX_BYTES)
             with contextlib.suppress(KeyboardInterrupt):
                 Server(uvicorn.Config(app, host=args.host, port=args.port, log_level="warning")).run()
             return
-        page = build(args.model)
+        page = build(offered)
     except ValueError as error:
-        missing = args.model == DEFAULT_MODEL and not Path(DEFAULT_MODEL).is_dir()
+        missing = args.model == [DEFAULT_MODEL] and not Path(DEFAULT_MODEL).is_dir()
         hint = ": run `make quickstart` first, or name a model (--model, or the variable GLCM_MAE_MODEL)"
         raise SystemExit(f"error: {error}{hint if missing else ''}") from error
     if on_the_hub:
-        page.launch()
+        page.launch(max_file_size=MAX_BYTES)
         return
     # Quiet: Gradio would advise a public link, which is nothing for medical images.
-    page.launch(server_name=args.host, server_port=args.port, quiet=True, prevent_thread_lock=True)
+    page.launch(
+        server_name=args.host, server_port=args.port, quiet=True, prevent_thread_lock=True, max_file_size=MAX_BYTES
+    )
     logger.info("page at %s", page.local_url)
     page.block_thread()
 

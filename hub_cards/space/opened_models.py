@@ -1,17 +1,24 @@
 """Models and images, opened for the demo: what is refused, and in which words."""
 
 import io
+import logging
+import math
 import re
+import struct
+import warnings
+from collections.abc import Sequence
 from dataclasses import dataclass
+from fnmatch import fnmatch
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pydicom
 import torch
 import yaml
-from huggingface_hub import hf_hub_download, metadata_load
-from huggingface_hub.errors import HFValidationError, RemoteEntryNotFoundError, StrictDataclassError
+from huggingface_hub import HfApi, metadata_load, snapshot_download
+from huggingface_hub.errors import HFValidationError, StrictDataclassError
 from huggingface_hub.utils import validate_repo_id
 from PIL import Image
 from safetensors import SafetensorError
@@ -28,14 +35,20 @@ from images.decode import decode_image, is_deep, to_8_bits
 from images.dicom import read_dicom
 from modeling_glcm_mae import GLCMMAEForPreTraining
 
+logger = logging.getLogger("demo")
 CLASSIFIERS = {kind.__name__: kind for kind in (ViTForImageClassification, BeitForImageClassification)}
 
-
+READ = ("README.md", "config.yaml", "*.json", "*.safetensors")  # of a repository on the Hub; no code
+MAX_MODEL_BYTES = 4 * 2**30  # of a repository that a visitor names
+MAX_BYTES, MAX_PIXELS = 64 * 2**20, 64_000_000  # of an image, before it is decoded
 HIDDEN_COLOUR = (58, 82, 150)  # no grey, which would look like anatomy
-
 
 # What transformers, the Hub's client and safetensors raise on a repository that is damaged or not there.
 UNUSABLE = (OSError, ValueError, RuntimeError, SafetensorError, StrictDataclassError, yaml.YAMLError)
+
+
+class Refused(ValueError):
+    """In words that may be shown to everybody."""
 
 
 @dataclass(frozen=True)
@@ -80,92 +93,184 @@ class Model:
     note: str
 
 
+class Offered:
+    """The models that visitors may choose, by names that tell nothing of this machine.
+
+    A folder is called by its own name, or that of the folder it lies in if it is an `export`; `NAME=FOLDER` calls it
+    otherwise. What a visitor names beyond these is opened only as a public model of the Hub, if that is allowed, and
+    never with the token of whom the server belongs to.
+
+    Args:
+        given: Hub ids and folders, the first of them to begin with.
+        any_public: whether visitors may name other models of the Hub.
+
+    Raises:
+        ValueError: none given, or two of one name.
+    """
+
+    def __init__(self, given: Sequence[str], any_public: bool = False):
+        self.any_public = any_public
+        self.sources: dict[str, str] = {}
+        for text in given:
+            name, equals, source = text.partition("=")
+            if not equals:
+                name, source = _name_of(text), text
+            if name in self.sources:
+                raise ValueError(f"two models are called {name!r}: give one another name, as NAME={source}")
+            self.sources[name] = source
+        if not self.sources:
+            raise ValueError("no model is given")
+
+    @property
+    def names(self) -> list[str]:
+        """What can be chosen, in the order in which it was given."""
+        return list(self.sources)
+
+    def open(self, name: str) -> Model:
+        """The model of that name.
+
+        Raises:
+            ValueError: it is not offered, or cannot be opened; tells no path. What the libraries say is in the log.
+        """
+        if name in self.sources:
+            return load(self.sources[name], name, True)
+        if not self.any_public:
+            raise ValueError(f"model {name!r} is not offered here; there are {', '.join(self.names)}")
+        return load(name, name, False)
+
+
+def _name_of(source: str) -> str:
+    folder = Path(source)
+    if not folder.is_dir():
+        return source
+    folder = folder.resolve()
+    return folder.parent.name if folder.name == "export" else folder.name
+
+
 @lru_cache(maxsize=2)
-def load(name: str) -> Model:
-    """Open a model by Hub id or folder. No code of a repository is run: the classes are this package's.
+def load(source: str, name: str, own: bool) -> Model:
+    """Open a model. No code of a repository is run: the classes are this package's.
 
     A classifier's repository has no decoder. The autoencoder is then that of the `base_model` which its card names; if
     it names none, that which a cross-validation left in the same fold.
+
+    Args:
+        source: Hub id or folder.
+        name: what it is called on the page.
+        own: whether it was chosen by whom the server belongs to. Any other is read from the Hub only, without a token.
 
     Raises:
         ValueError: it cannot be opened, or is of another kind; names the model.
     """
     try:
-        if not name or not Path(name).is_dir():
-            validate_repo_id(name)
-    except HFValidationError as error:
-        raise ValueError(f"model {name!r} is neither a folder here nor a Hub id, OWNER/NAME") from error
-    try:
-        architecture = (AutoConfig.from_pretrained(name, trust_remote_code=False).architectures or ["none"])[0]
-        classifier = _network(CLASSIFIERS[architecture], name) if architecture in CLASSIFIERS else None
-        card = _file(name, "README.md")
+        folder = _folder(source, own)
+        architecture = (AutoConfig.from_pretrained(folder, trust_remote_code=False).architectures or ["none"])[0]
+        classifier = _network(CLASSIFIERS[architecture], folder) if architecture in CLASSIFIERS else None
+        card = folder / "README.md" if (folder / "README.md").is_file() else None
         if classifier is None:
-            autoencoder, note = _autoencoder(name), f"{name} has no classifier: it shows reconstructions only."
+            autoencoder, note = _autoencoder(folder), f"{name} has no classifier: it shows reconstructions only."
         else:
-            autoencoder, note = _autoencoder_of_base(name, card)
+            autoencoder, note = _autoencoder_of_base(folder, name, card, source, own)
+    except Refused:
+        raise
     except UNUSABLE as error:
-        raise ValueError(f"model {name!r} cannot be opened: {_first_line(error)}") from error
+        logger.warning("model %s (%s) cannot be opened: %s", name, source, error)
+        raise ValueError(f"model {name!r} cannot be opened here") from error
     if classifier is None and autoencoder is None:
         raise ValueError(
             f"model {name!r} is a {architecture} without a pretraining/ folder; allowed are {', '.join(CLASSIFIERS)}, "
             "and encoders with one"
         )
-    return Model(classifier, autoencoder, _figures(card), note)
+    return Model(classifier, autoencoder, _figures(card), f"{_trained_on(folder)} {note}".strip())
 
 
-def _first_line(error: BaseException) -> str:
-    return str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+def _folder(source: str, own: bool) -> Path:
+    """Where the files of a model are, downloaded if need be.
 
-
-def _file(name: str, file: str) -> Path | None:
-    """A file of a repository or folder; `None` if it is not there."""
-    if Path(name).is_dir():
-        return Path(name, file) if Path(name, file).is_file() else None
+    Raises:
+        ValueError: neither a folder, of those who may name one, nor a Hub id; too large.
+        OSError: the Hub does not have it, or not for everybody.
+    """
+    if own and Path(source).is_dir():
+        return Path(source)
     try:
-        return Path(hf_hub_download(name, file))
-    except RemoteEntryNotFoundError:
-        return None
+        if "/" not in source:
+            raise HFValidationError("an owner is missing")
+        validate_repo_id(source)
+    except HFValidationError as error:
+        what = "neither a folder here nor" if own else "not"
+        raise Refused(f"model {source!r} is {what} a Hub id, OWNER/NAME") from error
+    token, revision = None, None
+    if not own:
+        token = False
+        info = HfApi(token=False).model_info(source, files_metadata=True)
+        size, revision = sum(file.size or 0 for file in info.siblings if _is_read(file.rfilename)), info.sha
+        if size > MAX_MODEL_BYTES:
+            raise Refused(f"model {source!r} has {size / 2**30:.1f} GiB, allowed are {MAX_MODEL_BYTES / 2**30:g}")
+    return Path(snapshot_download(source, revision=revision, token=token, allow_patterns=list(READ)))
 
 
-def _network(kind: type[PreTrainedModel], name: str, **where: str) -> Network:
-    model, report = kind.from_pretrained(name, output_loading_info=True, **where)
+def _is_read(file: str) -> bool:
+    return any(fnmatch(file, pattern) for pattern in READ)
+
+
+def _trained_on(folder: Path) -> str:
+    """The images that a model knows, as its recipe tells."""
+    try:
+        corpus = yaml.safe_load((folder / "config.yaml").read_text(encoding="utf-8"))["data"]["corpus"]
+    except (OSError, KeyError, TypeError):
+        return ""
+    return f"Trained on {Path(str(corpus)).name}; of other images its answers mean little."
+
+
+def _network(kind: type[PreTrainedModel], folder: Path, **where: str) -> Network:
+    model, report = kind.from_pretrained(folder, output_loading_info=True, **where)
     if report["missing_keys"]:
         raise ValueError(f"weights are missing: {', '.join(sorted(report['missing_keys']))}")
-    processor = AutoImageProcessor.from_pretrained(name, trust_remote_code=False)
+    processor = AutoImageProcessor.from_pretrained(folder, trust_remote_code=False)
     # `read` makes every image one of 8 bits, also for models that were trained on deeper ones.
     white = round(1 / processor.rescale_factor, 6)
     processor.rescale_factor, processor.do_convert_rgb = 1 / 255, model.config.num_channels == 3
     return Network(model.eval(), processor, white)
 
 
-def _autoencoder(name: str) -> Network | None:
-    if _file(name, "pretraining/config.json") is None:
+def _autoencoder(folder: Path) -> Network | None:
+    if not (folder / "pretraining" / "config.json").is_file():
         return None
-    return _network(GLCMMAEForPreTraining, name, subfolder="pretraining")
+    return _network(GLCMMAEForPreTraining, folder, subfolder="pretraining")
 
 
-def _autoencoder_of_base(name: str, card: Path | None) -> tuple[Network | None, str]:
+def _autoencoder_of_base(
+    folder: Path, name: str, card: Path | None, source: str, own: bool
+) -> tuple[Network | None, str]:
     """The autoencoder of the model that a classifier was trained from, and a sentence on it."""
-    origin, folder = f"the base_model of {name}", Path(name).resolve()
+    called, local = f"the base_model of {name}", own and Path(source).is_dir()
     try:
         base = (metadata_load(card) or {}).get("base_model") if card else None
         if isinstance(base, list):
             base = base[0] if base else None
-        if base is None and folder.is_dir() and folder.match("fold_*/finetune/export"):
-            beside = folder.parents[1] / "pretrain" / "export"  # as cross_validate.py leaves it
+        if base is None and local and folder.resolve().match("fold_*/finetune/export"):
+            beside = folder.resolve().parents[1] / "pretrain" / "export"  # as cross_validate.py leaves it
             if beside.is_dir():
-                base, origin = str(beside), f"the encoder of the same fold as {name}"
+                base, called = str(beside), f"the encoder of the same fold as {name}"
         if base is None:
             return None, (
                 f"No reconstruction: the card of {name} names no base_model, whose autoencoder could be shown. "
                 "Publish the encoder and pass --base_model ORG/ENCODER to publish.py."
             )
-        autoencoder = _autoencoder(base)
+        # What a card on the Hub names is not looked for among the folders here.
+        same_owner = local or base.partition("/")[0] == source.partition("/")[0]
+        with_token = own and same_owner and not Path(base).is_dir()
+        found = Path(base) if local and Path(base).is_dir() else _folder(base, with_token)
+        autoencoder = _autoencoder(found)
     except UNUSABLE as error:
-        return None, f"No reconstruction: {origin} cannot be opened ({_first_line(error)})."
+        logger.warning("%s, %s, cannot be opened: %s", base, called, error)
+        return None, f"No reconstruction: {called} cannot be opened here."
+    if not (local and Path(base).is_dir()):
+        called = f"{base}, {called}"
     if autoencoder is None:
-        return None, f"No reconstruction: {base}, {origin}, has no pretraining/ folder."
-    return autoencoder, f"The reconstruction is by {base}, {origin}."
+        return None, f"No reconstruction: {called}, has no pretraining/ folder."
+    return autoencoder, f"The reconstruction is by {called}."
 
 
 def _figures(card: Path | None) -> str:
@@ -187,21 +292,53 @@ def read(data: bytes, name: str, white: float) -> tuple[Image.Image, str]:
     Raises:
         ValueError: what the training would say of the file.
     """
+    if len(data) > MAX_BYTES:
+        raise ValueError(f"{name} has {len(data) / 2**20:.0f} MiB, allowed are {MAX_BYTES / 2**20:g}")
     words, own = "", None
     if data[128:132] == b"DICM" or name.lower().endswith(DICOM_SUFFIXES):
+        _refuse_huge(_dicom_pixels(data), name)
         frame = next(read_dicom(io.BytesIO(data), name=name, salt=""))
         data = frame.png
         if frame.window is not None:
             centre, width, source = frame.window
             words = f"Grey of {name}: window with centre {centre:g} and width {width:g} (of the {source})."
-    elif (white != 255) if is_deep(data, name=name) else (1 < white <= 255):
-        own = white
+    else:
+        _refuse_huge(_file_pixels(data), name)
+        if (white != 255) if is_deep(data, name=name) else (1 < white <= 255):
+            own = white
     pixels = decode_image(data, name=name, num_channels=3, white_level=own)
     return Image.fromarray(to_8_bits(pixels)), words
 
 
-def opened(name: str, path: str | None) -> tuple[Model, Image.Image, str]:
+def _file_pixels(data: bytes) -> int:
+    """As the header says; 0 of what is no image, which is refused elsewhere."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", Image.DecompressionBombWarning)
+        try:
+            return math.prod(Image.open(io.BytesIO(data)).size)
+        except Image.DecompressionBombError:
+            return 2 * Image.MAX_IMAGE_PIXELS
+        except (OSError, SyntaxError, ValueError):
+            return 0
+
+
+def _dicom_pixels(data: bytes) -> int:
+    """Of all frames, as the header says; 0 of what is no DICOM file, which is refused elsewhere."""
+    try:
+        header = pydicom.dcmread(io.BytesIO(data), stop_before_pixels=True, force=True)
+        return math.prod(int(header.get(name) or 1) for name in ("Rows", "Columns", "NumberOfFrames"))
+    except (OSError, ValueError, TypeError, AttributeError, EOFError, struct.error, pydicom.errors.InvalidDicomError):
+        return 0
+
+
+def _refuse_huge(pixels: int, name: str) -> None:
+    if pixels > MAX_PIXELS:
+        raise ValueError(f"{name} has more than {MAX_PIXELS:,} pixels: make it smaller first")
+
+
+def opened(offered: Offered, name: str, path: str | None) -> tuple[Model, Image.Image, str]:
+    """A model of that name, and the image at `path` as `read` gives it for this model."""
     if path is None:
         raise ValueError("drop an image first")
-    model = load(name.strip())
+    model = offered.open(name.strip())
     return model, *read(Path(path).read_bytes(), Path(path).name, (model.classifier or model.autoencoder).white)
