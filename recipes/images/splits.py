@@ -333,6 +333,17 @@ def check_overlap(train: datasets.Dataset, test: datasets.Dataset) -> None:
         raise SplitError(f"{len(pairs)} pair(s) of (near-)identical images are on both sides of the split: {first}")
 
 
+def without_copies(dataset: datasets.Dataset, kept: Sequence[datasets.Dataset]) -> datasets.Dataset:
+    """The images of a data set that are no (near-)copy of any in `kept`.
+
+    Args:
+        dataset, kept: columns `image` (undecoded or not) and `file_name`.
+    """
+    apart = [found for part in kept for found in _fingerprints(part)]
+    copies = {pair.first for pair in similar_pairs(_fingerprints(dataset), apart)}
+    return dataset.select([index for index in range(len(dataset)) if index not in copies])
+
+
 _known: dict[str, Fingerprint] = {}  # by SHA-256: the parts of several folds are the same files
 
 

@@ -154,6 +154,11 @@ class DataArguments(ImageArguments):
         "Train on the training part of this fold only (0, 1, ... or official); corpus is prepare_corpus.py's output.",
     )
     splits_file: str | None = option(None, "Splits, for fold; splits.json of the corpus if left out.")
+    unlabelled_corpus: list[str] | None = option(
+        None,
+        "More images to train on, of folders, Parquet or the Hub. Their labels are not read, none of them is held out, "
+        "and (near-)copies of images that are kept for validation or test are left out. Patients are not known again.",
+    )
     streaming: bool = option(False, "Read a Parquet or Hub data set as a stream; needs max_steps.")
     shuffle_buffer: int = option(1000, "Images that a stream is shuffled over.")
     image_column: str | None = option(None, "Column of the images, if a data set has several.")

@@ -15,7 +15,7 @@ from transformers.trainer_utils import IntervalStrategy
 from commandline import UsageError
 from corpora.facts import facts_of
 from hub.cards import ADDRESS, origin_of
-from hub.export import TRAINING_IMAGES, stock_encoder, write_export
+from hub.export import TRAINING_IMAGES, stock_encoder, without_paths, write_export
 from images.splits import image_digests, image_sha256, sha256_of_lines
 from judging.verdict import Verdict, pretraining_verdict
 from modeling_glcm_mae import GLCMMAEForPreTraining
@@ -372,6 +372,11 @@ class Pretraining(Run):
             "corpus": corpus if on_hub else Path(corpus).name,
             "environment": training_environment(results, self.args, self.checkpoint is not None),
             "data_facts": self.facts,
+            "more_images": {
+                # a Hub id as it is, of a path the last part
+                without_paths(name): facts_of(name)
+                for name in self.data_args.unlabelled_corpus or []
+            },
             "datasets": [corpus] if on_hub else None,
             "base_model": origin.base_model,
             "origin": origin,

@@ -4,6 +4,7 @@ import itertools
 import logging
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 import datasets
@@ -15,7 +16,7 @@ from corpora.load import load_corpus
 from corpora.record import BadImageError
 from images.check import verify_images, white_and_depth, white_level_of
 from images.decode import decode_image
-from images.splits import load_prepared, split_held_out
+from images.splits import load_prepared, split_held_out, without_copies
 from images.transform import ImageTransform
 from modeling_glcm_mae import GLCMMAEConfig
 from training.arguments import DataArguments
@@ -41,6 +42,35 @@ def _whole_corpus(
         seed=seed,
         class_set=data_args.speckle_classes,
     )
+
+
+def _more_images(
+    data_args: DataArguments, kept: list[datasets.Dataset], checking: dict[str, Any], transform: ImageTransform
+) -> tuple[list[datasets.Dataset], list[str]]:
+    """The images of `unlabelled_corpus`, but for copies of those in `kept`; and the names of unreadable ones."""
+    found, skipped = [], []
+    for corpus in data_args.unlabelled_corpus or []:
+        with PartialState().main_process_first():
+            images = load_corpus(corpus, bad_images=data_args.bad_images)
+        images, bad = verify_images(images, bad_images=data_args.bad_images, transform=transform, **checking)
+        skipped += [f"{Path(corpus).name}/{name}" for name, _ in bad]
+        own = without_copies(images, kept)
+        if len(own) < len(images):
+            logger.warning(
+                "unlabelled_corpus %s: %d image(s) left out, copies of images kept for validation or test",
+                *(corpus, len(images) - len(own)),
+            )
+        found.append(_plain(own, f"{Path(corpus).name}/"))
+    return found, skipped
+
+
+def _plain(images: datasets.Dataset, prefix: str = "") -> datasets.Dataset:
+    """Only what a training without labels reads, in columns that are the same for every corpus."""
+    names = [f"{prefix}{name}" for name in images["file_name"]]
+    white = images["white_level"] if "white_level" in images.column_names else [None] * len(images)
+    images = images.select_columns("image").cast_column("image", datasets.Image(decode=False)).flatten_indices()
+    images = images.add_column("file_name", names, feature=datasets.Value("string"))
+    return images.add_column("white_level", white, feature=datasets.Value("float64"))
 
 
 def _is_not_among(row: dict[str, Any], names: frozenset[str]) -> bool:
@@ -97,12 +127,15 @@ def load_data(data_args: DataArguments, config: GLCMMAEConfig, seed: int) -> Pre
         raise UsageError("fold needs the whole data set: streaming must be false")
     if data_args.splits_file is not None and data_args.fold is None:
         raise UsageError("splits_file needs fold, the fold to train on")
+    if data_args.unlabelled_corpus and data_args.streaming:
+        raise UsageError("unlabelled_corpus needs the whole data set: streaming must be false")
+    kept = []
     with PartialState().main_process_first():  # generated and downloaded data is then in the cache for the others
-        images = (
-            load_prepared(data_args.corpus, data_args.splits_file, data_args.fold)[0]["train"]
-            if data_args.fold is not None
-            else _whole_corpus(data_args, transform, seed)
-        )
+        if data_args.fold is not None:
+            parts, _ = load_prepared(data_args.corpus, data_args.splits_file, data_args.fold)
+            images, kept = parts["train"], [parts["validation"], parts["test"]]
+        else:
+            images = _whole_corpus(data_args, transform, seed)
     reading = {
         "patch_size": config.patch_size,
         "num_channels": config.num_channels,
@@ -132,9 +165,6 @@ def load_data(data_args: DataArguments, config: GLCMMAEConfig, seed: int) -> Pre
         white, deep = white_and_depth(first, data_args.white_level)
         return PretrainingData(train, held_out, transform, white_level=white, deep=deep)
     images, skipped = verify_images(images, bad_images=data_args.bad_images, transform=transform, **checking)
-    white, deep = white_and_depth(images, data_args.white_level)
-    if data_args.cache_images and deep:
-        raise UsageError(f"cache_images keeps 8 bits, the images are deeper (white is {white:g}): set it to false")
     if data_args.held_out and "group" not in images.column_names and data_args.corpus != "speckle":
         logger.warning(
             "corpus %s has no groups (patients), so copies of training images may be held out: prepare_corpus.py finds "
@@ -142,13 +172,23 @@ def load_data(data_args: DataArguments, config: GLCMMAEConfig, seed: int) -> Pre
             data_args.corpus,
         )
     train_images, held_out_images = split_held_out(images, data_args.held_out, seed)
+    labelled_images = train_images
+    if data_args.unlabelled_corpus:
+        if held_out_images is not None:
+            kept.append(held_out_images)
+        more, bad = _more_images(data_args, kept, checking, transform)
+        skipped += [(name, "") for name in bad]
+        train_images = datasets.concatenate_datasets([_plain(train_images), *more])
+    white, deep = white_and_depth(itertools.chain(train_images, held_out_images or ()), data_args.white_level)
+    if data_args.cache_images and deep:
+        raise UsageError(f"cache_images keeps 8 bits, the images are deeper (white is {white:g}): set it to false")
     train = PretrainDataset(train_images, transform, cache=data_args.cache_images, **reading)
     held_out = None
     if held_out_images is not None:
         held_out = PretrainDataset(held_out_images, transform, train=False, cache=data_args.cache_images, **reading)
     labelled = None
     if held_out is not None and "label" in images.column_names:
-        labelled = PretrainDataset(train_images, transform, train=False, **reading)
+        labelled = PretrainDataset(labelled_images, transform, train=False, **reading)
     return PretrainingData(train, held_out, transform, labelled, [name for name, _ in skipped], white, deep)
 
 

@@ -134,7 +134,8 @@ class Run(ABC):
     def _sources(self) -> list[str | None]:
         """What is read, where these are paths: it must not be deleted with an earlier run."""
         data = (getattr(self.data_args, name, None) for name in ("corpus", "data_dir", "splits_file"))
-        return [self.model_args.model_name_or_path, *data]
+        more = getattr(self.data_args, "unlabelled_corpus", None) or []
+        return [self.model_args.model_name_or_path, *data, *more]
 
     def _num_steps(self) -> int:
         if self.args.max_steps > 0:
