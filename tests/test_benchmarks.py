@@ -1,5 +1,6 @@
 """The benchmarks at tiny size: what they write, and that their numbers mean what they say."""
 
+import argparse
 import importlib.util
 import json
 import math
@@ -21,6 +22,7 @@ from images.items import PrepareArguments
 from judging.summary import compare, summarise
 from modeling_glcm_mae import GLCMMAEConfig, GLCMMAEForPreTraining, cooccurrence_matrix
 from prepare_corpus import prepare
+from training import cross_validation
 
 BENCHMARKS = Path(__file__).parents[1] / "recipes" / "benchmarks"
 TINY_RUN = {
@@ -454,3 +456,20 @@ def test_the_rows_are_run_kept_and_not_run_again(tmp_path):
     tables = subprocess.run([*command[:2], "--tables", str(tmp_path / "found.json")], capture_output=True, text=True)
     assert tables.stdout == again.stdout and tables.stdout.count("| `none` |") == 2
     assert tables.stdout in done.stdout
+
+
+def test_a_row_of_all_corpora_pretrains_on_the_others_whole():
+    finetuned = load("finetuned")
+    options = argparse.Namespace(data_dir="data", output_dir="runs", pretrain_options=["image_size=64"], jobs=1)
+    options.finetune_options = ["num_train_epochs=3"]
+    words = finetuned.command("covid_ct", "texture_all", 0, options)
+    given = words[words.index("--pretrain_options") + 1 : words.index("--finetune_config")]
+    others = ["unlabelled_corpus=data/busi", "unlabelled_corpus=data/pneumonia"]
+    assert given == ["preset=texture", *others, "num_train_epochs=24", "image_size=64", "seed=0"]
+    of_finetuning = words[words.index("--finetune_options") + 1 : words.index("--jobs")]
+    assert of_finetuning == ["num_train_epochs=3", "seed=0"]
+    alone = finetuned.command("covid_ct", "texture", 0, options)
+    assert not any("unlabelled" in word for word in alone) and "num_train_epochs=30" in alone
+    # As cross_validate.py hands them on.
+    assert cross_validation._options(others) == ["--unlabelled_corpus", "data/busi", "data/pneumonia"]
+    assert cross_validation._options(["glcm_offsets=[[0, 1]]"]) == ["--glcm_offsets=[[0, 1]]"]

@@ -6,8 +6,9 @@
 
 `data_dir` holds the corpora as prepare_corpus.py makes them: busi, covid_ct, pneumonia. Rows: `classical` (a logistic
 regression on co-occurrence features), `none` (the network from nothing), and the presets. Each fold pretrains on its
-own training part only, by recipes/configs/laptop/; the chest X-rays on their official split, with three seeds. With
---pretrain_options and --finetune_options as cross_validate.py has them, at any size.
+own training part only, by recipes/configs/laptop/; with `_all` on all images of the other corpora too. The chest X-rays
+are taken on their official split, with three seeds. With --pretrain_options and --finetune_options as cross_validate.py
+has them, at any size.
 
 Each row of a corpus is a run of cross_validate.py in `output_dir`, which goes on where it was interrupted, and lands in
 the JSON file when it is finished: its settings, its command, its commit (`-dirty` with changes that are in none), and
@@ -45,12 +46,23 @@ ROWS: dict[str, list[str] | None] = {  # options of the pretraining; None: there
     BASELINE: ["preset=mse"],
     "paper": ["preset=paper", "mse_epochs=0.5"],
     "texture": ["preset=texture"],
+    "mse_all": ["preset=mse"],
+    "texture_all": ["preset=texture"],
 }
+ALL = "_all"  # the other corpora are pretrained on too
+# `epochs`: of the pretraining on this corpus, and of the fine-tuning.
 CORPORA: dict[str, dict[str, Any]] = {
-    "busi": {"title": "BUSI", "positive": ["malignant"], "folds": None, "seeds": [0]},
-    "covid_ct": {"title": "SARS-CoV-2 CT", "positive": None, "folds": None, "seeds": [0]},
-    "pneumonia": {"title": "Chest X-ray", "positive": None, "folds": ["official"], "seeds": [0, 1, 2]},
+    "busi": {"title": "BUSI", "positive": ["malignant"], "folds": None, "seeds": [0], "epochs": (60, 30)},
+    "covid_ct": {"title": "SARS-CoV-2 CT", "positive": None, "folds": None, "seeds": [0], "epochs": (30, 20)},
+    "pneumonia": {
+        "title": "Chest X-ray",
+        "positive": None,
+        "folds": ["official"],
+        "seeds": [0, 1, 2],
+        "epochs": (15, 8),
+    },
 }
+EPOCHS_OF_ALL = 24
 COLUMNS = {  # title -> figure, the first of these that there is
     "accuracy": ("accuracy",),
     "balanced accuracy": ("balanced_accuracy",),
@@ -72,16 +84,25 @@ def command(corpus: str, row: str, seed: int, options: argparse.Namespace) -> li
     if row == CLASSICAL:
         return [*words, "--mode", "texture_features"]
     sizes = yaml.safe_load((ROOT / CONFIGS / "pretrain.yaml").read_text())
-    of_finetuning = [*options.finetune_options, f"seed={seed}"]
+    of_finetuning = [*_once([f"num_train_epochs={facts['epochs'][1]}"], options.finetune_options), f"seed={seed}"]
     if ROWS[row] is None:
         names = ("image_size", "patch_size", "hidden_size", "num_hidden_layers", "num_attention_heads")
         given = dict(entry.split("=", 1) for entry in options.pretrain_options)
         of_finetuning += [f"{name}={given.get(name, sizes[name])}" for name in (*names, "intermediate_size")]
     else:
         words += ["--pretrain_config", f"{CONFIGS}/pretrain.yaml", "--pretrain_options"]
-        words += [*ROWS[row], *options.pretrain_options, f"seed={seed}"]
+        epochs = [f"num_train_epochs={EPOCHS_OF_ALL if row.endswith(ALL) else facts['epochs'][0]}"]
+        others = [f"unlabelled_corpus={Path(options.data_dir, name)}" for name in CORPORA if name != corpus]
+        words += [*ROWS[row], *(others if row.endswith(ALL) else []), *_once(epochs, options.pretrain_options)]
+        words.append(f"seed={seed}")
     words += ["--finetune_config", f"{CONFIGS}/finetune.yaml", "--finetune_options", *of_finetuning]
     return [*words, "--jobs", str(options.jobs)]
+
+
+def _once(usual: list[str], given: list[str]) -> list[str]:
+    """NAME=VALUE entries, without the usual ones that are given."""
+    names = {entry.split("=", 1)[0] for entry in given}
+    return [*(entry for entry in usual if entry.split("=", 1)[0] not in names), *given]
 
 
 def record(words: Sequence[str], output: Path) -> dict[str, Any]:

@@ -63,14 +63,15 @@ class CrossValidationArguments:
     splits_file: str | None = option(None, "Splits; splits.json of the corpus if left out.")
     pretrain_config: str | None = option(None, "YAML of pretrain.py: pretrain in every fold.")
     pretrain_options: list[str] | None = field(
-        default=None, metadata={"help": "More options of pretrain.py, as NAME=VALUE."}
+        default=None,
+        metadata={"help": "More options of pretrain.py, as NAME=VALUE; several values by several entries."},
     )
     checkpoint: str | None = option(
         None, "Encoder to start from instead; {fold} is replaced by the fold. With neither, from nothing."
     )
     finetune_config: str | None = option(None, "YAML of finetune.py.")
     finetune_options: list[str] | None = field(
-        default=None, metadata={"help": "More options of finetune.py, as NAME=VALUE."}
+        default=None, metadata={"help": "More options of finetune.py, likewise."}
     )
     positive_classes: list[str] | None = field(
         default=None, metadata={"help": "Classes that count as positive; finetune_config's if left out."}
@@ -191,7 +192,16 @@ def _sizes_pretrained(args: CrossValidationArguments) -> list[str]:
 
 
 def _options(entries: list[str] | None) -> list[str]:
-    return [f"--{entry}" for entry in entries or ()]
+    """As a command line: a name that is given several times is an option with several values."""
+    values: dict[str, list[str]] = {}
+    for name, value in (entry.split("=", 1) for entry in entries or ()):
+        values.setdefault(name, []).append(value)
+    return [
+        text
+        for name, given in values.items()
+        # After "=" even a value that begins with a dash is one.
+        for text in ([f"--{name}={given[0]}"] if len(given) == 1 else [f"--{name}", *given])
+    ]
 
 
 def _run(recipe: str, folder: Path, options: list[str], environment: dict[str, str]) -> None:
