@@ -5,13 +5,15 @@ Axis letters in trailing shape comments: M patches, H W the pixels of a patch, K
 
 import functools
 import math
+import sys
+import warnings
 from collections.abc import Callable, Sequence
 
 import torch
 from torch import nn
 
 from .glcm_backends import one_pass_loss
-from .glcm_support import check_levels, check_offsets, in_bins, pair_slices, place_of_counting, support_of
+from .glcm_support import check_levels, check_offsets, check_stack, in_bins, pair_slices, place_of_counting, support_of
 
 
 def offsets_from_angles(distances: Sequence[int], angles: Sequence[float]) -> list[list[int]]:
@@ -26,8 +28,11 @@ def offsets_from_angles(distances: Sequence[int], angles: Sequence[float]) -> li
         `dx = round(cos(angle) * distance)`.
 
     Raises:
-        ValueError: if an offset is (0, 0).
+        ValueError: if an offset is (0, 0), or an angle is beyond a full turn, as degrees are.
     """
+    for angle in angles:
+        if not abs(angle) <= 2 * math.pi:
+            raise ValueError(f"angles must be in radians, -2 pi to 2 pi, got {angle}: math.radians takes degrees")
     offsets = [
         [round(math.sin(angle) * distance), round(math.cos(angle) * distance)]
         for distance in distances
@@ -70,6 +75,9 @@ def soft_assignment(
     Raises:
         ValueError: on a wrong argument; names it, its value and what is allowed.
     """
+    if not isinstance(image, torch.Tensor) or not image.is_floating_point():
+        found = image.dtype if isinstance(image, torch.Tensor) else type(image).__name__
+        raise ValueError(f"image must be a floating-point tensor in the units of value_range, got {found}")
     check_levels(levels, value_range, kernel, sharpness)
     x = image if image.dtype == torch.float64 else image.float()
     u = in_bins(x, levels, value_range).clamp(0, levels).unsqueeze(-1)  # ... 1
@@ -111,25 +119,23 @@ def cooccurrence_matrix(
         sharpness: of the sigmoid kernel.
         symmetric: count each pair in both orders (G + G^T).
         normalize: divide each matrix by its sum. A matrix without a pair stays 0.
-        mask: bool, shape of `image`; pairs with a pixel outside it do not count. What the image holds outside has no
-            effect on the matrix or on the gradient, nor has NaN or infinity there.
+        mask: bool, shape of `image`, with a pixel in every image; pairs with a pixel outside it do not count. What the
+            image holds outside has no effect on the matrix or on the gradient, nor has NaN or infinity there.
 
     Returns:
         `(..., D, K, K)` joint counts (probabilities if normalised); float64 for a float64 image, else float32,
         whatever autocast says.
 
     Raises:
+        TypeError: image or mask is no tensor.
         ValueError: on a wrong argument; names it, its value and what is allowed.
     """
-    if image.dim() < 2 or not image.is_floating_point():
-        raise ValueError(f"image must be floating point (..., H, W), got {image.dtype} of shape {tuple(image.shape)}")
+    check_stack("image", image, "(..., H, W)", None)
     height, width = image.shape[-2:]
     check_levels(levels, value_range, kernel, sharpness)
     check_offsets(offsets, height, width)
-    if mask is not None and (mask.shape != image.shape or mask.dtype != torch.bool):
-        raise ValueError(
-            f"mask must be bool of the image's shape {tuple(image.shape)}, got {mask.dtype} of {tuple(mask.shape)}"
-        )
+    if mask is not None:
+        _check_mask(mask, image)
     if mask is not None:
         # Before anything is computed: weight 0 would not silence a NaN.
         image = image.masked_fill(~mask, 0)
@@ -158,6 +164,20 @@ def cooccurrence_matrix(
             # Not a clamp to a tiny number: its reciprocal would overflow in the gradient of a matrix without a pair.
             glcm = glcm / torch.where(total > 0, total, 1)
         return glcm
+
+
+def _check_mask(mask: torch.Tensor, image: torch.Tensor) -> None:
+    if not isinstance(mask, torch.Tensor):
+        raise TypeError(
+            f"mask must be a torch tensor, got {type(mask).__name__}: torch.from_numpy makes one of an array"
+        )
+    if mask.shape != image.shape or mask.dtype != torch.bool:
+        raise ValueError(
+            f"mask must be bool of the image's shape {tuple(image.shape)}, got {mask.dtype} of {tuple(mask.shape)}"
+        )
+    # Zeros would look like a measurement. A graph cannot be left to look.
+    if not torch.compiler.is_compiling() and not mask.flatten(-2).any(-1).all():
+        raise ValueError("mask must leave a pixel of every image, got one that leaves none")
 
 
 @torch.no_grad()
@@ -291,18 +311,13 @@ def glcm_loss(
     >>> glcm_loss(pred, target, levels=32, value_range=(0, 1), offsets=[[0, 1], [1, 0]], kernel="linear").backward()
     ```
     """
-    if pred.shape != target.shape or pred.dim() != 3:
+    check_stack("pred", pred, "(M, H, W)", 3)
+    check_stack("target", target, "(M, H, W)", 3)
+    if pred.shape != target.shape:
         raise ValueError(
             f"pred and target must have the same shape (M, H, W), got {tuple(pred.shape)} and {tuple(target.shape)}"
         )
-    if not (pred.is_floating_point() and target.is_floating_point()):
-        raise ValueError(f"pred and target must be floating point, got {pred.dtype} and {target.dtype}")
-    if reduction not in ("mean", "none"):
-        raise ValueError(f"reduction must be mean or none, got {reduction!r}")
-    if cumulative and reweight:
-        raise ValueError("cumulative=True must not be combined with reweight=True: it would sum what is not a count")
-    if backend not in BACKENDS:
-        raise ValueError(f"backend must be one of {', '.join(BACKENDS)}, got {backend!r}")
+    _check_choices(reduction, backend, reweight, cumulative)
     per_patch = BACKENDS[backend](
         pred,
         target,
@@ -322,20 +337,79 @@ def glcm_loss(
     return per_patch.sum() / max(len(per_patch), 1)
 
 
+def _check_choices(reduction: str, backend: str, reweight: bool, cumulative: bool) -> None:
+    if reduction not in ("mean", "none"):
+        raise ValueError(f"reduction must be mean or none, got {reduction!r}")
+    if cumulative and reweight:
+        raise ValueError("cumulative=True must not be combined with reweight=True: it would sum what is not a count")
+    if backend not in BACKENDS:
+        raise ValueError(f"backend must be one of {', '.join(BACKENDS)}, got {backend!r}")
+
+
 class GLCMLoss(nn.Module):
     """`glcm_loss` with its settings kept, to be used as the texture loss of any network.
 
+    Finding the weight: beside a pixel loss, begin where both terms have gradients of about one size at the network's
+    output, and train until the schedule has ended before judging it: on its way the term turns blur into noise, and
+    noise into texture. `texture_fidelity` tells the three apart (a gradient energy below, above and at 1).
+
     Args:
-        **settings: the keyword arguments of `glcm_loss`.
+        levels, value_range, offsets, kernel, sharpness, reweight, symmetric, normalize, cumulative, reduction, backend:
+            as in `glcm_loss`.
+
+    Raises:
+        ValueError: on a wrong argument, at construction; names it, its value and what is allowed.
     """
 
-    def __init__(self, **settings):
+    def __init__(
+        self,
+        *,
+        levels: int,
+        value_range: Sequence[float],
+        offsets: Sequence[Sequence[int]],
+        kernel: str = "sigmoid",
+        sharpness: float = 30.0,
+        reweight: bool = True,
+        symmetric: bool = False,
+        normalize: bool = False,
+        cumulative: bool = False,
+        reduction: str = "mean",
+        backend: str = "auto",
+    ):
         super().__init__()
-        self.settings = settings
+        check_levels(levels, value_range, kernel, sharpness)
+        check_offsets(offsets, sys.maxsize, sys.maxsize)  # their lengths depend on the images
+        _check_choices(reduction, backend, reweight, cumulative)
+        self.settings = {
+            "levels": levels,
+            "value_range": value_range,
+            "offsets": offsets,
+            "kernel": kernel,
+            "sharpness": sharpness,
+            "reweight": reweight,
+            "symmetric": symmetric,
+            "normalize": normalize,
+            "cumulative": cumulative,
+            "reduction": reduction,
+            "backend": backend,
+        }
+        self._range_is_checked = False
 
     def forward(self, pred: torch.Tensor, target: torch.Tensor) -> torch.Tensor:
-        """`(M, H, W)` twice -> the loss."""
-        return glcm_loss(pred, target, **self.settings)
+        """`(M, H, W)` twice -> the loss. Warns once if more than half of the first targets lie outside the range."""
+        loss = glcm_loss(pred, target, **self.settings)
+        if not self._range_is_checked and not torch.compiler.is_compiling() and target.numel():
+            self._range_is_checked = True
+            low, high = self.settings["value_range"]
+            outside = ((target < low) | (target > high)).float().mean().item()
+            if outside > 0.5:
+                warnings.warn(
+                    f"{outside:.0%} of the target's pixels lie outside value_range ({low}, {high}) and are clamped: "
+                    f"give value_range in the units of the images, which span {target.min().item():g} to "
+                    f"{target.max().item():g}",
+                    stacklevel=2,
+                )
+        return loss
 
     def extra_repr(self) -> str:
         """Show the settings."""

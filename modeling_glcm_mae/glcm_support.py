@@ -36,6 +36,27 @@ def check_levels(levels: int, value_range: Sequence[float], kernel: str, sharpne
         raise ValueError(f'sharpness must be finite and greater than 0 (kernel "hard" is infinity), got {sharpness}')
 
 
+def check_stack(name: str, image: torch.Tensor, shape: str, dims: int | None) -> None:
+    """Raise on what is no floating-point tensor of `dims` axes (`None`: at least two); says what was given.
+
+    Raises:
+        TypeError: no tensor.
+        ValueError: whole numbers, or another number of axes.
+    """
+    if not isinstance(image, torch.Tensor):
+        raise TypeError(
+            f"{name} must be a torch tensor {shape}, got {type(image).__name__}: torch.from_numpy makes one of an array"
+        )
+    if not image.is_floating_point():
+        raise ValueError(
+            f"{name} must be floating point {shape}, got {image.dtype} of shape {tuple(image.shape)}: {name}.float() "
+            "is, with value_range in the same units"
+        )
+    if image.dim() < 2 if dims is None else image.dim() != dims:
+        hint = f": {name}[None] makes a stack of one image" if dims == 3 and image.dim() == 2 else ""
+        raise ValueError(f"{name} must have the shape {shape}, got {tuple(image.shape)}{hint}")
+
+
 def check_offsets(offsets: Sequence[Sequence[int]], height: int, width: int) -> None:
     """Raise `ValueError` on offsets that hold no pair in an image of `height` x `width` pixels."""
     if len(offsets) == 0:

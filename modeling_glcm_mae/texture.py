@@ -17,6 +17,7 @@ Sources:
 import torch
 
 from .glcm import cooccurrence_matrix
+from .glcm_support import check_stack
 
 __all__ = ["texture_features", "texture_fidelity"]
 
@@ -199,7 +200,9 @@ def texture_fidelity(
     Returns:
         `dict[str, torch.Tensor]`: `glcm_l1` and `gradient_energy_ratio`, scalars without gradient (NaN when M is 0).
     """
-    if pred.shape != target.shape or pred.dim() != 3:
+    check_stack("pred", pred, "(M, H, W)", 3)
+    check_stack("target", target, "(M, H, W)", 3)
+    if pred.shape != target.shape:
         raise ValueError(
             f"`pred` has shape {tuple(pred.shape)} and `target` {tuple(target.shape)}; expected (M, H, W) twice."
         )

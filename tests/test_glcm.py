@@ -620,7 +620,8 @@ def test_wrong_argument_names_itself_and_what_is_allowed(arguments, said):
 def test_every_backend_refuses_what_is_not_floating_point(dtype, backend):
     whole, real = torch.ones(2, 8, 8, dtype=dtype), patches(2, 8, 8)
     for pred, target in ((whole, whole), (real, whole), (whole, real)):
-        said = f"pred and target must be floating point, got {pred.dtype} and {target.dtype}"
+        name, wrong = ("target", target) if pred is real else ("pred", pred)
+        said = rf"{name} must be floating point \(M, H, W\), got {wrong.dtype} of shape"
         with pytest.raises(ValueError, match=said):
             glcm_loss(pred, target, backend=backend, **LOSS)
 

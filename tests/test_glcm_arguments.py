@@ -1,0 +1,66 @@
+"""What people pass first, and what is said of it."""
+
+import re
+import warnings
+
+import numpy as np
+import pytest
+import torch
+
+from modeling_glcm_mae import (
+    GLCMLoss,
+    cooccurrence_matrix,
+    glcm_loss,
+    offsets_from_angles,
+    soft_assignment,
+    texture_fidelity,
+)
+
+LOSS = {"levels": 8, "value_range": (0, 1), "offsets": [[0, 1]], "kernel": "linear"}
+
+
+@pytest.mark.parametrize(
+    ("call", "error", "message"),
+    [
+        (lambda x: glcm_loss(x.numpy(), x.numpy(), **LOSS), TypeError, "pred must be a torch tensor (M, H, W), got nd"),
+        (lambda x: glcm_loss(x[0], x[0], **LOSS), ValueError, "got (6, 6): pred[None] makes a stack of one image"),
+        (lambda x: glcm_loss(x, (x * 255).byte(), **LOSS), ValueError, "target must be floating point (M, H, W), got"),
+        (lambda x: texture_fidelity((x * 255).int(), x, value_range=(0, 1)), ValueError, "pred must be floating point"),
+        (lambda x: soft_assignment((x * 255).byte(), levels=8, value_range=(0, 255)), ValueError, "got torch.uint8"),
+        (lambda x: cooccurrence_matrix(x.numpy(), **LOSS), TypeError, "image must be a torch tensor (..., H, W)"),
+        (lambda x: cooccurrence_matrix(x, mask=np.ones((2, 6, 6)), **LOSS), TypeError, "mask must be a torch tensor"),
+        (lambda x: cooccurrence_matrix(x, mask=(x > 0) & (x[:1] > 2), **LOSS), ValueError, "got one that leaves none"),
+        (
+            lambda x: offsets_from_angles([1], [0, 45, 90]),
+            ValueError,
+            "angles must be in radians, -2 pi to 2 pi, got 45",
+        ),
+        (lambda x: GLCMLoss(**LOSS, level=3), TypeError, "level"),
+        (
+            lambda x: GLCMLoss(**LOSS | {"offsets": [[0, 0]]}),
+            ValueError,
+            "every offset must be [dy, dx] in whole pixels",
+        ),
+        (lambda x: GLCMLoss(**LOSS | {"value_range": (1, 0)}), ValueError, "value_range must be two finite numbers"),
+        (lambda x: GLCMLoss(**LOSS | {"kernel": "soft"}), ValueError, "kernel must be one of"),
+        (lambda x: GLCMLoss(**LOSS, reduction="sum"), ValueError, "reduction must be mean or none"),
+        (lambda x: GLCMLoss(**LOSS, backend="gpu"), ValueError, "backend must be one of"),
+    ],
+)
+def test_what_is_given_and_what_is_wanted_are_said(call, error, message):
+    with pytest.raises(error, match=re.escape(message)):
+        call(torch.rand(2, 6, 6))
+
+
+def test_the_loss_warns_once_of_a_range_in_other_units():
+    images = torch.rand(3, 6, 6) * 255
+    loss = GLCMLoss(**LOSS)
+    with pytest.warns(UserWarning, match=r"pixels lie outside value_range \(0, 1\) .* which span") as said:
+        for _ in range(3):
+            loss(images, images)
+    assert len(said) == 1
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        GLCMLoss(**LOSS | {"value_range": (0, 255)})(images, images)
+        # What a network answers on its way may lie anywhere.
+        GLCMLoss(**LOSS)(images, images / 255)
