@@ -1,7 +1,8 @@
 """GLCM-MAE: masked autoencoders for medical images that learn texture, for Hugging Face Transformers."""
 
 from .configuration_glcm_mae import GLCMMAEConfig, value_range_from_normalization
-from .glcm import GLCMLoss, cooccurrence_matrix, glcm_loss, offsets_from_angles, soft_assignment
+from .glcm import cooccurrence_matrix, glcm_loss, offsets_from_angles, soft_assignment
+from .glcm_module import GLCMLoss
 from .modeling_glcm_mae import (
     GLCMMAEForPreTraining,
     GLCMMAEForPreTrainingOutput,

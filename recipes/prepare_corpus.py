@@ -28,10 +28,9 @@ from hub.cards import DATA_ADDRESS
 from hub.contents import PublishArguments, publication_of
 from hub.export import without_paths
 from hub.repository import publish
+from images.arguments import MIN_SALT, PrepareArguments
 from images.fingerprint import merged_groups, similar_pairs
 from images.items import (
-    MIN_SALT,
-    PrepareArguments,
     build_dataset,
     find_conflicts,
     find_unlisted,
@@ -79,9 +78,8 @@ def prepare(args: PrepareArguments) -> Path:
     if args.push_to_hub and args.keep_file_names and args.corpus not in FACTS:
         source = args.data_dir or args.corpus
         logger.warning("keep_file_names: file names and patients of %s are published as they are", source)
-    items, class_names, problems, no_pictures = read_items(args)
-    left_out = {"unreadable": problems, "no_pictures": no_pictures}
-    left_out |= find_unlisted(args, items, problems + no_pictures)
+    items, class_names, left_out = read_items(args)
+    left_out |= find_unlisted(args, items, sum(left_out.values(), []))
     if args.keep_file_names:
         reasons = {why: [reason for _, reason in files] for why, files in left_out.items()}
     else:

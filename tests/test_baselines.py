@@ -20,7 +20,7 @@ from test_cross_validate import pretended  # noqa: F401 - fixtures
 from test_finetune import corpus, exported, few_resamples, finished, texture  # noqa: F401 - fixtures
 
 import cross_validate
-from images.items import PrepareArguments
+from images.arguments import PrepareArguments
 from images.splits import load_prepared
 from judging import summary, tables
 from prepare_corpus import prepare

@@ -18,7 +18,7 @@ from huggingface_hub import constants
 from test_finetune import few_resamples  # noqa: F401 - fixtures
 from transformers import ViTConfig, ViTModel
 
-from images.items import PrepareArguments
+from images.arguments import PrepareArguments
 from judging.summary import compare, summarise
 from modeling_glcm_mae import GLCMMAEConfig, GLCMMAEForPreTraining, cooccurrence_matrix
 from prepare_corpus import prepare

@@ -38,7 +38,7 @@ from hub.export import write_classifier, write_export
 from hub.never_published import files_of
 from hub.publication import Publication
 from hub.repository import finish, open_repository, send
-from images.items import PrepareArguments
+from images.arguments import PrepareArguments
 from images.transform import ImageTransform
 from judging.summary import summarise
 from modeling_glcm_mae import GLCMMAEForPreTraining

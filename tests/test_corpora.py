@@ -29,9 +29,10 @@ from corpora.load import load_corpus
 from corpora.record import IGNORED, BadImageError, CorpusError, read_text
 from corpora.table import read_table
 from hub.contents import PublishArguments
+from images.arguments import PrepareArguments
 from images.check import verify_images
 from images.decode import decode_image
-from images.items import PrepareArguments, read_items
+from images.items import read_items
 from images.transform import ImageTransform
 from training.arguments import DataArguments
 from training.pretraining_data import load_data
@@ -179,7 +180,7 @@ def test_a_label_is_declined_too(images, tmp_path, caplog):
         (b"file,label\nim0.png,a,b\n", "line 2: 3 values for 2 columns"),
         (b"file,label\nim0.png,a\nim1.png,b\n./im0.png,a\n", "line 4: './im0.png' is listed in line 2 already"),
         (b"file,label\n../table.csv,a\n", "line 2: '../table.csv' is not below"),
-        (b"file,label\nim0.png, \n", "line 2: the label is empty"),
+        (b"file,label\nim0.png, \n", "every label is empty. Fill the column, or pass --label_column none"),
         (b"file,split\nim0.png,dev\n", "line 2: split must be one of train, test, validation, got 'dev'"),
         (b"file,label\n", "a header with the column file, and one line per image"),
         (b"", "a header with the column file, and one line per image"),

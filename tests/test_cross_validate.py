@@ -17,7 +17,7 @@ from huggingface_hub import ModelCard
 from test_finetune import FAST, RECIPES, TINY_PRETRAINING, corpus, exported, finished, run  # noqa: F401 - fixtures
 
 import cross_validate
-from images.items import PrepareArguments
+from images.arguments import PrepareArguments
 from images.splits import load_prepared
 from judging import summary, tables
 from judging.summary import compare, predictions_table

@@ -21,8 +21,9 @@ from corpora import bus_uclm, covid_ct_md, medmnist, recognised
 from corpora.facts import FACTS, facts_of
 from corpora.load import load_corpus
 from corpora.record import CorpusError
+from images.arguments import PrepareArguments
 from images.decode import decode_image
-from images.items import PrepareArguments, read_items
+from images.items import read_items
 from images.pseudonyms import PRIVATE
 from images.splits import load_prepared
 

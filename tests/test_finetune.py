@@ -35,8 +35,8 @@ import pretrain
 from commandline import UsageError, parse_args
 from corpora import CORPORA
 from hub.export import write_export
+from images.arguments import PrepareArguments
 from images.augment import Augmentation, Mixing
-from images.items import PrepareArguments
 from images.splits import load_prepared
 from images.transform import ImageTransform, transform_of_processor
 from judging import summary

@@ -13,7 +13,7 @@ from helpers import encode, write
 from test_finetune import _begun, corpus, exported, finished, pretrained, run, texture  # noqa: F401 - fixtures
 
 from commandline import UsageError
-from images.items import PrepareArguments
+from images.arguments import PrepareArguments
 from prepare_corpus import prepare
 
 

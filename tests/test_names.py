@@ -25,7 +25,8 @@ from commandline import UsageError
 from corpora.load import load_corpus
 from hub import contents
 from hub.export import without_paths
-from images.items import PrepareArguments, read_items
+from images.arguments import PrepareArguments
+from images.items import read_items
 from images.pseudonyms import publishable, with_written_names
 from images.splits import load_split
 from judging import summary

@@ -17,9 +17,10 @@ import prepare_corpus
 from commandline import UsageError
 from corpora.load import load_corpus
 from corpora.record import BadImageError, CorpusError
+from images.arguments import PrepareArguments
 from images.dicom import read_dicom
 from images.fingerprint import SimilarPair, merged_groups
-from images.items import PrepareArguments, read_items
+from images.items import read_items
 from images.splits import SplitError, check_overlap, load_split, make_splits
 from prepare_corpus import prepare
 
@@ -549,8 +550,8 @@ def test_a_folder_of_dicom_files(tmp_path):
             (tmp_path / "raw" / label).mkdir(parents=True, exist_ok=True)
             shutil.copy(get_testdata_file(name, download=False), tmp_path / "raw" / label / name)
     shutil.move(tmp_path / "raw" / "a" / "CT_small.dcm", tmp_path / "raw" / "a" / "no_extension")
-    items, class_names, problems, no_pictures = read_items(arguments(tmp_path / "raw", salt="s"))
-    assert (class_names, problems, no_pictures) == (["a", "b"], [], [])
+    items, class_names, left_out = read_items(arguments(tmp_path / "raw", salt="s"))
+    assert class_names == ["a", "b"] and left_out == {"unreadable": [], "no_pictures": [], "unlabelled": []}
     windows = {item.record.file_name: item.window for item in items}
     assert set(windows) == {
         *("a/no_extension", "a/693_J2KI.dcm", "b/MR_small.dcm"),

@@ -10,7 +10,7 @@ from test_pretrain import TINY, options
 
 import pretrain
 from hub.export import TRAINING_IMAGES
-from images.items import PrepareArguments
+from images.arguments import PrepareArguments
 from images.splits import load_prepared
 from prepare_corpus import prepare
 

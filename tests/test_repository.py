@@ -25,7 +25,7 @@ from hub.publication import Publication
 from hub.repository import MANIFEST, open_repository, send, verify
 from hub.repository import publish as publish_hub
 from images import splits
-from images.items import PrepareArguments
+from images.arguments import PrepareArguments
 from prepare_corpus import prepare
 
 THEIRS = {

@@ -24,7 +24,8 @@ import embed
 import explain
 from corpora.load import load_corpus
 from corpora.record import CorpusError
-from images.items import PrepareArguments, read_items
+from images.arguments import PrepareArguments
+from images.items import read_items
 from judging.summary import draw_comparison, draw_curves, predictions_table
 
 

@@ -7,6 +7,7 @@ from pathlib import Path
 
 from corpora.record import IMAGE_SUFFIXES, CorpusError, ImageRecord, existing_folder, list_images
 
+UNLABELLED = ("unlabelled", "unlabeled")  # folders of these names are no class
 SPLIT_FOLDERS = {"train": "train", "test": "test", "val": "validation", "validation": "validation"}
 
 
@@ -15,12 +16,15 @@ def find_root(data_dir: Path) -> Path | None:
     return data_dir
 
 
-def find_images(data_dir: str | Path, *, bad_images: str = "error", dicom: bool = False) -> list[ImageRecord]:
+def find_images(
+    data_dir: str | Path, *, bad_images: str = "error", dicom: bool = False, some_labels: bool = False
+) -> list[ImageRecord]:
     """Every image of a folder tree, in the order of the file name.
 
     If all images lie below top-level folders called train, test, val or validation (in any case), these are the
     splits. Below that, if every image lies in a folder, the first-level folders are the classes; else there are no
-    labels.
+    labels, or with `some_labels` those that lie beside the folders have none. Nor have the images of a folder called
+    "unlabelled".
 
     Raises:
         CorpusError: no such folder, no image in it, or (unless `bad_images` is "skip") a file that is not an image.
@@ -36,8 +40,13 @@ def find_images(data_dir: str | Path, *, bad_images: str = "error", dicom: bool 
         depth = 0
     else:
         depth = 1
-    labelled = all(len(part) > depth + 1 for part in parts)
+    labelled = some_labels or all(len(part) > depth + 1 for part in parts)
+
+    def label(part: tuple[str, ...]) -> str | None:
+        known = labelled and len(part) > depth + 1 and part[depth].lower() not in UNLABELLED
+        return part[depth] if known else None
+
     return [
-        ImageRecord(path, "/".join(part), label=part[depth] if labelled else None, split=split)
+        ImageRecord(path, "/".join(part), label=label(part), split=split)
         for path, part, split in zip(paths, parts, splits, strict=True)
     ]

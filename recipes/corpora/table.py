@@ -135,11 +135,11 @@ def read_table(
         if split is not None and split.lower() not in SPLIT_FOLDERS:
             allowed = ", ".join(dict.fromkeys(SPLIT_FOLDERS.values()))
             raise CorpusError(f"{where}: split must be one of {allowed}, got {split!r}.")
-        if "label" in position and label is None:
-            raise CorpusError(f"{where}: the label is empty.")
         file_name = path.relative_to(root).as_posix()
         split = split and SPLIT_FOLDERS[split.lower()]
         records.append(ImageRecord(root / file_name, file_name, label, patient, split))
+    if "label" in position and records and all(record.label is None for record in records):
+        raise CorpusError(f"{source}: every label is empty. Fill the column, or pass --label_column {NONE}.")
     if missing:
         names = ", ".join(missing[:5]) + (", ..." if len(missing) > 5 else "")
         logger.warning("%s: %d file(s) are missing and left out: %s", source, len(missing), names)

@@ -6,20 +6,20 @@ import re
 from collections import defaultdict
 from collections.abc import Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import datasets
 from tqdm.auto import tqdm
 
-from commandline import UsageError, check_repo_id, option
-from corpora import CORPORA, class_names, covid_ct_md, resolved
-from corpora.facts import FACTS, facts_of
-from corpora.load import SPLIT_NAMES, is_hub_id, open_tables, recognised_folder, unify_tables
+from commandline import UsageError
+from corpora import CORPORA, class_names, covid_ct_md
+from corpora.load import SPLIT_NAMES, open_tables, recognised_folder, unify_tables
 from corpora.record import BadImageError, CorpusError, ImageRecord, existing_folder, is_dicom, list_pictures, printable
 from corpora.speckle import load_speckle
 from corpora.table import NONE, read_table
+from images.arguments import PrepareArguments
 from images.check import white_level_of
 from images.decode import decode_image, is_deep, luma
 from images.dicom import NotAPictureError, read_dicom
@@ -29,97 +29,6 @@ from images.pseudonyms import pseudonym_of_file
 logger = logging.getLogger("prepare_corpus")
 
 IMAGES_PER_FILE = 5000  # of a Parquet file
-MIN_SALT = 16  # characters
-
-
-@dataclass
-class PrepareArguments:
-    """Which download, and how it is split."""
-
-    corpus: str = option(
-        "folder", "busi, pneumonia, covid_ct, gbcu, bus_uclm, medmnist, speckle, folder, or the Hub id OWNER/NAME."
-    )
-    data_dir: str | None = option(None, "Folder of the download; for medmnist also its .npz file.")
-    output_dir: str | None = option(None, "Receives the data set; new or empty.")
-    overwrite_output_dir: bool = option(False, "Replace the data set in output_dir.")
-    table: str | None = option(
-        None, "For folder: CSV or TSV with the columns file, and if known label, patient, split."
-    )
-    image_column: str | None = option(None, "Column of the images, if a data set has several.")
-    label_column: str | None = option(
-        None, "Column of the labels, if a table (CSV, Parquet, Hub) has another name for it; none: without labels."
-    )
-    group_column: str | None = option(
-        None, "Column of the patients, if a table has another name for it; none: without patients."
-    )
-    bad_images: str = option("error", "error: stop at an unreadable file; skip: leave it out, named and counted.")
-    white_level: float | None = option(None, "Grey value of white; 255 for 8-bit files and 65535 for 16-bit ones.")
-    num_folds: int = option(5, "Folds for cross-validation (GBCU in the paper: 10).")
-    seed: int = option(0, "Of the splits.")
-    window: list[float] | None = field(
-        default=None, metadata={"help": "Centre and width of the grey window of DICOM files, instead of their own."}
-    )
-    slices: str = option(
-        "all", "For COVID-CT-MD: all, or infected: of patients with a pneumonia only slices marked as infected."
-    )
-    keep_file_names: bool | None = option(
-        None,
-        "Write file names and a table's patients as they are. Left out: for the public corpora only; else they are "
-        "hashed, and private/names.csv knows the originals.",
-    )
-    salt: str | None = option(
-        None,
-        "Secret that file names and patient ids are hashed with; the same one gives the same names. Drawn at random "
-        "and forgotten if left out.",
-    )
-    speckle_images: int = option(2560, "Images to generate, for speckle.")
-    speckle_classes: str = option("easy", "Class set, for speckle: easy or hard.")
-    image_size: int = option(96, "Side of the generated images in pixels, for speckle.")
-    push_to_hub: str | None = option(None, "Publish the data set under this id, OWNER/NAME.")
-    private: bool = option(False, "Publish to a private repository.")
-
-    def __post_init__(self):
-        allowed = (*CORPORA, "speckle")
-        if self.corpus not in allowed and self.data_dir is None and Path(self.corpus).expanduser().is_dir():
-            self.corpus, self.data_dir = "folder", self.corpus  # as the other recipes take it
-        self.corpus = resolved(self.corpus, self.data_dir)
-        on_hub = self.corpus not in allowed and is_hub_id(self.corpus)
-        if self.corpus not in allowed and not on_hub:
-            raise UsageError(f"corpus must be one of {', '.join(allowed)}, or OWNER/NAME, got {self.corpus!r}")
-        if self.bad_images not in ("error", "skip"):
-            raise UsageError(f"bad_images must be error or skip, got {self.bad_images!r}")
-        if self.output_dir is None:
-            raise UsageError("output_dir is needed: the folder that receives the data set")
-        if (self.data_dir is None) != (self.corpus == "speckle" or on_hub):
-            raise UsageError(
-                "data_dir, the folder of the download, is needed for every corpus but speckle and a data set on the "
-                f"Hub, got {self.data_dir!r}"
-            )
-        if self.table is not None and self.corpus != "folder":
-            raise UsageError(f"table is for corpus folder, got corpus {self.corpus}")
-        if self.slices not in covid_ct_md.SLICES or (self.slices != "all" and self.corpus != "covid_ct_md"):
-            raise UsageError(
-                f"slices must be one of {', '.join(covid_ct_md.SLICES)}, and all for every corpus but COVID-CT-MD, got "
-                f"{self.slices!r} for {self.corpus}"
-            )
-        if self.keep_file_names is None:
-            self.keep_file_names = self.corpus in FACTS
-        if self.salt is None:
-            self.salt = os.urandom(16).hex()
-        elif not self.salt:
-            raise UsageError("salt must not be empty: anyone could find the hash of a name")
-        if self.num_folds < 2:
-            raise UsageError(f"num_folds must be at least 2, got {self.num_folds}")
-        if self.window is not None and (len(self.window) != 2 or self.window[1] < 1):
-            raise UsageError(f"window must be a centre and a width of at least 1, got {self.window}")
-        if self.push_to_hub:
-            check_repo_id(self.push_to_hub, "push_to_hub")
-        facts = facts_of(self.corpus, self.data_dir)
-        if self.push_to_hub and facts and facts.no_copies and not self.private:
-            raise UsageError(
-                f"push_to_hub: {facts.no_copies} Publish the splits and your models instead, or keep a copy for "
-                "yourself with --private"
-            )
 
 
 @dataclass
@@ -139,17 +48,28 @@ class Item:
     white: float = 255  # that, or what the depth of the file says
 
 
-def read_items(args: PrepareArguments) -> tuple[list[Item], list[str], list[tuple[str, str]], list[tuple[str, str]]]:
+def read_items(args: PrepareArguments) -> tuple[list[Item], list[str], dict[str, list[tuple[str, str]]]]:
     """Every image of the download and its classes (label 0 first); of what is left out, name and reason of each file.
 
-    These are the files that cannot be read, and the DICOM files that are not pictures.
+    These are the files that cannot be read ("unreadable"), the DICOM files that are not pictures ("no_pictures"), and
+    what has no label where that is asked for ("unlabelled").
     """
     if args.corpus == "speckle":
-        return _generate(args)
+        items, class_names = _generate(args)
+        return items, class_names, {"unreadable": [], "no_pictures": [], "unlabelled": []}
     records, class_names = _records(args)
     unlabelled = [record.file_name for record in records if record.label is None]
-    if class_names and unlabelled:
-        raise CorpusError(f"{len(unlabelled)} of {len(records)} images have no label: {', '.join(unlabelled[:3])}")
+    if not class_names or args.unlabelled == "keep":
+        unlabelled = []
+    if unlabelled and args.unlabelled == "error":
+        raise CorpusError(
+            f"{len(unlabelled)} of {len(records)} images have no label: {', '.join(unlabelled[:3])}. The others are "
+            f"{', '.join(class_names[:3])}{' ...' if len(class_names) > 3 else ''}. Pass --unlabelled keep to pretrain "
+            "on them too, --unlabelled leave_out to do without them, or --label_column none if these are no classes"
+        )
+    if unlabelled:
+        logger.warning("%d image(s) have no label and are left out, such as '%s'", len(unlabelled), unlabelled[0])
+        records = [record for record in records if record.label is not None]
     unsplit = [record.file_name for record in records if record.split is None]
     if 0 < len(unsplit) < len(records):
         raise CorpusError(
@@ -181,7 +101,12 @@ def read_items(args: PrepareArguments) -> tuple[list[Item], list[str], list[tupl
         logger.warning("%d file(s) cannot be used and are left out. The first: %s", len(problems), problems[0][1])
     if no_pictures:
         logger.warning("%d DICOM file(s) are left out. The first: %s", len(no_pictures), no_pictures[0][1])
-    return items, class_names, problems, no_pictures
+    left_out = {"unreadable": problems, "no_pictures": no_pictures}
+    return (
+        items,
+        class_names,
+        left_out | {"unlabelled": [(name, f"Image '{name}' has no label") for name in unlabelled]},
+    )
 
 
 def find_unlisted(
@@ -258,7 +183,10 @@ def _of_folder(args: PrepareArguments) -> tuple[str, list[ImageRecord]]:
             "'%s'. Pass --corpus %s to leave them out.",
             *(args.data_dir, name, len(left_out), len(pictures), printable(left_out[0]), name),
         )
-    return "folder", CORPORA["folder"].find_images(args.data_dir, bad_images=args.bad_images, dicom=True)
+    some = args.label_column != NONE
+    return "folder", CORPORA["folder"].find_images(
+        args.data_dir, bad_images=args.bad_images, dicom=True, some_labels=some
+    )
 
 
 def _rows(tables: dict[str, datasets.Dataset], args: PrepareArguments) -> tuple[list[ImageRecord], list[str]]:
@@ -344,7 +272,7 @@ def _item(record: ImageRecord, data: bytes, group, white_level, window) -> Item:
     )
 
 
-def _generate(args: PrepareArguments) -> tuple[list[Item], list[str], list, list]:
+def _generate(args: PrepareArguments) -> tuple[list[Item], list[str]]:
     generated = load_speckle(
         split="train",
         num_images=args.speckle_images,
@@ -358,7 +286,7 @@ def _generate(args: PrepareArguments) -> tuple[list[Item], list[str], list, list
     for row in tqdm(generated, desc="generating", unit=" images"):
         record = ImageRecord(Path(row["file_name"]), row["file_name"], label=names[row["label"]])
         items.append(_item(record, row["image"]["bytes"], None, None, None))
-    return items, list(names), [], []
+    return items, list(names)
 
 
 def warn_of_mixed_depths(items: Iterable[Item]) -> None:
@@ -384,7 +312,8 @@ def find_conflicts(items: list[Item], pairs: list[SimilarPair]) -> set[int]:
     """Images of which a copy (the same file, or the same picture re-encoded) has another label: none can be trusted."""
     conflicts = set()
     for pair in pairs:
-        if pair.is_copy and items[pair.first].record.label != items[pair.second].record.label:
+        labels = {items[index].record.label for index in (pair.first, pair.second)} - {None}
+        if pair.is_copy and len(labels) > 1:
             conflicts |= {pair.first, pair.second}
     return conflicts
 

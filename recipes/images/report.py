@@ -31,6 +31,7 @@ TITLES = {
     "other_white": "images with another white level than most, a mixture that finetune.py refuses (kept)",
     "unreadable": "files that cannot be read (left out)",
     "no_pictures": "DICOM files that are not pictures, by their SOP class (left out)",
+    "unlabelled": "images without a label (left out)",
     "unlisted": "images that the table does not list (left out)",
     "not_infected": "slices that are not marked as infected (left out)",
 }
@@ -54,8 +55,8 @@ def write_report(
         pairs: of `similar_pairs`, by position in `items`.
         conflicts: positions that are left out.
         groups: of each image.
-        left_out: finding ("unreadable"; "no_pictures", for their SOP class; "unlisted", by the table;
-            "not_infected") -> of each file that is not among the images, its name and why.
+        left_out: finding ("unreadable"; "no_pictures", for their SOP class; "unlabelled"; "unlisted", by the
+            table; "not_infected") -> of each file that is not among the images, its name and why.
         splits: of `make_splits`.
         counts: images of each split that is written.
 
@@ -77,7 +78,8 @@ def write_report(
         }
 
     def differ(values: list, pair: SimilarPair) -> bool:
-        return values[pair.first] != values[pair.second]
+        ends = values[pair.first], values[pair.second]
+        return ends[0] != ends[1] and None not in ends
 
     chosen = {
         "identical_pairs": [pair for pair in pairs if pair.identical],
@@ -112,14 +114,14 @@ def write_report(
     unchecked = set()
     patients = any(item.group is not None for item in items)
     # most corpora have no DICOM files at all, no table and no marked slices
-    unchecked |= {name for name in ("no_pictures", "unlisted", "not_infected") if not left_out[name]}
+    unchecked |= {name for name in ("no_pictures", "unlabelled", "unlisted", "not_infected") if not left_out[name]}
     if own is None:
         unchecked |= {"across_official_split", "patients_across_official_split", "official_left_out"}
     if not patients:
         unchecked.add("patients_across_official_split")
     if len(whites) < 2:
         unchecked.add("other_white")
-    if len(set(labels)) < 2:
+    if len(set(labels) - {None}) < 2:
         unchecked |= {"label_conflicts", "suspected_conflicts", "excluded"}
     if majority:
         unchecked.add("coloured")
@@ -189,7 +191,7 @@ def _markdown(report: dict[str, Any], findings: dict[str, list], pictures: dict[
         for entry in found[:LISTED]:
             if isinstance(entry, dict):
                 ends = zip(entry["files"], entry["labels"], strict=True)
-                lines.append("- " + " and ".join(f"`{file}` ({label})" for file, label in ends))
+                lines.append("- " + " and ".join(f"`{file}` ({label or 'no label'})" for file, label in ends))
             else:
                 lines.append(f"- `{entry}`")
         if len(found) > LISTED:

@@ -19,20 +19,15 @@ from sklearn.model_selection import StratifiedGroupKFold
 
 from commandline import UsageError
 from corpora.load import parquet_files
-from images.check import white_level_of
-from images.decode import decode_image
-from images.fingerprint import Fingerprint, fingerprint, similar_pairs
+from images.overlap import SplitError, bytes_of, check_overlap
 from images.randomness import HELD_OUT, keyed_generator
 
 logger = logging.getLogger(__name__)
 VERSION = 1
 PARTS = ("train", "validation", "test")
+OFFICIAL = "official split"
 VALIDATION_FOLDS = 8  # the validation part is one in so many of what is not test, where there are as many groups
 NEAR = np.log(2.5)  # how far the log odds of its share may be from that: 5 % to 26 % for one in 8
-
-
-class SplitError(ValueError):
-    """A split does not fit the data, or would leak."""
 
 
 def grouped_parts(labels: np.ndarray, groups: np.ndarray, num_parts: int, seed: int) -> list[np.ndarray]:
@@ -146,7 +141,9 @@ def make_splits(
     The result depends on the images' names, labels and groups, not on their order.
 
     Args:
-        dataset: columns `file_name`, `sha256`, `group`, and `label` (`ClassLabel`) where there are labels.
+        dataset: columns `file_name`, `sha256`, `group`, and `label` (`ClassLabel`) where there are labels. Images
+            without one are in none of the three parts of a fold; those whose group is in neither validation nor test
+            are `unlabelled` there, which pretraining takes beside the training part.
         num_folds: folds, at least 2. Each has an inner validation part, about 1/8 of the images of each class that are
             not test, where enough groups are small enough; a warning names the group that is not.
         seed: of the shuffles.
@@ -157,8 +154,9 @@ def make_splits(
         known_as: for messages, what the group of each image is called outside; its name in `group` if left out.
 
     Returns:
-        What splits.json holds: version, seed, num_folds, `images` (file name -> SHA-256), `folds` (train, validation
-        and test, lists of file names), and `official` (likewise, with `left_out`; or `None`).
+        What splits.json holds: version, seed, num_folds, `images` (file name -> SHA-256), `folds` (train, validation,
+        test and where there are any unlabelled, lists of file names), and `official` (likewise, with `left_out`; or
+        `None`).
 
     Raises:
         SplitError: too few groups in a class, or two images of one name.
@@ -178,9 +176,13 @@ def make_splits(
     class_names = dataset.features["label"].names if "label" in table else ["unlabelled"]
     if "label" not in table:
         table["label"] = 0
-    names, groups, labels = (table[name].to_numpy() for name in ("file_name", "group", "label"))
+    images = dict(zip(table["file_name"].tolist(), table["sha256"].tolist(), strict=True))
     if by_content:
-        groups = pd.factorize(groups)[0]
+        table["group"] = pd.factorize(table["group"])[0]
+    unlabelled = table["label"].isna()
+    pool = table[unlabelled]
+    table = table[~unlabelled].astype({"label": int}).reset_index(drop=True)
+    names, groups, labels = (table[name].to_numpy() for name in ("file_name", "group", "label"))
     group_names = dict(zip(groups, table["known_as"], strict=True))
 
     def named(positions: np.ndarray) -> list[str]:
@@ -188,7 +190,12 @@ def make_splits(
 
     def divided(rest: np.ndarray, test: np.ndarray, where: str) -> dict[str, list[str]]:
         validation = rest[_validation_part(labels[rest], groups[rest], seed, where, class_names, group_names)]
-        return {"train": named(np.setdiff1d(rest, validation)), "validation": named(validation), "test": named(test)}
+        parts = {"train": named(np.setdiff1d(rest, validation)), "validation": named(validation), "test": named(test)}
+        if len(pool):
+            apart = pool["group"].isin(groups[np.concatenate([validation, test])])
+            apart |= (pool["official"] == "test") & (where == OFFICIAL)
+            parts["unlabelled"] = sorted(pool["file_name"][~apart])
+        return parts
 
     for label in np.unique(labels):
         of_class = groups[labels == label]
@@ -212,13 +219,13 @@ def make_splits(
     if official is not None and "test" in official:
         in_test = (table["official"] == "test").to_numpy()
         shared = ~in_test & np.isin(groups, groups[in_test])
-        own = divided(everything[~in_test & ~shared], everything[in_test], "official split")
+        own = divided(everything[~in_test & ~shared], everything[in_test], OFFICIAL)
         own["left_out"] = named(everything[shared])
     return {
         "version": VERSION,
         "seed": seed,
         "num_folds": num_folds,
-        "images": dict(zip(names.tolist(), table["sha256"].tolist(), strict=True)),
+        "images": images,
         "folds": folds,
         "official": own,
     }
@@ -235,7 +242,7 @@ def load_split(
         fold: "0", "1", ... or "official".
 
     Returns:
-        `train`, `validation` and `test`.
+        `train`, `validation`, `test`, and `unlabelled` where the corpus has images without a label.
 
     Raises:
         SplitError: no such file or fold; the data changed since; a group or picture is in two parts. Names the files.
@@ -269,15 +276,18 @@ def load_split(
             f"the data is not what {splits_file} was made for: {len(changed)} image(s) changed or are missing, "
             f"{len(added)} were added ({', '.join([*changed, *added][:5])}). Prepare the corpus anew"
         )
-    chosen = {part: data.select([position[name] for name in parts[part]]) for part in PARTS}
-    check_overlap(chosen["train"], chosen["test"])
+    named = (*PARTS, "unlabelled") if "unlabelled" in parts else PARTS
+    chosen = {part: data.select([position[name] for name in parts[part]]) for part in named}
     check_overlap(chosen["validation"], chosen["test"])
-    check_overlap(chosen["train"], chosen["validation"])
+    for part in ("train", "unlabelled"):
+        if part in chosen:
+            check_overlap(chosen[part], chosen["test"])
+            check_overlap(chosen[part], chosen["validation"])
     return chosen
 
 
 def load_prepared(
-    corpus: str, splits_file: str | None, fold: str
+    corpus: str, splits_file: str | None, fold: str, *, unlabelled: bool = False
 ) -> tuple[dict[str, datasets.Dataset], list[str] | None]:
     """The parts of a fold of a corpus that prepare_corpus.py wrote.
 
@@ -285,9 +295,11 @@ def load_prepared(
         corpus: its output folder.
         splits_file: by default splits.json in that folder.
         fold: "0", "1", ... or "official".
+        unlabelled: whether its images without a label are wanted too.
 
     Returns:
-        (`{"train": ..., "validation": ..., "test": ...}`, class names or `None`).
+        (`{"train": ..., "validation": ..., "test": ...}`, with `unlabelled` where wanted and known; class names or
+        `None`).
 
     Raises:
         UsageError: the folder is not a prepared corpus.
@@ -303,66 +315,10 @@ def load_prepared(
     stored = datasets.load_dataset("parquet", data_files=parquet_files(folder))
     stored = stored.cast_column("image", datasets.Image(decode=False))
     parts = load_split(file, stored, fold)
+    if not unlabelled:
+        parts.pop("unlabelled", None)
     label = parts["train"].features.get("label")
     return parts, list(label.names) if isinstance(label, datasets.ClassLabel) else None
-
-
-def check_overlap(train: datasets.Dataset, test: datasets.Dataset) -> None:
-    """Refuse two parts that share a group, a file, or a picture.
-
-    Args:
-        train, test: columns `image` (undecoded or not), `file_name`, `group`.
-
-    Raises:
-        SplitError: names the images on both sides.
-    """
-    of_group = dict(zip(train["group"], train["file_name"], strict=True))
-    shared = [
-        (of_group[group], name, group)
-        for group, name in zip(test["group"], test["file_name"], strict=True)
-        if group in of_group
-    ]
-    if shared:
-        first = "; ".join(f"'{a}' and '{b}' (group {group})" for a, b, group in shared[:5])
-        raise SplitError(f"{len(shared)} image(s) of one group are on both sides of the split: {first}")
-    left, right = _fingerprints(train), _fingerprints(test)
-    pairs = similar_pairs(left, right)
-    if pairs:
-        names = train["file_name"], test["file_name"]
-        first = "; ".join(f"'{names[0][pair.first]}' and '{names[1][pair.second]}'" for pair in pairs[:5])
-        raise SplitError(f"{len(pairs)} pair(s) of (near-)identical images are on both sides of the split: {first}")
-
-
-def without_copies(dataset: datasets.Dataset, kept: Sequence[datasets.Dataset]) -> datasets.Dataset:
-    """The images of a data set that are no (near-)copy of any in `kept`.
-
-    Args:
-        dataset, kept: columns `image` (undecoded or not) and `file_name`.
-    """
-    apart = [found for part in kept for found in _fingerprints(part)]
-    copies = {pair.first for pair in similar_pairs(_fingerprints(dataset), apart)}
-    return dataset.select([index for index in range(len(dataset)) if index not in copies])
-
-
-_known: dict[str, Fingerprint] = {}  # by SHA-256: the parts of several folds are the same files
-
-
-def _fingerprints(dataset: datasets.Dataset) -> list[Fingerprint]:
-    found = []
-    needed = [name for name in ("image", "file_name", "white_level") if name in dataset.column_names]
-    for row in dataset.select_columns(needed).cast_column("image", datasets.Image(decode=False)):
-        data = _bytes(row["image"])
-        digest = hashlib.sha256(data).hexdigest()
-        if digest not in _known:
-            white = white_level_of(row, None)
-            grey = decode_image(data, name=row["file_name"], num_channels=1, white_level=white)[..., 0]
-            _known[digest] = fingerprint(data, grey)
-        found.append(_known[digest])
-    return found
-
-
-def _bytes(image: dict[str, Any]) -> bytes:
-    return image["bytes"] if image.get("bytes") is not None else Path(image["path"]).read_bytes()
 
 
 def sha256_of_lines(lines: Sequence[str]) -> str:
@@ -372,7 +328,7 @@ def sha256_of_lines(lines: Sequence[str]) -> str:
 
 def image_sha256(image: dict[str, Any]) -> str:
     """Of the bytes of an undecoded `datasets.Image`."""
-    return hashlib.sha256(_bytes(image)).hexdigest()
+    return hashlib.sha256(bytes_of(image)).hexdigest()
 
 
 def image_digests(dataset: datasets.Dataset) -> list[str]:

@@ -16,7 +16,8 @@ from corpora.load import load_corpus
 from corpora.record import BadImageError
 from images.check import verify_images, white_and_depth, white_level_of
 from images.decode import decode_image
-from images.splits import load_prepared, split_held_out, without_copies
+from images.overlap import without_copies
+from images.splits import load_prepared, split_held_out
 from images.transform import ImageTransform
 from modeling_glcm_mae import GLCMMAEConfig
 from training.arguments import DataArguments
@@ -129,11 +130,11 @@ def load_data(data_args: DataArguments, config: GLCMMAEConfig, seed: int) -> Pre
         raise UsageError("splits_file needs fold, the fold to train on")
     if data_args.unlabelled_corpus and data_args.streaming:
         raise UsageError("unlabelled_corpus needs the whole data set: streaming must be false")
-    kept = []
+    kept, pool = [], None
     with PartialState().main_process_first():  # generated and downloaded data is then in the cache for the others
         if data_args.fold is not None:
-            parts, _ = load_prepared(data_args.corpus, data_args.splits_file, data_args.fold)
-            images, kept = parts["train"], [parts["validation"], parts["test"]]
+            parts, _ = load_prepared(data_args.corpus, data_args.splits_file, data_args.fold, unlabelled=True)
+            images, kept, pool = parts["train"], [parts["validation"], parts["test"]], parts.get("unlabelled")
         else:
             images = _whole_corpus(data_args, transform, seed)
     reading = {
@@ -173,11 +174,19 @@ def load_data(data_args: DataArguments, config: GLCMMAEConfig, seed: int) -> Pre
         )
     train_images, held_out_images = split_held_out(images, data_args.held_out, seed)
     labelled_images = train_images
+    if held_out_images is not None:
+        kept.append(held_out_images)
+    more = []
+    if pool is not None:
+        pool, bad = verify_images(pool, bad_images=data_args.bad_images, transform=transform, **checking)
+        skipped += bad
+        apart = set() if held_out_images is None else set(held_out_images["group"])
+        more.append(_plain(pool.select([i for i, group in enumerate(pool["group"]) if group not in apart])))
     if data_args.unlabelled_corpus:
-        if held_out_images is not None:
-            kept.append(held_out_images)
-        more, bad = _more_images(data_args, kept, checking, transform)
+        others, bad = _more_images(data_args, kept, checking, transform)
         skipped += [(name, "") for name in bad]
+        more += others
+    if more:
         train_images = datasets.concatenate_datasets([_plain(train_images), *more])
     white, deep = white_and_depth(itertools.chain(train_images, held_out_images or ()), data_args.white_level)
     if data_args.cache_images and deep:
@@ -187,7 +196,7 @@ def load_data(data_args: DataArguments, config: GLCMMAEConfig, seed: int) -> Pre
     if held_out_images is not None:
         held_out = PretrainDataset(held_out_images, transform, train=False, cache=data_args.cache_images, **reading)
     labelled = None
-    if held_out is not None and "label" in images.column_names:
+    if held_out is not None and "label" in images.column_names and None not in images["label"]:
         labelled = PretrainDataset(labelled_images, transform, train=False, **reading)
     return PretrainingData(train, held_out, transform, labelled, [name for name, _ in skipped], white, deep)
 

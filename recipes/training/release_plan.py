@@ -11,7 +11,7 @@ import yaml
 from commandline import UsageError, check_repo_id, option, parse_args
 from corpora import CORPORA, resolved
 from corpora.facts import FACTS
-from images.items import PrepareArguments
+from images.arguments import PrepareArguments
 from training.arguments import FINETUNING, PRETRAINING
 
 logger = logging.getLogger("release")

@@ -5,8 +5,8 @@ from mutations.record import Mutation
 MUTATIONS = [
     Mutation(
         "hub_cards/space/opened_models.py",
-        "elif (white != 255) if is_deep(data, name=name) else (1 < white <= 255):",
-        "elif white != 255:",
+        "if (white != 255) if is_deep(data, name=name) else (1 < white <= 255):",
+        "if white != 255:",
         "tests/test_decoding.py::test_the_demo_reads_by_the_white_of_the_training",
     ),
     Mutation(

@@ -190,7 +190,7 @@ MUTATIONS = [
         "tests/test_tables.py::test_unknown_patients_stay_unknown_when_a_data_set_is_prepared_again",
     ),
     Mutation(
-        "recipes/images/items.py",
+        "recipes/images/arguments.py",
         "self.keep_file_names = self.corpus in FACTS",
         "self.keep_file_names = True",
         "tests/test_names.py::test_names_are_kept_where_they_are_asked_for_and_of_public_corpora",
@@ -202,7 +202,7 @@ MUTATIONS = [
         "tests/test_names.py::test_masks_and_boxes_go_by_the_written_names",
     ),
     Mutation(
-        "recipes/images/items.py",
+        "recipes/images/arguments.py",
         "        facts = facts_of(self.corpus, self.data_dir)\n",
         "        facts = facts_of(self.corpus)\n",
         "tests/test_corpora.py::test_a_folder_of_gbcu_is_as_little_given_out_as_gbcu",
@@ -257,19 +257,19 @@ MUTATIONS = [
     ),
     Mutation(
         "recipes/images/splits.py",
-        "groups = pd.factorize(groups)[0]",
+        """table["group"] = pd.factorize(table["group"])[0]""",
         "pass",
         "tests/test_names.py::test_the_salt_decides_the_names_and_nothing_else",
     ),
     Mutation(
-        "recipes/images/splits.py",
+        "recipes/images/overlap.py",
         "white = white_level_of(row, None)",
         "white = None",
         "tests/test_decoding.py::test_a_corpus_of_float_files_keeps_its_white_level_through_folds_and_exports",
     ),
     Mutation(
         "recipes/images/splits.py",
-        """    check_overlap(chosen["train"], chosen["test"])\n""",
+        """            check_overlap(chosen[part], chosen["test"])\n""",
         "",
         "tests/test_prepare_corpus.py::test_an_overlap_of_any_two_parts_is_caught_when_a_fold_is_loaded",
     ),
@@ -281,9 +281,27 @@ MUTATIONS = [
     ),
     Mutation(
         "recipes/images/splits.py",
-        """    check_overlap(chosen["train"], chosen["validation"])\n""",
+        """            check_overlap(chosen[part], chosen["validation"])\n""",
         "",
         "tests/test_prepare_corpus.py::test_an_overlap_of_any_two_parts_is_caught_when_a_fold_is_loaded",
+    ),
+    Mutation(
+        "recipes/images/splits.py",
+        'apart = pool["group"].isin(groups[np.concatenate([validation, test])])',
+        'apart = pool["group"].isin([])',
+        "tests/test_unlabelled.py::test_kept_ones_are_pretrained_on_and_never_judged",
+    ),
+    Mutation(
+        "recipes/images/items.py",
+        "labels = {items[index].record.label for index in (pair.first, pair.second)} - {None}",
+        "labels = {items[index].record.label for index in (pair.first, pair.second)}",
+        "tests/test_unlabelled.py::test_kept_ones_are_pretrained_on_and_never_judged",
+    ),
+    Mutation(
+        "recipes/images/overlap.py",
+        "copies = {pair.first for pair in similar_pairs(_fingerprints(dataset), apart)}",
+        "copies = set()",
+        "tests/test_pretrain_unlabelled.py::test_they_are_trained_on_but_for_copies_of_those_that_are_kept",
     ),
     Mutation(
         "recipes/images/splits.py",

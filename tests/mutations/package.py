@@ -87,9 +87,21 @@ MUTATIONS = [
     ),
     Mutation(
         "modeling_glcm_mae/glcm.py",
-        "    if not (pred.is_floating_point() and target.is_floating_point()):",
-        "    if not pred.is_floating_point():",
+        """    check_stack("target", target, "(M, H, W)", 3)\n""",
+        "",
         "tests/test_glcm.py::test_every_backend_refuses_what_is_not_floating_point",
+    ),
+    Mutation(
+        "modeling_glcm_mae/glcm.py",
+        "if not torch.compiler.is_compiling() and not mask.flatten(-2).any(-1).all():",
+        "if not mask.any():",
+        "tests/test_glcm_arguments.py::test_what_is_given_and_what_is_wanted_are_said",
+    ),
+    Mutation(
+        "modeling_glcm_mae/glcm_module.py",
+        "            self._range_is_checked = True\n",
+        "",
+        "tests/test_glcm_arguments.py::test_the_loss_warns_once_of_a_range_in_other_units",
     ),
     Mutation(
         "modeling_glcm_mae/glcm.py",

@@ -137,10 +137,28 @@ MUTATIONS = [
     ),
     Mutation(
         "recipes/training/finetuning.py",
-        '        return self._figures_of(probabilities, self.datasets["validation"])\n',
+        '        figures = self._figures_of(probabilities, self.datasets["validation"])\n',
         '        probabilities = predict(self.model, self.datasets["test"], 64, 0)\n'
-        '        return self._figures_of(probabilities, self.datasets["test"])\n',
+        '        figures = self._figures_of(probabilities, self.datasets["test"])\n',
         "tests/test_finetune.py::test_the_epoch_is_chosen_on_the_validation_part_and_exported",
+    ),
+    Mutation(
+        "recipes/training/finetuning.py",
+        "            if self._probed_head and self.checkpoint is None:",
+        "            if self.checkpoint is not None:",
+        "tests/test_verdict.py::test_fine_tuning_begins_where_the_linear_probe_of_the_encoder_ends",
+    ),
+    Mutation(
+        "recipes/training/callbacks.py",
+        "late = state.global_step >= self.share * state.max_steps",
+        "late = True",
+        "tests/test_verdict.py::test_a_classifier_that_stays_at_one_answer_is_told_of_once_while_it_lasts",
+    ),
+    Mutation(
+        "recipes/judging/verdict.py",
+        'if "eval_glcm_head" in figures:',
+        "if False:",
+        "tests/test_verdict.py::test_a_pretraining_is_held_against_those_who_know_nothing",
     ),
     Mutation(
         "recipes/training/finetuning.py",
