@@ -335,7 +335,7 @@ def glcm_loss(
 
 
 def check_choices(reduction: str, backend: str, reweight: bool, cumulative: bool) -> None:
-    """Raise `ValueError` on settings of `glcm_loss` that cannot be; names the argument, its value and what is allowed."""
+    """Raise `ValueError` on settings of `glcm_loss` that cannot be; names argument, value and what is allowed."""
     if reduction not in ("mean", "none"):
         raise ValueError(f"reduction must be mean or none, got {reduction!r}")
     if cumulative and reweight:

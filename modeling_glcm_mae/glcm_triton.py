@@ -28,8 +28,12 @@ except ImportError as error:
 
 # Memory of all tables together. 256 levels need 0.5 MiB a program, so 512 of them run at once.
 SCRATCH_BYTES = 2**28
-# More programs than fit on a multiprocessor at a time would only add tables.
-PROGRAMS_PER_MULTIPROCESSOR = 16
+# More programs than fit on a multiprocessor at a time would only add tables. Of sm_90's registers, by the compiler's
+# report, four of 16 x 16 pixels with a thread each take all.
+PROGRAMS_PER_MULTIPROCESSOR = 4
+# Threads of a program: a pixel each, as far as there are. With fewer, the kernel spills from 64 x 64 pixels on, or
+# leaves a multiprocessor half empty.
+MAX_WARPS = 16
 # Fractional bits of the fixed-point tables; 2^23 pairs a patch are left before they overflow.
 FRACTION_BITS = 40
 
@@ -80,10 +84,12 @@ def _level_and_weight(
 
 @triton.jit
 def _add_to_cells(table, cell, value, mask, FIXED_POINT: tl.constexpr, FRACTION: tl.constexpr):
+    # Relaxed: the tables belong to one program, whose barriers order what its threads do. The default would put a
+    # barrier of the whole GPU around each of these.
     if FIXED_POINT:
-        tl.atomic_add(table + cell, (value * FRACTION).to(tl.int64), mask=mask)
+        tl.atomic_add(table + cell, (value * FRACTION).to(tl.int64), mask=mask, sem="relaxed")
     else:
-        tl.atomic_add(table + cell, value.to(table.dtype.element_ty), mask=mask)
+        tl.atomic_add(table + cell, value.to(table.dtype.element_ty), mask=mask, sem="relaxed")
 
 
 @triton.jit
@@ -315,10 +321,22 @@ def _loss_kernel(
             tl.store(gradient + start + n, pixel_gradient * mean, mask=exists)
 
 
-@functools.lru_cache(maxsize=64)
 def _constants(values: tuple[float, ...], dtype: torch.dtype, device: torch.device) -> torch.Tensor:
-    """On the device, and kept there: Triton would round a Python number to float32, and copying takes a wait."""
-    return torch.tensor(values, dtype=dtype, device=device)
+    """On the device, and kept there, since Triton would round a Python number to float32."""
+    if device.type == "cuda" and torch.cuda.is_current_stream_capturing():
+        return _filled(values, dtype, device)  # what a graph fills when it is replayed is nobody else's
+    return _kept(values, dtype, device)
+
+
+def _filled(values: tuple[float, ...], dtype: torch.dtype, device: torch.device) -> torch.Tensor:
+    """Filled by the device: to copy from the host would wait, at every step of a schedule of the sharpness."""
+    made = torch.empty(len(values), dtype=dtype, device=device)
+    for place, value in zip(made, values, strict=True):
+        place.fill_(value)
+    return made
+
+
+_kept = functools.lru_cache(maxsize=64)(_filled)
 
 
 def triton_loss_and_gradient(
@@ -394,6 +412,6 @@ def triton_loss_and_gradient(
             FIXED_POINT=fixed_point,
             FRACTION=2.0**FRACTION_BITS,
             BLOCK=block,
-            num_warps=max(1, min(8, block // 64)),
+            num_warps=max(1, min(MAX_WARPS, block // 32)),
         )
     return losses, gradient
