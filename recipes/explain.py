@@ -20,14 +20,16 @@ from pathlib import Path
 import matplotlib
 import numpy as np
 import torch
+import yaml
+from huggingface_hub import hf_hub_download
+from huggingface_hub.errors import EntryNotFoundError
 from matplotlib.figure import Figure
 from tqdm.auto import tqdm
 from transformers import AutoConfig, AutoImageProcessor, PreTrainedModel
 
 from commandline import UsageError, check_model_name, option, run_main
-from corpora.load import load_corpus
-from corpora.table import NONE
 from images.check import verify_by_processor
+from images.chosen import images_to_show, spread
 from images.transform import transform_of_processor
 from judging.overlay import attention_rollout, draw_overlay, occlusion_map
 from judging.surprise import draw_surprise, surprise
@@ -38,6 +40,7 @@ from training.models import CLASSIFIERS
 
 logger = logging.getLogger(__name__)
 METHODS = ("occlusion", "rollout", "surprise")
+LEAST_FALL = 0.1  # of a probability, that is painted in full colour
 
 
 @dataclass
@@ -51,6 +54,10 @@ class ExplainArguments:
     corpus: str = option("folder", "A folder of images or Parquet, a known corpus (with data_dir), or a Hub id.")
     data_dir: str | None = option(None, "Folder of the download, for a corpus that is given by name.")
     split: str | None = option(None, "Split to read; train if there is one.")
+    fold: str | None = option(
+        None,
+        "Draw images of the test part of this fold of a prepared corpus; that of the model's training if left out.",
+    )
     image_column: str | None = option(None, "Column of the images, if there are several.")
     bad_images: str = option("error", "error: stop at an unreadable file; skip: leave it out, by name.")
     output_dir: str = option("runs/overlays", "Receives one picture per image.")
@@ -62,7 +69,7 @@ class ExplainArguments:
     target: str | None = option(None, "Class to explain, for occlusion; the answer if left out.")
     window: int | None = option(None, "Side of the occluding window in pixels; two patches if left out.")
     stride: int | None = option(None, "Step of the window in pixels; one patch if left out.")
-    max_images: int = option(16, "Images to draw; of more, some that are evenly spread.")
+    max_images: int = option(16, "Images to draw; of more, some of each class, evenly spread.")
 
     def __post_init__(self):
         if self.model_name_or_path is None:
@@ -123,18 +130,16 @@ def explain(args: ExplainArguments) -> list[Path]:
     # Without this, the transform is one for three channels.
     own = {} if channels == 3 else {name: tuple(getattr(processor, name)) for name in ("image_mean", "image_std")}
     transform, white = transform_of_processor(processor, model.config.image_size, **own)
-    images = load_corpus(
-        args.corpus,
-        data_dir=args.data_dir,
-        split=args.split,
-        bad_images=args.bad_images,
-        image_column=args.image_column,
-        label_column=NONE,  # of the images alone
-        group_column=NONE,
-    )
+    prepared = (Path(args.corpus).expanduser() / "splits.json").is_file() and args.split is None
+    fold = args.fold if args.fold is not None or not prepared else _fold_of(args)
+    if prepared and fold is None:
+        logger.warning("%s does not tell its fold: its training images are drawn too (--fold)", args.model_name_or_path)
+    reading = {name: getattr(args, name) for name in ("data_dir", "split", "bad_images", "image_column")}
+    images, classes = images_to_show(args.corpus, fold, labelled=prepared, **reading)
     if len(images) > args.max_images:
         logger.info("%d of %d images, evenly spread (--max_images)", args.max_images, len(images))
-        images = images.select([index * len(images) // args.max_images for index in range(args.max_images)])
+        labels = images["label"] if classes else [0] * len(images)
+        images = images.select(spread(labels, args.max_images))
     if "white_level" in images.column_names:  # each image says its own
         white = None
     checking = {"num_channels": channels, "bad_images": args.bad_images}
@@ -146,22 +151,54 @@ def explain(args: ExplainArguments) -> list[Path]:
         items = ImagesAsEvaluated(images, transform, white_level=white)
     model.eval()
     output.mkdir(parents=True, exist_ok=True)
-    files = []
+    found = []
     for index in tqdm(range(len(items)), unit=" images"):
-        pixel_values, name = items[index]["pixel_values"], images[index]["file_name"]
-        mean, std = (np.array(values)[:, None, None] for values in (transform.image_mean, transform.image_std))
+        pixel_values = items[index]["pixel_values"]
+        surprising = args.method == "surprise"
+        found.append(surprise(model, pixel_values[None]) if surprising else _explained(args, model, pixel_values))
+    files, limit = [], _limit(args.method, found)
+    mean, std = (np.array(values)[:, None, None] for values in (transform.image_mean, transform.image_std))
+    for index, one in enumerate(found):
+        row, pixel_values = images[index], items[index]["pixel_values"]
         shown = (pixel_values.numpy() * std + mean).clip(0, 1).transpose(1, 2, 0)
-        files.append(output / f"{index:04d}_{Path(name).stem}.png")
+        files.append(output / f"{index:04d}_{Path(row['file_name']).stem}.png")
+        title = f"{row['file_name']}, as the model sees it"
+        if classes and row["label"] is not None and row["label"] >= 0:
+            title += f"\nlabel: {classes[row['label']]}"
         if args.method == "surprise":
             with matplotlib.rc_context({"text.parse_math": False}):
-                figure = draw_surprise(surprise(model, pixel_values[None]), shown, f"{name}, as the model sees it")
-                figure.savefig(files[-1], dpi=100)
+                draw_surprise(one, shown, title, limit).savefig(files[-1], dpi=100)
         else:
-            _explain_answer(files[-1], name, shown, args, model, pixel_values)
+            _draw(files[-1], title, shown, args.method, limit, list(model.config.id2label.values()), *one)
     return files
 
 
-def _explain_answer(file: Path, name: str, shown: np.ndarray, args: ExplainArguments, model, pixel_values) -> None:
+def _fold_of(args: ExplainArguments) -> str | None:
+    """The fold that a model was trained on, if it says so."""
+    file = Path(args.model_name_or_path, "config.yaml")
+    if not file.parent.is_dir():
+        try:
+            file = Path(hf_hub_download(args.model_name_or_path, "config.yaml", revision=args.model_revision))
+        except EntryNotFoundError:
+            return None
+    if not file.is_file():
+        return None
+    return ((yaml.safe_load(file.read_text(encoding="utf-8")) or {}).get("data") or {}).get("fold")
+
+
+def _limit(method: str, found: list) -> tuple[float, float]:
+    """One colour scale for all pictures, so that they can be compared and a small difference looks small."""
+    if method == "surprise":
+        return 0.0, max(float(one.divergence.max()) for one in found)
+    heats = [heat for heat, *_ in found]
+    if method == "rollout":
+        return min(float(heat.min()) for heat in heats), max(float(heat.max()) for heat in heats)
+    most = max(LEAST_FALL, *(float(np.abs(heat).max()) for heat in heats))
+    return -most, most
+
+
+def _explained(args: ExplainArguments, model, pixel_values) -> tuple[np.ndarray, int, np.ndarray]:
+    """Heat `(H, W)`, the class that it is of, and the probabilities of all."""
     patch, names = model.config.patch_size, list(model.config.id2label.values())
     with torch.no_grad():
         probabilities = model(pixel_values=pixel_values[None]).logits.softmax(dim=1)[0]
@@ -171,21 +208,26 @@ def _explain_answer(file: Path, name: str, shown: np.ndarray, args: ExplainArgum
         heat = occlusion_map(model, pixel_values, target, window=window, stride=args.stride or patch).numpy()
     else:
         heat = attention_rollout(model, pixel_values).numpy().repeat(patch, 0).repeat(patch, 1)
-    _draw(file, name, shown, heat, args.method, target, names, probabilities.numpy())
+    return heat, target, probabilities.numpy()
 
 
 @matplotlib.rc_context({"text.parse_math": False})  # a $ in a name is a dollar
-def _draw(file: Path, name: str, image, heat, method: str, target: int, names: list[str], probabilities) -> None:
+def _draw(
+    file: Path, title: str, image, method: str, limit, names: list[str], heat, target: int, probabilities
+) -> None:
     figure = Figure(figsize=(12, 4.4), layout="constrained")
     plain, overlay, bars = figure.subplots(1, 3)
     draw_overlay(plain, image)
-    plain.set_title(f"{name}, as the model sees it", fontsize=9)
+    plain.set_title(title, fontsize=9)
     occlusion = method == "occlusion"
-    shades = draw_overlay(overlay, image, heat, max(float(np.abs(heat).max()), 1e-6) if occlusion else None)
-    title = f"fall of p({names[target]}) where hidden" if occlusion else "attention roll-out, all classes"
-    overlay.set_title(title, fontsize=9)
+    shades = draw_overlay(overlay, image, heat, limit[1] if occlusion else None)
+    shades.set_clim(*limit)
+    of_what = f"fall of p({names[target]}) where hidden" if occlusion else "attention roll-out, all classes"
+    overlay.set_title(of_what, fontsize=9)
     figure.colorbar(shades, ax=overlay, shrink=0.8)
     bars.barh(names, probabilities, color="#0072b2")
+    for place, probability in enumerate(probabilities):
+        bars.text(min(float(probability) + 0.02, 0.86), place, f"{probability:.2f}", va="center", fontsize=8)
     bars.set(xlim=(0, 1), xlabel="probability")
     bars.invert_yaxis()
     figure.supxlabel("Where the model is sensitive: not why, and no outline of a lesion. Research only.", fontsize=8)

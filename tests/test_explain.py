@@ -1,15 +1,23 @@
 """Heat maps where the right answer is known, and the script."""
 
+import json
+
+import datasets
 import numpy as np
 import pytest
 import torch
-from helpers import encode, grey, write
+import yaml
+from helpers import encode, grey, picture, write
 from PIL import Image
 from transformers import AutoImageProcessor, ViTConfig, ViTForImageClassification
 
 import explain
+from images.arguments import PrepareArguments
+from images.chosen import spread
+from images.splits import load_prepared
 from images.transform import ImageTransform
 from judging.overlay import attention_rollout, occlusion_map
+from prepare_corpus import prepare
 from training.models import with_mean_pooling
 
 SIZES = {"hidden_size": 16, "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 32}
@@ -101,3 +109,63 @@ def test_the_script_draws_an_overlay_an_image(model, tmp_path, caplog):
     assert caplog.messages.count("2 of 4 images, evenly spread (--max_images)") == 2
     with pytest.raises(SystemExit, match="target must be one of a, b"):
         explain.main([*given, "--target", "c"])
+
+
+@pytest.fixture(scope="module")
+def prepared(tmp_path_factory):
+    """A corpus of 12 images of class a and 36 of class b, three folds."""
+    root = tmp_path_factory.mktemp("corpus")
+    for index in range(48):
+        write(root / "raw" / "abbb"[index % 4] / f"{index:02d}.png", encode(picture(index)))
+    given = PrepareArguments(data_dir=str(root / "raw"), output_dir=str(root / "data"), num_folds=3)
+    return prepare(given)
+
+
+def saved(model, folder, fold: str | None):
+    model.save_pretrained(folder)
+    ImageTransform(32, resize="squash").processor().save_pretrained(folder)
+    if fold is not None:
+        (folder / "config.yaml").write_text(yaml.safe_dump({"data": {"fold": fold}}))
+    return folder
+
+
+@pytest.mark.parametrize(
+    ("of_model", "asked", "shown"), [("1", None, 1), ("1", "2", 2), (None, "0", 0), (None, None, None)]
+)
+def test_of_a_prepared_corpus_the_test_part_of_the_models_fold_is_drawn(
+    model, prepared, tmp_path, caplog, of_model, asked, shown
+):
+    folder = saved(model, tmp_path / "model", of_model)
+    given = ["--model_name_or_path", str(folder), "--corpus", str(prepared), "--output_dir", str(tmp_path / "out")]
+    explain.main([*given, "--method", "rollout", "--max_images", "8", *(["--fold", asked] if asked else [])])
+    drawn = {path.stem[5:] for path in (tmp_path / "out").glob("*.png")}
+    splits = json.loads((prepared / "splits.json").read_text())
+    allowed = splits["images"] if shown is None else splits["folds"][shown]["test"]
+    assert len(drawn) == 8 and drawn <= {name.removesuffix(".png") for name in allowed}
+    assert ("does not tell its fold: its training images are drawn too" in caplog.text) == (shown is None)
+    parts, classes = load_prepared(str(prepared), None, str(shown or 0))
+    every = datasets.concatenate_datasets(list(parts.values()))
+    labels = dict(zip(every["file_name"], every["label"], strict=True))
+    assert sorted(classes[labels[f"{name}.png"]] for name in drawn) == 4 * ["a"] + 4 * ["b"]  # both classes alike
+
+
+def test_pictures_share_one_scale_and_tell_label_and_probability(model, prepared, tmp_path, monkeypatch):
+    folder = saved(model, tmp_path / "model", "0")
+    seen = []
+    monkeypatch.setattr(explain, "_draw", lambda *given: seen.append(given))
+    given = ["--model_name_or_path", str(folder), "--corpus", str(prepared), "--output_dir", str(tmp_path / "out")]
+    for method in ("occlusion", "rollout"):
+        seen.clear()
+        explain.main([*given, "--method", method, "--max_images", "3"])
+        titles, limits, heats = ([one[place] for one in seen] for place in (1, 4, 6))
+        assert len(set(limits)) == 1 and {title.split("\n")[1] for title in titles} == {"label: a", "label: b"}
+        low, high = limits[0]
+        assert all(low <= heat.min() and heat.max() <= high for heat in heats)
+        if method == "occlusion":  # an untrained model: what changes nothing is not painted in full colour
+            assert max(np.abs(heat).max() for heat in heats) < 0.1 and (low, high) == (-0.1, 0.1)
+
+
+def test_images_are_spread_over_the_classes():
+    assert spread([0, 0, 0, 0], 2) == [0, 2]
+    assert spread([0, 1, 1, 1, 1, 1], 4) == [0, 1, 2, 4]
+    assert spread([None, 1, None, 1], 3) == [0, 1, 2]

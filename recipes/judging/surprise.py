@@ -114,13 +114,16 @@ def surprise(
     )
 
 
-def draw_surprise(found: Surprise, image: np.ndarray, title: str) -> Figure:
+def draw_surprise(
+    found: Surprise, image: np.ndarray, title: str, limit: tuple[float, float | None] = (0, None)
+) -> Figure:
     """An image with its most surprising patch framed, its map, and the two matrices of that patch.
 
     Args:
         found: of one image.
         image: `(H, W, C)` of 1 or 3 channels, in [0, 1].
         title: of the image.
+        limit: of the colours, in nats; the greatest is that of the map if left out.
     """
     image, heat = np.broadcast_to(image, (*image.shape[:2], 3)), found.map_of(0)
     most = int(found.divergence[0].argmax())
@@ -130,7 +133,7 @@ def draw_surprise(found: Surprise, image: np.ndarray, title: str) -> Figure:
     plain.set_title(title)
     plain.add_patch(found.frame_of(most))
     shades = draw_overlay(overlay, image, heat)
-    shades.set_clim(0, None)
+    shades.set_clim(*limit)
     overlay.set_title("surprise")
     figure.colorbar(shades, ax=overlay, shrink=0.8, label="nats")
     matrices = [of_patches[0, most].mean(0).numpy() for of_patches in (found.true, found.predicted)]
