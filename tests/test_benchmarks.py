@@ -4,6 +4,8 @@ import argparse
 import importlib.util
 import json
 import math
+import re
+import shlex
 import subprocess
 import sys
 from pathlib import Path
@@ -473,3 +475,18 @@ def test_a_row_of_all_corpora_pretrains_on_the_others_whole():
     # As cross_validate.py hands them on.
     assert cross_validation._options(others) == ["--unlabelled_corpus", "data/busi", "data/pneumonia"]
     assert cross_validation._options(["glcm_offsets=[[0, 1]]"]) == ["--glcm_offsets=[[0, 1]]"]
+
+
+def test_runs_in_the_repository_are_known_again_though_options_were_added_since():
+    learning = load("texture_learning")
+    stored = json.loads((BENCHMARKS / "results" / "texture_corpora.json").read_text())["runs"]
+    readme = (BENCHMARKS / "README.md").read_text().replace("\n", " ")
+    (command,) = re.findall(
+        r"`python recipes/benchmarks/texture_learning.py (--corpus data/busi data/pneumonia [^`]+)`", readme
+    )
+    options, extra = learning.parse_options(shlex.split(command))
+    for row in options.presets:
+        wanted = learning.settings_of(row, options, *learning.arguments_of(row, 0, options, extra, "union", "unused"))
+        assert [learning._given(run["settings"]) for run in stored].count(learning._given(wanted)) == 1
+        changed = wanted | {"training": wanted["training"] | {"unlabelled_corpus": ["more"]}}
+        assert learning._given(changed) not in [learning._given(run["settings"]) for run in stored]

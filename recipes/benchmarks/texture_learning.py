@@ -158,6 +158,11 @@ def settings_of(
     return json.loads(json.dumps(settings, default=str))
 
 
+def _given(settings: dict[str, Any]) -> dict[str, Any]:
+    """Without what is left out, so that a run of before an option was made is the run without it."""
+    return settings | {"training": {name: value for name, value in settings["training"].items() if value is not None}}
+
+
 def divide(options: argparse.Namespace, seed: int) -> Divided:
     """Hold images of each prepared corpus out, whole groups; nothing for speckle, which is generated."""
     parts: Divided = {}
@@ -332,7 +337,7 @@ def run_all(options: argparse.Namespace, extra: list[str], scratch: Path) -> lis
     bar = tqdm(plan, unit=" runs", smoothing=0)
     for row, seed, wanted in bar:
         bar.set_description(f"{row}, seed {seed}")
-        record = next((record for record in stored if record["settings"] == wanted), None)
+        record = next((record for record in stored if _given(record["settings"]) == _given(wanted)), None)
         if record is None:
             parts = divided[seed]
             if parts and written != seed:
