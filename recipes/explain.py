@@ -181,9 +181,11 @@ def _fold_of(args: ExplainArguments) -> str | None:
             file = Path(hf_hub_download(args.model_name_or_path, "config.yaml", revision=args.model_revision))
         except EntryNotFoundError:
             return None
-    if not file.is_file():
-        return None
-    return ((yaml.safe_load(file.read_text(encoding="utf-8")) or {}).get("data") or {}).get("fold")
+    data = (yaml.safe_load(file.read_text(encoding="utf-8")) if file.is_file() else {}) or {}
+    data = data.get("data") or {}
+    # Of other splits or another corpus, a fold of that number is another one.
+    same = data.get("splits_file") is None and data.get("corpus") == Path(args.corpus).expanduser().resolve().name
+    return data.get("fold") if same else None
 
 
 def _limit(method: str, found: list) -> tuple[float, float]:

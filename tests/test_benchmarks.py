@@ -475,6 +475,7 @@ def test_a_row_of_all_corpora_pretrains_on_the_others_whole():
     # As cross_validate.py hands them on.
     assert cross_validation._options(others) == ["--unlabelled_corpus", "data/busi", "data/pneumonia"]
     assert cross_validation._options(["glcm_offsets=[[0, 1]]"]) == ["--glcm_offsets=[[0, 1]]"]
+    assert cross_validation._options(["seed=1", "seed=2"]) == ["--seed=2"]
 
 
 def test_runs_in_the_repository_are_known_again_though_options_were_added_since():

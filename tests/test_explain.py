@@ -121,11 +121,11 @@ def prepared(tmp_path_factory):
     return prepare(given)
 
 
-def saved(model, folder, fold: str | None):
+def saved(model, folder, fold: str | None, corpus: str = "data", **of_data: str):
     model.save_pretrained(folder)
     ImageTransform(32, resize="squash").processor().save_pretrained(folder)
     if fold is not None:
-        (folder / "config.yaml").write_text(yaml.safe_dump({"data": {"fold": fold}}))
+        (folder / "config.yaml").write_text(yaml.safe_dump({"data": {"fold": fold, "corpus": corpus, **of_data}}))
     return folder
 
 
@@ -147,6 +147,14 @@ def test_of_a_prepared_corpus_the_test_part_of_the_models_fold_is_drawn(
     every = datasets.concatenate_datasets(list(parts.values()))
     labels = dict(zip(every["file_name"], every["label"], strict=True))
     assert sorted(classes[labels[f"{name}.png"]] for name in drawn) == 4 * ["a"] + 4 * ["b"]  # both classes alike
+
+
+@pytest.mark.parametrize("other", [{"corpus": "another"}, {"splits_file": "other.json"}])
+def test_a_fold_of_other_splits_is_another_fold(model, prepared, tmp_path, caplog, other):
+    folder = saved(model, tmp_path / "model", "1", **other)
+    given = ["--model_name_or_path", str(folder), "--corpus", str(prepared), "--output_dir", str(tmp_path / "out")]
+    explain.main([*given, "--method", "rollout", "--max_images", "1"])
+    assert "does not tell its fold" in caplog.text
 
 
 def test_pictures_share_one_scale_and_tell_label_and_probability(model, prepared, tmp_path, monkeypatch):

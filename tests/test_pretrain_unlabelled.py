@@ -3,6 +3,7 @@
 import hashlib
 import json
 
+import datasets
 import pytest
 import yaml
 from helpers import encode, picture, write
@@ -43,6 +44,18 @@ def test_they_are_trained_on_but_for_copies_of_those_that_are_kept(corpus, tmp_p
     assert "| Among them, unlabelled | pool |" in card and str(tmp_path) not in card
     assert "pool: nothing is known here of the licence of these images." in card
     assert json.loads((tmp_path / "run" / "all_results.json").read_text())["epoch"] == 2
+
+
+def test_labels_and_patients_of_theirs_are_not_read(corpus, tmp_path):
+    rows = {"image": [{"bytes": encode(picture(200 + index)), "path": None} for index in range(6)]}
+    rows |= {"label": ["a", "", "b", "b", "a", "a"], "case_id": [1, 1, 2, 2, 3, 3]}
+    (tmp_path / "pool").mkdir()
+    made = datasets.Dataset.from_dict(rows).cast_column("image", datasets.Image())
+    made.to_parquet(tmp_path / "pool" / "train.parquet")
+    given = TINY | {"corpus": corpus, "fold": "0", "held_out": 0, "per_device_train_batch_size": 8, "max_steps": 1}
+    pretrain.main([*options(**given, output_dir=tmp_path / "run"), "--unlabelled_corpus", str(tmp_path / "pool")])
+    derived = yaml.safe_load((tmp_path / "run" / "config.yaml").read_text())["derived"]
+    assert derived["num_train_images"] == len(load_prepared(str(corpus), None, "0")[0]["train"]) + 6
 
 
 def test_a_stream_takes_none(corpus, tmp_path):

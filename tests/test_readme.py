@@ -1,6 +1,7 @@
 """What the documents tell people to type, and where they point."""
 
 import importlib
+import importlib.util
 import json
 import os
 import re
@@ -23,6 +24,7 @@ from hub.export import write_export
 from images.transform import ImageTransform
 from modeling_glcm_mae import GLCMMAEForPreTraining
 
+BENCHMARKS = Path(__file__).parents[1] / "recipes" / "benchmarks"
 ROOT = Path(__file__).resolve().parent.parent
 DOCS = [ROOT / "README.md", ROOT / "recipes" / "README.md", ROOT / "recipes" / "benchmarks" / "README.md"]
 CONTRIBUTING = ROOT / "CONTRIBUTING.md"
@@ -151,6 +153,25 @@ def test_make_targets_in_the_docs_resolve():
     for command in used:
         shown = subprocess.run([*shlex.split(command), "-n"], capture_output=True, text=True, cwd=ROOT, env=outside())
         assert shown.returncode == 0 and "/bin/" in shown.stdout, f"{command}: {shown.stderr}"
+
+
+def test_the_tables_of_the_documents_are_those_of_the_results():
+    spec = importlib.util.spec_from_file_location("finetuned", BENCHMARKS / "finetuned.py")
+    finetuned = importlib.util.module_from_spec(spec)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.syspath_prepend(str(BENCHMARKS))
+        spec.loader.exec_module(finetuned)
+    found = json.loads((BENCHMARKS / "results" / "finetuned.json").read_text())
+    documents = [file.read_text() for file in (BENCHMARKS / "README.md", ROOT / "README.md")]
+    text = finetuned.tables(found)
+    assert text.count("| `texture` |") == 2 * len(found)
+    for table in text.split("\n\n"):
+        assert table in documents[0]
+    (against,) = [table for table in text.split("\n\n") if "BUSI: points above `mse`" in table]
+    (row,) = [line.split("|")[2:5] for line in against.splitlines() if line.startswith("| `texture` |")]
+    accuracy, _, auroc = (cell.strip().replace("+", "") for cell in row)
+    told = " ".join(documents[1].split())
+    assert f"by {accuracy.replace(' (', ' points of accuracy (')} and {auroc.replace(' (', ' of AUROC (')}" in told
 
 
 # ---------------------------------------------------------------------------------------- every command, run for real

@@ -23,6 +23,7 @@ from huggingface_hub import HfApi, InferenceClient, ModelCard
 from huggingface_hub.errors import HfHubHTTPError
 from PIL import Image
 from pydicom.data import get_testdata_file
+from safetensors.torch import load_file
 from test_publish import classifier  # noqa: F401 - fixtures
 from transformers import AutoImageProcessor, BeitForImageClassification, ViTForImageClassification, pipeline
 
@@ -387,19 +388,31 @@ def test_requests_that_are_none_get_one_sentence(server, body, message):
     assert refused.value.code == 400 and message in said and " at 0x" not in said
 
 
+def test_models_that_are_none_end_the_start(exported, tmp_path):
+    for given in (["/srv/secret/export"], [str(exported), f"X={tmp_path}/typo"]):
+        assert start("--model", *given)[-1].endswith("is neither a folder here nor a Hub id, OWNER/NAME")
+    twins = [str(exported), f"{exported}/"]
+    assert "two models are called" in start("--model", *twins)[-1]
+
+
 def test_any_public_model_of_the_hub_where_that_is_allowed_but_without_the_owners_token(
     hub, space, exported, finetuned, image, tmp_path
 ):
     api = HfApi(endpoint=hub.endpoint, token="hf_writer")
-    for name, private in (("org/open", False), ("org/private", True)):
+    for name, private in (("org/open", False), ("org/private", True), ("org/thief", False)):
         api.create_repo(name, private=private)
-        hub.commit(name, "Model", published(exported, name))
+        files = published(exported, name)
+        if name == "org/thief":  # names weights of this machine for its own
+            shards = dict.fromkeys(load_file(exported / "model.safetensors"), str(exported / "model.safetensors"))
+            del files["model.safetensors"]
+            files["model.safetensors.index.json"] = json.dumps({"metadata": {}, "weight_map": shards}).encode()
+        hub.commit(name, "Model", files)
     variables = hub.environment(tmp_path / "home", "hf_writer")
     with started(space, [str(finetuned)], variables, "--any_public", "true") as server:
         found = demo(
             server,
             f"""
-for name in ("org/open", "org/private", {str(exported)!r}, {finetuned.name!r}):
+for name in ("org/open", "org/private", {str(exported)!r}, {finetuned.name!r}, "org/thief"):
     try:
         found.append(ask(name, {str(image)!r})["note"])
     except Exception as error:
@@ -410,6 +423,7 @@ for name in ("org/open", "org/private", {str(exported)!r}, {finetuned.name!r}):
     assert "model 'org/private' cannot be opened here" in found[1]
     assert "is not a Hub id, OWNER/NAME" in found[2]
     assert "The reconstruction is by the base_model of finetuned." in found[3]
+    assert "model 'org/thief' cannot be opened here" in found[4]
 
 
 def start(*options: str, cwd: Path = ROOT) -> list[str]:

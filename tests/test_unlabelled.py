@@ -4,6 +4,7 @@ import hashlib
 import json
 import shutil
 
+import datasets
 import numpy as np
 import pytest
 import yaml
@@ -94,6 +95,18 @@ def test_kept_ones_are_pretrained_on_and_never_judged(raw, tmp_path):
     encoder = {"model_name_or_path": str(tmp_path / "run" / "export"), "per_device_train_batch_size": "8"}
     classified = run(output, tmp_path / "classifier", **encoder)
     assert json.loads((classified / "all_results.json").read_text())["epoch"] == 2
+
+
+def test_an_empty_cell_of_a_parquet_file_is_one_too(tmp_path):
+    rows = {"image": [{"bytes": encode(picture(index)), "path": f"{index}.png"} for index in range(24)]}
+    rows |= {"label": ["a" if index % 2 else "b" for index in range(21)] + ["", None, ""]}
+    (tmp_path / "raw").mkdir()
+    made = datasets.Dataset.from_dict(rows).cast_column("image", datasets.Image())
+    made.to_parquet(tmp_path / "raw" / "train.parquet")
+    with pytest.raises(SystemExit, match="3 of 24 images have no label: 21.png, 22.png, 23.png"):
+        prepared(tmp_path / "raw", tmp_path / "data")
+    output = prepared(tmp_path / "raw", tmp_path / "data", "--unlabelled", "keep")
+    assert len(load_prepared(str(output), None, "0", unlabelled=True)[0]["unlabelled"]) == 3
 
 
 def test_an_empty_cell_of_a_table_is_a_label_that_is_missing(raw, tmp_path):

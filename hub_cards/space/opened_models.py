@@ -1,10 +1,12 @@
 """Models and images, opened for the demo: what is refused, and in which words."""
 
 import io
+import json
 import logging
 import math
 import re
 import struct
+import tempfile
 import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -21,6 +23,7 @@ from huggingface_hub import HfApi, metadata_load, snapshot_download
 from huggingface_hub.errors import HFValidationError, StrictDataclassError
 from huggingface_hub.utils import validate_repo_id
 from PIL import Image
+from pydicom.filereader import read_file_meta_info
 from safetensors import SafetensorError
 from transformers import (
     AutoConfig,
@@ -38,7 +41,11 @@ from modeling_glcm_mae import GLCMMAEForPreTraining
 logger = logging.getLogger("demo")
 CLASSIFIERS = {kind.__name__: kind for kind in (ViTForImageClassification, BeitForImageClassification)}
 
-READ = ("README.md", "config.yaml", "*.json", "*.safetensors")  # of a repository on the Hub; no code
+WEIGHTS = ("config.json", "preprocessor_config.json", "model*.safetensors", "model.safetensors.index.json")
+# Of a repository on the Hub: no code, and no adapter, which names another model.
+READ = ("README.md", "config.yaml", *WEIGHTS, *(f"pretraining/{name}" for name in WEIGHTS))
+OF_A_BASE = ("config.json", "preprocessor_config.json", *(f"pretraining/{name}" for name in WEIGHTS))
+DEFLATED = "1.2.840.10008.1.2.1.99"  # a DICOM file of a few KiB can hold gigabytes
 MAX_MODEL_BYTES = 4 * 2**30  # of a repository that a visitor names
 MAX_BYTES, MAX_PIXELS = 64 * 2**20, 64_000_000  # of an image, before it is decoded
 HIDDEN_COLOUR = (58, 82, 150)  # no grey, which would look like anatomy
@@ -113,8 +120,12 @@ class Offered:
         self.sources: dict[str, str] = {}
         for text in given:
             name, equals, source = text.partition("=")
-            if not equals:
-                name, source = _name_of(text), text
+            if not equals or Path(text).expanduser().is_dir():
+                name, source = "", text
+            source = str(Path(source).expanduser()) if source.startswith("~") else source
+            if not Path(source).is_dir():
+                _check_hub_id(source, "neither a folder here nor")  # in a terminal: the page tells no path
+            name = name or _name_of(source)
             if name in self.sources:
                 raise ValueError(f"two models are called {name!r}: give one another name, as NAME={source}")
             self.sources[name] = source
@@ -163,7 +174,7 @@ def load(source: str, name: str, own: bool) -> Model:
         ValueError: it cannot be opened, or is of another kind; names the model.
     """
     try:
-        folder = _folder(source, own)
+        folder = _folder(source, own, READ)
         architecture = (AutoConfig.from_pretrained(folder, trust_remote_code=False).architectures or ["none"])[0]
         classifier = _network(CLASSIFIERS[architecture], folder) if architecture in CLASSIFIERS else None
         card = folder / "README.md" if (folder / "README.md").is_file() else None
@@ -171,21 +182,36 @@ def load(source: str, name: str, own: bool) -> Model:
             autoencoder, note = _autoencoder(folder), f"{name} has no classifier: it shows reconstructions only."
         else:
             autoencoder, note = _autoencoder_of_base(folder, name, card, source, own)
+        trained_on, figures = _trained_on(folder), _figures(card)
     except Refused:
         raise
     except UNUSABLE as error:
         logger.warning("model %s (%s) cannot be opened: %s", name, source, error)
-        raise ValueError(f"model {name!r} cannot be opened here") from error
+        raise Refused(f"model {name!r} cannot be opened here") from error
     if classifier is None and autoencoder is None:
         raise ValueError(
             f"model {name!r} is a {architecture} without a pretraining/ folder; allowed are {', '.join(CLASSIFIERS)}, "
             "and encoders with one"
         )
-    return Model(classifier, autoencoder, _figures(card), f"{_trained_on(folder)} {note}".strip())
+    return Model(classifier, autoencoder, figures, f"{trained_on} {note}".strip())
 
 
-def _folder(source: str, own: bool) -> Path:
+def _check_hub_id(source: str, what: str, refusal: type[ValueError] = Refused) -> None:
+    try:
+        if "/" not in source:
+            raise HFValidationError("an owner is missing")
+        validate_repo_id(source)
+    except HFValidationError as error:
+        raise refusal(f"model {source!r} is {what} a Hub id, OWNER/NAME") from error
+
+
+def _folder(source: str, own: bool, files: Sequence[str]) -> Path:
     """Where the files of a model are, downloaded if need be.
+
+    Args:
+        source: Hub id; a folder too, if `own`.
+        own: whether it may be one, and whether the token of whom the server belongs to may be used.
+        files: patterns of those that are wanted of the Hub.
 
     Raises:
         ValueError: neither a folder, of those who may name one, nor a Hub id; too large.
@@ -193,32 +219,34 @@ def _folder(source: str, own: bool) -> Path:
     """
     if own and Path(source).is_dir():
         return Path(source)
+    _check_hub_id(source, "not", ValueError if own else Refused)  # a folder that is gone since is nobody's business
     try:
-        if "/" not in source:
-            raise HFValidationError("an owner is missing")
-        validate_repo_id(source)
-    except HFValidationError as error:
-        what = "neither a folder here nor" if own else "not"
-        raise Refused(f"model {source!r} is {what} a Hub id, OWNER/NAME") from error
-    token, revision = None, None
-    if not own:
-        token = False
-        info = HfApi(token=False).model_info(source, files_metadata=True)
-        size, revision = sum(file.size or 0 for file in info.siblings if _is_read(file.rfilename)), info.sha
-        if size > MAX_MODEL_BYTES:
-            raise Refused(f"model {source!r} has {size / 2**30:.1f} GiB, allowed are {MAX_MODEL_BYTES / 2**30:g}")
-    return Path(snapshot_download(source, revision=revision, token=token, allow_patterns=list(READ)))
-
-
-def _is_read(file: str) -> bool:
-    return any(fnmatch(file, pattern) for pattern in READ)
+        token, revision = None, None
+        if not own:
+            token = False
+            info = HfApi(token=False).model_info(source, files_metadata=True)
+            wanted = [file for file in info.siblings if any(fnmatch(file.rfilename, pattern) for pattern in files)]
+            size, revision = sum(file.size or 0 for file in wanted), info.sha
+            if size > MAX_MODEL_BYTES:
+                raise Refused(f"model {source!r} has {size / 2**30:.1f} GiB, allowed are {MAX_MODEL_BYTES / 2**30:g}")
+        folder = Path(snapshot_download(source, revision=revision, token=token, allow_patterns=list(files)))
+    except Refused:
+        raise
+    except Exception as error:  # of the network: the client's own errors differ by release, and some are no OSError
+        raise OSError(f"{source} cannot be had from the Hub: {error}") from error
+    for index in folder.rglob("*.index.json"):
+        # transformers would follow a path in it to any file of this machine.
+        parts = json.loads(index.read_text(encoding="utf-8"))["weight_map"].values()
+        if any(not isinstance(part, str) or Path(part).name != part for part in parts):
+            raise ValueError(f"{index.name} of {source} names weights outside its folder")
+    return folder
 
 
 def _trained_on(folder: Path) -> str:
     """The images that a model knows, as its recipe tells."""
     try:
         corpus = yaml.safe_load((folder / "config.yaml").read_text(encoding="utf-8"))["data"]["corpus"]
-    except (OSError, KeyError, TypeError):
+    except (OSError, KeyError, TypeError, yaml.YAMLError):
         return ""
     return f"Trained on {Path(str(corpus)).name}; of other images its answers mean little."
 
@@ -249,6 +277,7 @@ def _autoencoder_of_base(
         base = (metadata_load(card) or {}).get("base_model") if card else None
         if isinstance(base, list):
             base = base[0] if base else None
+        base = None if base is None else str(base)
         if base is None and local and folder.resolve().match("fold_*/finetune/export"):
             beside = folder.resolve().parents[1] / "pretrain" / "export"  # as cross_validate.py leaves it
             if beside.is_dir():
@@ -261,7 +290,7 @@ def _autoencoder_of_base(
         # What a card on the Hub names is not looked for among the folders here.
         same_owner = local or base.partition("/")[0] == source.partition("/")[0]
         with_token = own and same_owner and not Path(base).is_dir()
-        found = Path(base) if local and Path(base).is_dir() else _folder(base, with_token)
+        found = Path(base) if local and Path(base).is_dir() else _folder(base, with_token, OF_A_BASE)
         autoencoder = _autoencoder(found)
     except UNUSABLE as error:
         logger.warning("%s, %s, cannot be opened: %s", base, called, error)
@@ -325,6 +354,11 @@ def _file_pixels(data: bytes) -> int:
 def _dicom_pixels(data: bytes) -> int:
     """Of all frames, as the header says; 0 of what is no DICOM file, which is refused elsewhere."""
     try:
+        with tempfile.NamedTemporaryFile() as file:  # of the first lines alone, before anything is inflated
+            file.write(data)
+            file.flush()
+            if read_file_meta_info(file.name).get("TransferSyntaxUID") == DEFLATED:
+                return MAX_PIXELS + 1
         header = pydicom.dcmread(io.BytesIO(data), stop_before_pixels=True, force=True)
         return math.prod(int(header.get(name) or 1) for name in ("Rows", "Columns", "NumberOfFrames"))
     except (OSError, ValueError, TypeError, AttributeError, EOFError, struct.error, pydicom.errors.InvalidDicomError):
@@ -340,5 +374,5 @@ def opened(offered: Offered, name: str, path: str | None) -> tuple[Model, Image.
     """A model of that name, and the image at `path` as `read` gives it for this model."""
     if path is None:
         raise ValueError("drop an image first")
-    model = offered.open(name.strip())
+    model = offered.open((name or "").strip())
     return model, *read(Path(path).read_bytes(), Path(path).name, (model.classifier or model.autoencoder).white)

@@ -6,9 +6,9 @@
 
 `data_dir` holds the corpora as prepare_corpus.py makes them: busi, covid_ct, pneumonia. Rows: `classical` (a logistic
 regression on co-occurrence features), `none` (the network from nothing), and the presets. Each fold pretrains on its
-own training part only, by recipes/configs/laptop/; with `_all` on all images of the other corpora too. The chest X-rays
-are taken on their official split, with three seeds. With --pretrain_options and --finetune_options as cross_validate.py
-has them, at any size.
+own training part only, by recipes/configs/laptop/; with `_all` on the other corpora too (of the chest X-rays their
+official training part). The chest X-rays are judged on their official split, with three seeds. With --pretrain_options
+and --finetune_options as cross_validate.py has them, at any size.
 
 Each row of a corpus is a run of cross_validate.py in `output_dir`, which goes on where it was interrupted, and lands in
 the JSON file when it is finished: its settings, its command, its commit (`-dirty` with changes that are in none), and

@@ -224,6 +224,7 @@ def unify_tables(
     image_column: str | None = None,
     label_column: str | None = None,
     group_column: str | None = None,
+    some_labels: bool = False,
 ) -> dict[str, datasets.Dataset] | dict[str, datasets.IterableDataset]:
     """Bring Parquet or Hub data to the columns that `load_corpus` promises.
 
@@ -232,6 +233,7 @@ def unify_tables(
         corpus: what messages call it.
         splits: which of them are wanted.
         image_column, label_column, group_column: as for `load_corpus`.
+        some_labels: whether a label may be empty, if not all are.
 
     Raises:
         CorpusError: a column is missing, of a type that it cannot have, or has an empty label.
@@ -253,7 +255,8 @@ def unify_tables(
             label = None
         else:
             classes = _classes(tables, label, source)
-    unify = partial(_unify, columns={"image": image_column, "label": label, "group": group}, classes=classes)
+    columns = {"image": image_column, "label": label, "group": group}
+    unify = partial(_unify, columns=columns, classes=classes, some_labels=some_labels)
     return {split: unify(tables[split], split, source=source) for split in splits}
 
 
@@ -301,6 +304,7 @@ def _unify(
     columns: dict[str, str | None],
     classes: datasets.ClassLabel | None,
     source: str,
+    some_labels: bool,
 ) -> datasets.Dataset | datasets.IterableDataset:
     """One split of `unify_tables`, its columns known."""
     used = {name: column for name, column in columns.items() if column is not None}
@@ -320,12 +324,12 @@ def _unify(
         return dataset.map(partial(_complete, split=split), with_indices=True, features=datasets.Features(features))
     if "label" in used and dataset.features["label"] != classes:
         names = [_text(value) for value in dataset["label"]]
-        if None in names:
+        if None in names and not (some_labels and classes.names):
             raise CorpusError(
                 f"{source}, split {split}, row {names.index(None)}: the label is empty ({names.count(None)} of "
                 f"{len(names)} are). Complete the column {columns['label']}, or pass --label_column {NONE}."
             )
-        numbers = [classes.str2int(name) for name in names]
+        numbers = [None if name is None else classes.str2int(name) for name in names]
         dataset = dataset.remove_columns("label").add_column("label", numbers, feature=classes)
     if "group" in used:
         groups = [_text(value) for value in dataset["group"]]

@@ -204,7 +204,7 @@ def _rows(tables: dict[str, datasets.Dataset], args: PrepareArguments) -> tuple[
     if lost:
         logger.warning("'%s': column(s) not taken over: %s", source, ", ".join(lost))
     columns = {name: getattr(args, name) for name in ("image_column", "label_column", "group_column")}
-    parts = unify_tables(tables, source, splits=list(tables), **columns)
+    parts = unify_tables(tables, source, splits=list(tables), some_labels=True, **columns)
     # Names that we gave to images of unknown patients in an earlier data set are not patients.
     ours = args.group_column is None and {"file_name", "group", "sha256"} <= set(stored)
     features = next(iter(parts.values())).features

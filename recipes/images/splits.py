@@ -232,7 +232,7 @@ def make_splits(
 
 
 def load_split(
-    splits_file: str | Path, data: datasets.Dataset | datasets.DatasetDict, fold: str
+    splits_file: str | Path, data: datasets.Dataset | datasets.DatasetDict, fold: str, *, unlabelled: bool = False
 ) -> dict[str, datasets.Dataset]:
     """The parts of a fold, after checking that the data is the data of the splits, and that nothing leaks.
 
@@ -240,9 +240,10 @@ def load_split(
         splits_file: splits.json.
         data: the prepared corpus, all its splits.
         fold: "0", "1", ... or "official".
+        unlabelled: whether the images without a label are wanted too.
 
     Returns:
-        `train`, `validation`, `test`, and `unlabelled` where the corpus has images without a label.
+        `train`, `validation`, `test`, and where they are wanted and there are any `unlabelled`.
 
     Raises:
         SplitError: no such file or fold; the data changed since; a group or picture is in two parts. Names the files.
@@ -276,7 +277,7 @@ def load_split(
             f"the data is not what {splits_file} was made for: {len(changed)} image(s) changed or are missing, "
             f"{len(added)} were added ({', '.join([*changed, *added][:5])}). Prepare the corpus anew"
         )
-    named = (*PARTS, "unlabelled") if "unlabelled" in parts else PARTS
+    named = (*PARTS, "unlabelled") if unlabelled and "unlabelled" in parts else PARTS
     chosen = {part: data.select([position[name] for name in parts[part]]) for part in named}
     check_overlap(chosen["validation"], chosen["test"])
     for part in ("train", "unlabelled"):
@@ -314,9 +315,7 @@ def load_prepared(
         )
     stored = datasets.load_dataset("parquet", data_files=parquet_files(folder))
     stored = stored.cast_column("image", datasets.Image(decode=False))
-    parts = load_split(file, stored, fold)
-    if not unlabelled:
-        parts.pop("unlabelled", None)
+    parts = load_split(file, stored, fold, unlabelled=unlabelled)
     label = parts["train"].features.get("label")
     return parts, list(label.names) if isinstance(label, datasets.ClassLabel) else None
 

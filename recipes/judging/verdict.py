@@ -16,7 +16,7 @@ class Verdict:
     words: str
 
 
-def pretraining_verdict(figures: Mapping[str, float]) -> Verdict:
+def pretraining_verdict(figures: Mapping[str, float], *, normalised: bool = False) -> Verdict:
     """Hold the last evaluation of a pretraining against predictors that learned nothing.
 
     Pixels are judged by the squared error, against one grey for all images and against the true mean of each hidden
@@ -27,8 +27,11 @@ def pretraining_verdict(figures: Mapping[str, float]) -> Verdict:
     Args:
         figures: `eval_mse`, `eval_glcm_l1` and, with a head, `eval_glcm_head`, each also with `_dataset_mean` and
             `_patch_mean` behind.
+        normalised: whether the pixels of each patch were (`norm_pix_loss`): then the mean of a patch is no knowledge,
+            and the grey is that.
     """
     error, grey, blur = (figures[f"eval_mse{suffix}"] for suffix in ("", "_dataset_mean", "_patch_mean"))
+    grey = blur if normalised else grey
     name, done, what = "eval_glcm_l1", "painted", "distance of the painted matrices from the true ones"
     if "eval_glcm_head" in figures:
         name, done, what = "eval_glcm_head", "foretold", "divergence of the predicted matrices from the true ones"

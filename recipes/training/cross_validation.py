@@ -8,7 +8,7 @@ import subprocess
 import sys
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 from queue import Queue
 from threading import Event
@@ -26,6 +26,7 @@ from images.splits import load_prepared, sha256_of_lines
 from judging.summary import compare_all, draw_comparison, draw_curves, summarise
 from judging.tables import comparisons_markdown, nothing_learned, positive_indices, summary_markdown
 from output_folder import check_output
+from training.arguments import FINETUNING, PRETRAINING
 from training.classical import DISTANCES, LEVELS, TEXTURE_FEATURES, TILES, classify_folds
 from training.resume import whole_checkpoints
 
@@ -39,6 +40,13 @@ logger = logging.getLogger("cross_validate")
 NOT_OF_THE_FOLDS = ("jobs", "output_dir", "seed", "push_to_hub", "hub_model_id", "hub_private_repo")
 RECIPES = Path(__file__).resolve().parents[1]
 MODES = ("finetune", TEXTURE_FEATURES)
+# Options of several values.
+LISTS = {
+    found.name
+    for arguments in (*PRETRAINING, *FINETUNING)
+    for found in fields(arguments)
+    if str(found.type).startswith("list")
+}
 # What a network needs, and a logistic regression on texture features has not.
 OF_NETWORKS = ("pretrain_config", "pretrain_options", "checkpoint", "finetune_config", "finetune_options")
 
@@ -192,10 +200,10 @@ def _sizes_pretrained(args: CrossValidationArguments) -> list[str]:
 
 
 def _options(entries: list[str] | None) -> list[str]:
-    """As a command line: a name that is given several times is an option with several values."""
+    """As a command line: of a name that is given several times the last counts, of a list all together."""
     values: dict[str, list[str]] = {}
     for name, value in (entry.split("=", 1) for entry in entries or ()):
-        values.setdefault(name, []).append(value)
+        values[name] = [*(values.get(name, []) if name in LISTS else []), value]
     return [
         text
         for name, given in values.items()
@@ -328,7 +336,7 @@ def _commonest(corpus: str, splits_file: Path, folds: list[str]) -> dict[str, in
     label = table.set_index("file_name")["label"]
     splits = json.loads(splits_file.read_text())
     parts = {fold: splits["official"] if fold == "official" else splits["folds"][int(fold)] for fold in folds}
-    return {fold: int(np.bincount(label[part["train"]]).argmax()) for fold, part in parts.items()}
+    return {fold: int(np.bincount(label[part["train"]].astype(int)).argmax()) for fold, part in parts.items()}
 
 
 def _settings(args: CrossValidationArguments) -> dict[str, Any]:

@@ -27,7 +27,7 @@ from output_folder import replaced_file
 from training.arguments import FITTING, FinetuningArguments
 from training.callbacks import OneAnswerCallback
 from training.feeding import ClassificationDataset, OneHot
-from training.frozen import fit_probe, frozen_features, nearest_neighbours
+from training.frozen import NEVER, fit_probe, frozen_features, nearest_neighbours
 from training.models import Classifier, load_classifier, parameter_groups
 from training.run import Run, training_environment
 from training.trainers import ClassifierTrainer
@@ -170,7 +170,8 @@ class FineTuning(Run):
         """Against a classifier that answers the commonest class: settings that this run does not have yet."""
         model, data = self.model_args, self.data_args
         if model.mode != "finetune":
-            return "class_weights balanced" if data.class_weights == "none" else "an encoder that was trained longer"
+            weights = model.mode == "linear_probe" and data.class_weights == "none"
+            return "class_weights balanced" if weights else "an encoder that was trained longer"
         lowest = min(group["lr"] for group in parameter_groups(self.model, args.learning_rate, 0.0, args.layer_decay))
         per_epoch = len(self.datasets["training"]) // trainer.effective_batch_size
         advice = [
@@ -274,6 +275,9 @@ class FineTuning(Run):
             {part: dataset.labels for part, dataset in parts.items()},
             self.data_args.class_weights == "balanced",
         )
+        # A class without a training image, which the probe never answers, would swamp a smoothed loss.
+        bias = self.model.classifier.bias.data
+        bias.clamp_(min=bias[bias > NEVER].min().item() - 10)
 
     def _finish(self, model: Classifier, results: dict[str, float]) -> list[str]:
         reading = (self.args.per_device_eval_batch_size, self.args.dataloader_num_workers)

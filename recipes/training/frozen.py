@@ -19,6 +19,7 @@ from training.feeding import PretrainDataset
 logger = logging.getLogger(__name__)
 
 FROZEN_MODES = ("linear_probe", "knn")
+NEVER = -1e4  # logit of a class that is not to be answered
 REGULARISATION = (1e-3, 1e-2, 1e-1, 1.0)  # inverse strengths C of LogisticRegression, tried on the validation part
 
 
@@ -91,7 +92,7 @@ def fit_probe(
     bias = bias - weight @ scaler.mean_
     with torch.no_grad():
         model.classifier.weight.zero_()
-        model.classifier.bias.fill_(-1e4)  # a class without a training image is never answered
+        model.classifier.bias.fill_(NEVER)  # a class without a training image is never answered
         rows = torch.from_numpy(probe.classes_.astype(np.int64))
         model.classifier.weight[rows] = torch.from_numpy(weight).float().to(model.classifier.weight.device)
         model.classifier.bias[rows] = torch.from_numpy(bias).float().to(model.classifier.bias.device)

@@ -233,7 +233,7 @@ class Pretraining(Run):
             results = {name: value for name, value in results.items() if name not in OF_ONE_STAGE}
         if self.data.held_out is not None:
             results |= trainer.evaluate()
-            self.verdict = pretraining_verdict(results)
+            self.verdict = self._verdict_of(results)
             if not self.verdict.learned:
                 logger.warning(
                     "this pretraining is no better than one grey for all images: nothing was learned in %d updates, at "
@@ -246,6 +246,9 @@ class Pretraining(Run):
         if args.probe_labels:
             results |= self._probe("after")
         return self._whole_model(), results
+
+    def _verdict_of(self, results: dict[str, float]) -> Verdict:
+        return pretraining_verdict(results, normalised=self.model.config.norm_pix_loss)
 
     def _first_stage(self) -> tuple[Path, float]:
         """Plain squared error by `mse_images_per_update`, unless the run is resumed after it.
@@ -372,11 +375,8 @@ class Pretraining(Run):
             "corpus": corpus if on_hub else Path(corpus).name,
             "environment": training_environment(results, self.args, self.checkpoint is not None),
             "data_facts": self.facts,
-            "more_images": {
-                # a Hub id as it is, of a path the last part
-                without_paths(name): facts_of(name)
-                for name in self.data_args.unlabelled_corpus or []
-            },
+            # a Hub id as it is, of a path the last part
+            "more_images": [(without_paths(name), facts_of(name)) for name in self.data_args.unlabelled_corpus or []],
             "datasets": [corpus] if on_hub else None,
             "base_model": origin.base_model,
             "origin": origin,
@@ -391,6 +391,6 @@ class Pretraining(Run):
                 for term in EVALUATED
                 if all(f"eval_{term}{suffix}" in results for suffix in suffixes)
             },
-            "verdict": pretraining_verdict(results) if "eval_mse_dataset_mean" in results else None,
+            "verdict": self._verdict_of(results) if "eval_mse_dataset_mean" in results else None,
             **{name: derived[name] for name in ("num_train_images", "num_held_out_images", "effective_batch_size")},
         }

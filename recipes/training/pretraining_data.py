@@ -14,6 +14,7 @@ from accelerate import PartialState
 from commandline import UsageError
 from corpora.load import load_corpus
 from corpora.record import BadImageError
+from corpora.table import NONE
 from images.check import verify_images, white_and_depth, white_level_of
 from images.decode import decode_image
 from images.overlap import without_copies
@@ -52,7 +53,7 @@ def _more_images(
     found, skipped = [], []
     for corpus in data_args.unlabelled_corpus or []:
         with PartialState().main_process_first():
-            images = load_corpus(corpus, bad_images=data_args.bad_images)
+            images = load_corpus(corpus, bad_images=data_args.bad_images, label_column=NONE, group_column=NONE)
         images, bad = verify_images(images, bad_images=data_args.bad_images, transform=transform, **checking)
         skipped += [f"{Path(corpus).name}/{name}" for name, _ in bad]
         own = without_copies(images, kept)
@@ -69,6 +70,7 @@ def _plain(images: datasets.Dataset, prefix: str = "") -> datasets.Dataset:
     """Only what a training without labels reads, in columns that are the same for every corpus."""
     names = [f"{prefix}{name}" for name in images["file_name"]]
     white = images["white_level"] if "white_level" in images.column_names else [None] * len(images)
+    # Written anew: datasets (5.2) counts no rows in a table that lost a column of its own, and could not add one.
     images = images.select_columns("image").cast_column("image", datasets.Image(decode=False)).flatten_indices()
     images = images.add_column("file_name", names, feature=datasets.Value("string"))
     return images.add_column("white_level", white, feature=datasets.Value("float64"))

@@ -23,8 +23,8 @@ MUTATIONS = [
     ),
     Mutation(
         "recipes/explain.py",
-        "        bad_images=args.bad_images,\n",
-        "",
+        '("data_dir", "split", "bad_images", "image_column")',
+        '("data_dir", "split", "image_column")',
         "tests/test_decoding.py::test_explaining_leaves_bad_images_out_by_name",
     ),
     Mutation(

@@ -578,8 +578,8 @@ MUTATIONS = [
     ),
     Mutation(
         "recipes/training/cross_validation.py",
-        'np.bincount(label[part["train"]])',
-        'np.bincount(label[part["test"]])',
+        'np.bincount(label[part["train"]].astype(int))',
+        'np.bincount(label[part["test"]].astype(int))',
         "tests/test_baselines.py::test_the_commonest_class_is_that_of_the_training_part",
     ),
     Mutation(
