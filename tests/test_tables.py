@@ -163,9 +163,8 @@ def test_a_dollar_in_a_name_is_a_dollar(tmp_path):
     draw_curves(table, tmp_path / "curves.png")
     draw_curves(table, tmp_path / "collapsed.png", names[:1])
     draw_comparison({r"runs/$\x$": table, "b": table}, tmp_path / "comparison.png")
-    explain._draw(
-        tmp_path / "map.png", "a$\\b$.png", grey() / 255, grey() / 255, "occlusion", 0, names, np.array([0.5, 0.5])
-    )
+    heat, title = grey() / 255, "a$\\b$.png"
+    explain._draw(*(tmp_path / "map.png", title, heat, "occlusion", (-1.0, 1.0), names, heat, 0, np.array([0.5, 0.5])))
     assert all(
         (tmp_path / name).stat().st_size for name in ("curves.png", "collapsed.png", "comparison.png", "map.png")
     )
