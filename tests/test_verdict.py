@@ -46,6 +46,7 @@ def test_a_pretraining_is_held_against_those_who_know_nothing(found, learned, wo
 def test_where_patches_are_normalised_their_mean_is_no_knowledge():
     given = figures(1.0, 1.7) | {"eval_mse_dataset_mean": 40.0, "eval_mse_patch_mean": 1.0}
     assert pretraining_verdict(given).learned and not pretraining_verdict(given, normalised=True).learned
+    assert "level with one grey for each patch" in pretraining_verdict(given, normalised=True).words
     assert pretraining_verdict(given | {"eval_mse": 0.6}, normalised=True).learned
 
 

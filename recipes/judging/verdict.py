@@ -31,18 +31,18 @@ def pretraining_verdict(figures: Mapping[str, float], *, normalised: bool = Fals
             and the grey is that.
     """
     error, grey, blur = (figures[f"eval_mse{suffix}"] for suffix in ("", "_dataset_mean", "_patch_mean"))
-    grey = blur if normalised else grey
+    grey, who = (blur, "one grey for each patch") if normalised else (grey, "one grey for all images")
     name, done, what = "eval_glcm_l1", "painted", "distance of the painted matrices from the true ones"
     if "eval_glcm_head" in figures:
         name, done, what = "eval_glcm_head", "foretold", "divergence of the predicted matrices from the true ones"
     found, least = figures[name], min(figures[f"{name}_dataset_mean"], figures[f"{name}_patch_mean"])
     with_texture, with_pixels = found <= TEXTURE_LEARNED * least, error <= PIXELS_LEARNED * grey
     if error > grey:
-        pixels = "worse than one grey for all images"
+        pixels = f"worse than {who}"
     elif not with_pixels:
-        pixels = "level with one grey for all images"
+        pixels = f"level with {who}"
     elif error > (1 + LEVEL) * blur:
-        pixels = "better than one grey for all images, worse than a blur of each patch"
+        pixels = f"better than {who}, worse than a blur of each patch"
     elif error >= (1 - LEVEL) * blur:
         pixels = "level with a blur of each patch"
     else:
