@@ -18,7 +18,7 @@ SPACE_STAMP := $(SPACE_VENV)/.installed
 PLAIN_VENV ?= .venv-plain
 PLAIN_STAMP := $(PLAIN_VENV)/.installed
 
-.PHONY: help quickstart release test test-slow mutations test-plain test-space demo serve lint format clean
+.PHONY: help quickstart release test test-slow gpu mutations test-plain test-space demo serve lint format clean
 
 help: ## Show this list
 	@echo "usage: make TARGET [ARGS=\"...\"] [PYTHON=python3.12]"
@@ -54,6 +54,11 @@ test: $(STAMP) ## Run the fast tests in two processes (ARGS="-k texture -n 0" an
 
 test-slow: $(STAMP) ## Run the slow tests (minutes)
 	"$(BIN)/python" -m pytest -m "slow and not gpu" $(ARGS)
+
+# JSON: where the results go. Where the environment cannot be made, the script runs by itself: see its docstring.
+JSON ?= gpu.json
+gpu: $(STAMP) ## Test and measure everything that needs a GPU, in minutes (ARGS="--train data/busi" trains too)
+	"$(BIN)/python" recipes/benchmarks/gpu.py --json "$(JSON)" $(ARGS)
 
 mutations: $(STAMP) ## Break the code on purpose, edit by edit, and see that the tests notice (tens of minutes)
 	"$(BIN)/python" tests/try_mutations.py $(ARGS)

@@ -81,7 +81,12 @@ def ratio(seconds: dict[str, list[float]], over: str, under: str) -> dict[str, f
 
 
 def training_steps(
-    config: GLCMMAEConfig, presets: Sequence[str], batch: dict[str, torch.Tensor], *, bf16: bool
+    config: GLCMMAEConfig,
+    presets: Sequence[str],
+    batch: dict[str, torch.Tensor],
+    *,
+    bf16: bool,
+    compiled: bool = False,
 ) -> dict[str, Callable[[], torch.Tensor]]:
     """A training step (forward, backward, AdamW) with the objective of each preset, on one new model.
 
@@ -90,6 +95,7 @@ def training_steps(
         presets: names of presets.
         batch: `pixel_values` `(B, C, H, W)` and `noise` `(B, N)`; the model is put on their device.
         bf16: forward under bfloat16 autocast.
+        compiled: forward and backward by torch.compile.
 
     Returns:
         name of the preset -> a call that makes a step and returns its loss.
@@ -98,13 +104,14 @@ def training_steps(
     model = GLCMMAEForPreTraining(GLCMMAEConfig.from_dict(config.to_dict() | PRESETS["texture"])).to(device).train()
     head = model.decoder.glcm_head
     optimizer = torch.optim.AdamW(model.parameters(), lr=1e-6, fused=True)
+    forward = torch.compile(model) if compiled else model
 
     def step(preset: str) -> torch.Tensor:
         for name, value in PRESETS[preset].items():
             setattr(model.config, name, value)
         model.decoder.glcm_head = head if model.config.glcm_head_weight else None
         with torch.autocast(device.type, torch.bfloat16, enabled=bf16):
-            loss = model(batch["pixel_values"], noise=batch["noise"]).loss
+            loss = forward(batch["pixel_values"], noise=batch["noise"]).loss
         loss.backward()
         optimizer.step()
         optimizer.zero_grad()
