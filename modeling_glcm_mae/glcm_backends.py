@@ -2,9 +2,11 @@
 
 import functools
 import importlib
+import os
 import re
 import warnings
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from typing import Any
 
 import torch
 
@@ -18,6 +20,11 @@ from .glcm_support import (
     place_of_counting,
     support_window,
 )
+
+# Of Triton from PyTorch. A wrong kernel is wrong by more; rounding, of steep kernels with many levels, by less.
+TRUSTED_DIFFERENCE = 0.01
+_agreeing: set[tuple[str, torch.device]] = set()
+_disagreeing: list[str] = []
 
 
 # One operator for all that is not the definition, so that torch.compile takes it as it is and does not follow its
@@ -43,29 +50,108 @@ def _loss_and_gradient(
     _, support = support_window(kernel, sharpness, dtype)
     place = place_of_counting(home, dtype_of_table(support, pixels, cumulative, dtype))
     pred, target = pred.to(place), target.to(place)
+    settings = {
+        "levels": levels,
+        "value_range": value_range,
+        "offsets": list(zip(flat_offsets[::2], flat_offsets[1::2], strict=True)),
+        "kernel": kernel,
+        "sharpness": sharpness,
+        "reweight": reweight,
+        "symmetric": symmetric,
+        "normalize": normalize,
+        "cumulative": cumulative,
+    }
     if backend == "auto":
-        backend = _fastest_backend(place.type, pixels, levels, cumulative)
-    if backend == "triton":
-        from .glcm_triton import triton_loss_and_gradient as compute
-    elif backend == "numba":
-        from .glcm_numba import numba_loss_and_gradient as compute
-    else:
-        compute = sparse_loss_and_gradient
-    losses, gradient = compute(
-        pred,
-        target,
-        with_gradient,
-        levels=levels,
-        value_range=value_range,
-        offsets=list(zip(flat_offsets[::2], flat_offsets[1::2], strict=True)),
-        kernel=kernel,
-        sharpness=sharpness,
-        reweight=reweight,
-        symmetric=symmetric,
-        normalize=normalize,
-        cumulative=cumulative,
-    )
+        backend = _backend_of_auto(pred, with_gradient, support, settings)
+    losses, gradient = _function_of(backend)(pred, target, with_gradient, **settings)
     return losses.to(home), gradient.to(home)
+
+
+def _function_of(backend: str) -> Callable[..., tuple[torch.Tensor, torch.Tensor]]:
+    if backend == "triton":
+        from .glcm_triton import triton_loss_and_gradient
+
+        return triton_loss_and_gradient
+    if backend == "numba":
+        from .glcm_numba import numba_loss_and_gradient
+
+        return numba_loss_and_gradient
+    return sparse_loss_and_gradient
+
+
+def _backend_of_auto(pred: torch.Tensor, with_gradient: bool, support: int, settings: dict[str, Any]) -> str:
+    if only_pytorch():
+        return "sparse"
+    height, width = pred.shape[1:]
+    backend = _fastest_backend(pred.device.type, height * width, settings["levels"], settings["cumulative"])
+    if backend != "triton":
+        return backend
+    # All that the kernel is compiled for, not where its grey levels lie.
+    compiled_for = {name: value for name, value in settings.items() if name not in ("value_range", "sharpness")}
+    key = (*compiled_for.values(), support, with_gradient, pred.dtype, torch.are_deterministic_algorithms_enabled())
+
+    def answers(compute: Callable[..., tuple[torch.Tensor, torch.Tensor]]) -> tuple[torch.Tensor, ...]:
+        few, noisy = few_patches(height, width, settings["value_range"], pred)
+        return compute(noisy, few, with_gradient, **settings)
+
+    agrees = triton_agrees(str((height, width, *key)), pred.device, lambda name: answers(_function_of(name)))
+    return "triton" if agrees else "sparse"
+
+
+def only_pytorch() -> bool:
+    """Whether the environment variable GLCM_BACKEND asks for "sparse" wherever the fastest backend would be taken."""
+    asked = os.environ.get("GLCM_BACKEND")
+    if asked not in (None, "", "sparse"):
+        raise ValueError(f"the environment variable GLCM_BACKEND must be sparse or not set, got {asked!r}")
+    return asked == "sparse"
+
+
+def few_patches(
+    height: int, width: int, value_range: Sequence[float], like: torch.Tensor
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Four patches of noise that reach beyond both ends of the range, and others a little off: `(4, H, W)` each."""
+    lo, hi = value_range
+    generator = torch.Generator().manual_seed(0)
+    first, second = torch.rand(2, 4, height, width, generator=generator, dtype=torch.float64)
+    first = lo + (hi - lo) * (1.2 * first - 0.1)
+    return first.to(like), (first + 0.2 * (hi - lo) * (second - 0.5)).to(like)
+
+
+def triton_agrees(setting: str, device: torch.device, answers: Callable[[str], tuple[torch.Tensor, ...]]) -> bool:
+    """Whether a Triton kernel answers on a few patches what PyTorch does; asked once in a process for each setting.
+
+    A compiler's fault would train on a wrong loss without a word: where they differ, it is said once, and Triton is
+    left alone from then on.
+
+    Args:
+        setting: what the kernel is compiled for.
+        device: where it runs.
+        answers: gives the tensors of the backend "triton" or "sparse".
+    """
+    if _disagreeing:
+        return False
+    if (setting, device) in _agreeing:
+        return True
+    if device.type == "cuda" and torch.cuda.is_current_stream_capturing():
+        return True  # nothing can be read while a graph is captured
+    differences = [
+        (
+            (found - expected).double().norm() / expected.double().norm().clamp(min=torch.finfo(torch.float32).tiny)
+        ).item()
+        for found, expected in zip(answers("triton"), answers("sparse"), strict=True)
+    ]
+    if all(difference <= TRUSTED_DIFFERENCE for difference in differences):  # NaN is not
+        _agreeing.add((setting, device))
+        return True
+    _disagreeing.append(setting)
+    warnings.warn(
+        f"the Triton kernel differs from PyTorch on {device} by {', '.join(f'{value:.2g}' for value in differences)} "
+        f"(relative; at most {TRUSTED_DIFFERENCE} is allowed) for {setting}: the backend sparse is used from now on, "
+        f"which is slower. Please report this with the versions of torch and triton; with GLCM_BACKEND=sparse in the "
+        "environment Triton is not tried.",
+        stacklevel=2,
+    )
+    return False
 
 
 @_loss_and_gradient.register_fake
@@ -134,14 +220,15 @@ def one_pass_loss(
 
 
 def _fastest_backend(device: str, pixels: int, levels: int, cumulative: bool) -> str:
-    if device == "cpu" and _can_import("numba"):
+    if device == "cpu" and can_import("numba"):
         return "numba"
     fits = pixels <= MAX_TRITON_PIXELS and not (cumulative and levels > MAX_TRITON_CUMULATIVE_LEVELS)
-    return "triton" if device == "cuda" and fits and _can_import("triton") else "sparse"
+    return "triton" if device == "cuda" and fits and can_import("triton") else "sparse"
 
 
 @functools.cache
-def _can_import(name: str) -> bool:
+def can_import(name: str) -> bool:
+    """Whether a package loads; says so once if it is there and does not."""
     try:
         importlib.import_module(name)
     except Exception as error:  # a library that does not load is no ImportError

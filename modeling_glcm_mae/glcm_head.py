@@ -12,11 +12,13 @@ from collections.abc import Sequence
 import torch
 from torch import nn
 
-from .glcm_support import check_levels, check_offsets, in_bins
+from .glcm_backends import can_import, few_patches, only_pytorch, triton_agrees
+from .glcm_support import MAX_TRITON_HEAD_LEVELS, check_levels, check_offsets, in_bins
 
 # Weights of pixels that are held at once: for each thread what fits its cache, on a GPU 128 MiB in float32.
 CPU_WEIGHTS_AT_ONCE = 2**18
 GPU_WEIGHTS_AT_ONCE = 2**25
+TRITON_DEVICES = ("cuda",)
 
 
 def num_pairs(levels: int) -> int:
@@ -67,8 +69,35 @@ def _pair_distribution(
     image: torch.Tensor, levels: int, value_range: list[float], flat_offsets: list[int]
 ) -> torch.Tensor:
     image = image.to(torch.promote_types(image.dtype, torch.float32))
-    count, height, width = image.shape
     offsets = list(zip(flat_offsets[::2], flat_offsets[1::2], strict=True))
+    compute = _pair_distribution_in_torch
+    if _is_for_triton(image, levels, value_range, offsets):
+        from .glcm_head_triton import triton_pair_distribution as compute
+    return compute(image, levels=levels, value_range=value_range, offsets=offsets)
+
+
+def _is_for_triton(
+    image: torch.Tensor, levels: int, value_range: list[float], offsets: Sequence[tuple[int, int]]
+) -> bool:
+    height, width = image.shape[1:]
+    fits = image.dtype == torch.float32 and levels <= MAX_TRITON_HEAD_LEVELS
+    if image.device.type not in TRITON_DEVICES or not fits or only_pytorch() or not can_import("triton"):
+        return False
+
+    def answers(backend: str) -> tuple[torch.Tensor]:
+        compute = _pair_distribution_in_torch
+        if backend == "triton":
+            from .glcm_head_triton import triton_pair_distribution as compute
+        few, _ = few_patches(height, width, value_range, image)
+        return (compute(few, levels=levels, value_range=value_range, offsets=offsets),)
+
+    return triton_agrees(f"texture head, {(height, width, levels, len(offsets))}", image.device, answers)
+
+
+def _pair_distribution_in_torch(
+    image: torch.Tensor, *, levels: int, value_range: Sequence[float], offsets: Sequence[Sequence[int]]
+) -> torch.Tensor:
+    count, height, width = image.shape
     # Columns of weight 0 to the right: rows can then follow each other in one line, in which the two pixels of a pair
     # lie a fixed step apart, and a step out of the patch, to the left too, ends in such a column.
     padding = max(abs(dx) for _, dx in offsets)

@@ -352,7 +352,7 @@ def test_throughput(tmp_path, capsys):
         load("throughput").main([*data, "--mask_ratio=1.5"])
 
 
-@pytest.mark.parametrize("script", ["loss", "pixel_optimization", "texture_learning", "throughput"])
+@pytest.mark.parametrize("script", ["gpu", "loss", "pixel_optimization", "texture_learning", "throughput"])
 @pytest.mark.slow
 def test_scripts_start_from_any_folder(script, tmp_path):
     command = [sys.executable, str(BENCHMARKS / f"{script}.py"), "--help"]
@@ -491,3 +491,55 @@ def test_runs_in_the_repository_are_known_again_though_options_were_added_since(
         assert [learning._given(run["settings"]) for run in stored].count(learning._given(wanted)) == 1
         changed = wanted | {"training": wanted["training"] | {"unlabelled_corpus": ["more"]}}
         assert learning._given(changed) not in [learning._given(run["settings"]) for run in stored]
+
+
+# ----------------------------------------------------------------------------------------------------------------- GPU
+
+
+def test_a_part_that_fails_or_hangs_is_reported_and_its_children_end(tmp_path, monkeypatch):
+    gpu = load("gpu")
+    script = tmp_path / "gpu.py"
+    child = "import subprocess, sys, time; subprocess.Popen([sys.executable, '-c', 'import time; time.sleep(60)'])"
+    write_pid = "from pathlib import Path; Path(sys.argv[-1], 'pid').write_text(str(child.pid))"
+    script.write_text(f"{child.replace('subprocess.Popen', 'child = subprocess.Popen')}\n{write_pid}\ntime.sleep(60)\n")
+    monkeypatch.setattr(gpu, "__file__", str(script))
+    assert gpu.run_part("eager", [], tmp_path, 5) == {"error": "not ready after 5 s"}
+    pid = int((tmp_path / "pid").read_text())
+    state = Path(f"/proc/{pid}/stat")
+    assert not state.exists() or state.read_text().split()[2] == "Z"
+    script.write_text("raise SystemExit(3)\n")
+    assert gpu.run_part("eager", [], tmp_path, 60)["error"].startswith("exit code 3 after")
+
+
+def test_every_part_has_its_line_and_a_failed_one_its_reason(tmp_path):
+    gpu = load("gpu")
+    report = json.loads((BENCHMARKS / "results" / "gpu.json").read_text())
+    table = gpu.table_of(report).splitlines()
+    assert any("| loss | failed | not ready after 120 s |" in line for line in table)
+    (tests,) = (line for line in table if line.startswith("| tests"))
+    assert "222 tests" in tests and "12 failures" in tests
+    (paper,) = (line for line in table if line.startswith("| eager | paper"))
+    assert "images/s" in paper and "step_over_mse 1.3" in paper and "MiB" in paper
+
+
+@pytest.mark.slow
+def test_gpu_without_a_gpu(tmp_path, capfd, monkeypatch):
+    gpu = load("gpu")
+    file = tmp_path / "gpu.json"
+    gpu.main(["--device=cpu", "--parts", "tests", "loss", "eager", "profile", f"--json={file}"])
+    printed = capfd.readouterr().out
+    assert printed.startswith("No CUDA device")
+    parts = json.loads(file.read_text())["parts"]
+    assert list(parts) == ["tests", "loss", "eager", "profile"] and not any("error" in part for part in parts.values())
+    assert parts["tests"] == {"skipped": "no CUDA device"}
+    for preset in ("mse", "texture", "paper"):
+        assert len(parts["eager"]["presets"][preset]["images_per_second"]) == 2
+        assert 0 < parts["eager"]["presets"][preset]["share_of_limit"] < 1
+    shares = {preset: found["shares"]["::loss_and_gradient"] for preset, found in parts["profile"].items()}
+    assert shares["mse"] == 0 < shares["texture"] < 1
+    assert parts["profile"]["texture"]["shares"]["::pair_distribution"] > 0
+    # A part that fails does not take the others with it, and the exit code says so.
+    monkeypatch.setitem(gpu.SECONDS, "eager", 0.1)
+    with pytest.raises(SystemExit):
+        gpu.main(["--device=cpu", "--parts", "eager", "tests", f"--json={file}"])
+    assert list(json.loads(file.read_text())["parts"]) == ["eager", "tests"]

@@ -101,6 +101,7 @@ def test_package_imports_itself_in_no_circle_and_backends_only_their_support():
     assert graph["glcm_support"] == set()
     for backend in ("glcm_sparse", "glcm_numba", "glcm_triton"):
         assert graph[backend] == {"glcm_support"}
+    assert graph["glcm_head_triton"] == {"glcm_triton"}
 
 
 def test_no_name_of_the_recipes_hides_an_installed_package():

@@ -260,6 +260,18 @@ MUTATIONS = [
         "tests/test_glcm_triton.py::test_one_program_takes_many_patches",
     ),
     Mutation(
+        "modeling_glcm_mae/glcm_head_triton.py",
+        "cells = tl.where(i == j, cells, cells + tl.trans(cells))",
+        "cells = cells + tl.trans(cells)",
+        "tests/test_glcm_triton.py::test_targets_of_the_head_are_those_of_pytorch[shape0-8]",
+    ),
+    Mutation(
+        "modeling_glcm_mae/glcm_backends.py",
+        "if all(difference <= TRUSTED_DIFFERENCE for difference in differences):",
+        "if differences[0] <= TRUSTED_DIFFERENCE:",
+        "tests/test_glcm_triton.py::test_a_wrong_kernel_is_left_alone_with_one_warning[gradient]",
+    ),
+    Mutation(
         "modeling_glcm_mae/modeling_glcm_mae.py",
         "init.normal_(module.mask_token, std=self.config.initializer_range)",
         "init.zeros_(module.mask_token)",
