@@ -7,6 +7,7 @@ import os
 import re
 import shlex
 import shutil
+import statistics
 import subprocess
 import sys
 from collections.abc import Callable
@@ -172,6 +173,16 @@ def test_the_tables_of_the_documents_are_those_of_the_results():
     accuracy, _, auroc = (cell.strip().replace("+", "") for cell in row)
     told = " ".join(documents[1].split())
     assert f"by {accuracy.replace(' (', ' points of accuracy (')} and {auroc.replace(' (', ' of AUROC (')}" in told
+
+
+def test_the_table_of_the_gpu_is_that_of_its_results():
+    presets = json.loads((BENCHMARKS / "results" / "gpu.json").read_text())["parts"]["eager"]["presets"]
+    document = (BENCHMARKS / "README.md").read_text()
+    for preset, found in presets.items():
+        over = "{value:.2f} ({lowest:.2f} to {highest:.2f})".format(**found["step_over_mse"])
+        cells = (f"`{preset}`", f"{statistics.median(found['images_per_second']):.0f}", over)
+        row = f"| {' | '.join(cells)} | {found['peak_mib'] / 1024:.1f} GiB | {100 * found['share_of_limit']:.0f} % |"
+        assert row in document
 
 
 # ---------------------------------------------------------------------------------------- every command, run for real
