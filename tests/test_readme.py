@@ -256,7 +256,7 @@ STANDS_FOR: dict[str, Callable[[Reader, str], None]] = {
     "runs/busi/mse": Reader.another_cross_validation,
 }
 REPLACED = {"--config ...": "--config recipes/configs/quickstart.yaml"}  # text of the docs -> what is typed
-NEEDS_GPUS = ("multi_gpu.yaml", "fsdp.yaml")  # launch configurations of commands that cannot run without
+NEEDS_GPUS = ("multi_gpu.yaml", "fsdp.yaml", ".sbatch")  # what starts commands that cannot run here
 
 # Options that make a command small. Those that the docs give themselves stay as they are.
 SIZES = {"image_size": 32, "patch_size": 8, "hidden_size": 32, "num_hidden_layers": 1, "num_attention_heads": 2}

@@ -9,6 +9,7 @@ import numpy as np
 import pandas as pd
 import torch
 from accelerate import PartialState
+from accelerate.utils import parse_flag_from_env
 from torch.utils.data import DataLoader
 from tqdm.auto import tqdm
 from transformers import AutoImageProcessor, EarlyStoppingCallback, EvalPrediction
@@ -29,7 +30,7 @@ from training.callbacks import OneAnswerCallback
 from training.feeding import ClassificationDataset, OneHot
 from training.frozen import NEVER, fit_probe, frozen_features, nearest_neighbours
 from training.models import Classifier, load_classifier, parameter_groups
-from training.run import Run, training_environment
+from training.run import Run, seed_this_process, training_environment
 from training.trainers import ClassifierTrainer
 
 logger = logging.getLogger("finetune")
@@ -45,6 +46,11 @@ class FineTuning(Run):
 
     def _prepare(self) -> None:
         model_args, data_args = self.model_args, self.data_args
+        if parse_flag_from_env("ACCELERATE_USE_FSDP"):
+            raise UsageError(
+                "finetune.py does not shard a classifier (FSDP): launch it with "
+                "recipes/configs/accelerate/multi_gpu.yaml, one whole model a GPU"
+            )
         if self.publication is not None and model_args.mode == "knn":
             raise UsageError("push_to_hub: there is no model to publish in mode knn")
         with PartialState().main_process_first():
@@ -256,6 +262,8 @@ class FineTuning(Run):
         if self.model_args.mode == "finetune":
             if self._probed_head and self.checkpoint is None:
                 self._fit_head()
+            if self.checkpoint is None:
+                seed_this_process(self.args.seed)
             results |= self.trainer.train(resume_from_checkpoint=self.checkpoint and str(self.checkpoint)).metrics
             results["best_checkpoint_step"] = self.trainer.state.best_global_step
         return self._whole_model(), results

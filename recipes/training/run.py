@@ -230,6 +230,15 @@ def rehearse(trainer: Trainer, num_steps: int) -> None:
         trainer.optimizer = trainer.lr_scheduler = None
 
 
+def seed_this_process(seed: int) -> None:
+    """Let each process draw its own random numbers, the first those of a run of one process.
+
+    What is random about an image is keyed by the image; this is for what is drawn within the network. With one seed for
+    all, the same places of every process's batch would lose the same layers.
+    """
+    torch.manual_seed(seed + PartialState().process_index)
+
+
 def training_environment(results: dict[str, float], args: TrainingArguments, resumed: bool) -> str | None:
     """How long the training took on what, for the card; `None` where only a part of it was measured."""
     if resumed or "train_runtime" not in results:

@@ -1,0 +1,92 @@
+"""Several processes and nodes: what is drawn in each, what is refused, how SLURM starts them."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from test_finetune import corpus, exported, run, texture  # noqa: F401 - fixtures
+
+ROOT = Path(__file__).resolve().parents[1]
+RECIPES = ROOT / "recipes"
+
+
+def test_fsdp_is_refused_in_one_line(corpus, exported, tmp_path, monkeypatch):  # noqa: F811
+    monkeypatch.setenv("ACCELERATE_USE_FSDP", "true")
+    with pytest.raises(SystemExit, match=r"error: finetune.py does not shard a classifier \(FSDP\).*multi_gpu.yaml"):
+        run(corpus, tmp_path / "out", "--model_name_or_path", str(exported))
+
+
+DRAWS = """
+import sys, torch
+sys.path.insert(0, {recipes!r})
+from accelerate import PartialState
+from transformers import set_seed
+from training.models import StochasticDepth
+from training.run import seed_this_process
+PartialState(cpu=True)
+set_seed(7)
+seed_this_process(7)
+kept = StochasticDepth(0.5)(torch.ones(64, 1))
+print("kept", PartialState().process_index, "".join(str(int(value > 0)) for value in kept) + "\\n", end="", flush=True)
+"""
+
+
+def test_each_process_loses_layers_of_its_own(tmp_path):
+    script = tmp_path / "draws.py"
+    script.write_text(DRAWS.format(recipes=str(RECIPES)))
+    kept = {}
+    for processes in (1, 2):
+        command = [sys.executable, "-m", "torch.distributed.run", f"--nproc_per_node={processes}", "--standalone"]
+        done = subprocess.run([*command, str(script)], capture_output=True, text=True, timeout=200)
+        assert done.returncode == 0, done.stderr[-2000:]
+        kept[processes] = dict(line.split()[1:] for line in done.stdout.splitlines() if line.startswith("kept"))
+    assert kept[2]["0"] == kept[1]["0"] != kept[2]["1"]
+
+
+# What SLURM would do, on one machine: the hosts of a job, and a command once on each of them.
+SCONTROL = '#!/bin/sh\n[ "$1 $2" = "show hostnames" ] && printf "localhost\\nlocalhost\\n"\n'
+SRUN = """#!/bin/bash
+for node in $(seq "$SLURM_JOB_NUM_NODES"); do "$@" & pids="$pids $!"; done
+for pid in $pids; do wait "$pid" || exit 1; done
+"""
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("nodes", [1, 2])
+def test_a_job_of_slurm_trains_on_all_its_nodes(nodes, tmp_path):
+    commands = tmp_path / "bin"
+    commands.mkdir()
+    for name, text in (("scontrol", SCONTROL), ("srun", SRUN)):
+        (commands / name).write_text(text)
+        (commands / name).chmod(0o755)
+    environment = os.environ | {
+        "PATH": f"{commands}{os.pathsep}{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}",
+        "SLURM_JOB_NODELIST": "localhost",
+        "SLURM_JOB_NUM_NODES": str(nodes),
+        "SLURM_JOB_ID": str(os.getpid()),
+        "PROCESSES_PER_NODE": "1",
+        "OMP_NUM_THREADS": "1",
+    }
+    output = tmp_path / "out"
+    options = {
+        "config": RECIPES / "configs" / "quickstart.yaml",
+        "speckle_images": 32,
+        "max_steps": 2,
+        "per_device_train_batch_size": 4,
+        "probe_labels": 0,
+        "held_out": 4,
+        "num_pictures": 1,
+        "logging_steps": 1,
+        "output_dir": output,
+    }
+    command = ["bash", str(RECIPES / "configs" / "slurm" / "pretrain.sbatch")]
+    command += [f"--{name}={value}" for name, value in options.items()]
+    done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=500)
+    assert done.returncode == 0, done.stderr[-3000:]
+    settings = (output / "config.yaml").read_text()
+    assert f"effective_batch_size: {4 * nodes}\n" in settings
+    losses = [json.loads(line) for line in (output / "metrics.jsonl").read_text().splitlines()]
+    assert any("loss" in row for row in losses) and (output / "export" / "model.safetensors").exists()
