@@ -17,6 +17,7 @@ from huggingface_hub import ModelCard
 from commandline import run_main
 from hub.contents import PublishArguments, publication_of
 from hub.repository import publish, shown
+from judging.tables import NOTHING_SHOWN
 
 logger = logging.getLogger("publish")
 
@@ -26,6 +27,8 @@ def run(args: PublishArguments) -> None:
     publication, folder = publication_of(args)
     if args.repo_type == "model" and not ModelCard(publication.files["README.md"].decode()).data.license:
         logger.warning("the card names no licence: --license ID, e.g. cc-by-4.0")
+    if args.repo_type == "model" and NOTHING_SHOWN in publication.files["README.md"].decode():
+        logger.warning("what is published has learned nothing that can be shown; its card says so first")
     if args.dry_run:
         print("\n".join(shown(publication)))
         return

@@ -131,9 +131,9 @@ def test_the_collapsed_classes_are_those_of_the_fine_tuning(corpus, tmp_path, pr
     given = ["--corpus", str(corpus), "--finetune_config", str(tuning)]
     for name in "ab":
         cross_validate.main([*given, "--output_dir", str(tmp_path / name)])
-    assert "| binary_auroc |" in (tmp_path / "a" / "summary.md").read_text()
+    assert "the positive class, fine." in (tmp_path / "a" / "summary.md").read_text()
     cross_validate.main(["compare", str(tmp_path / "a"), str(tmp_path / "b"), "--output_dir", str(tmp_path)])
-    assert "| binary_auroc |" in (tmp_path / "comparison.md").read_text()
+    assert "the positive class, fine." in (tmp_path / "comparison.md").read_text()
     cross_validate.main([*given, "--output_dir", str(tmp_path / "c"), "--positive_classes", "coarse"])
     with pytest.raises(SystemExit, match=r"\['fine'\] and \['coarse'\]: give positive_classes"):
         cross_validate.main(["compare", str(tmp_path / "a"), str(tmp_path / "c"), "--output_dir", str(tmp_path)])
@@ -144,7 +144,7 @@ def test_the_summary_says_what_the_collapsed_figures_are_and_the_log_what_runs(c
     given = ["--corpus", str(corpus), "--output_dir", str(tmp_path), "--positive_classes", "fine"]
     cross_validate.main(given)
     text = (tmp_path / "summary.md").read_text()
-    assert "`binary_` are of fine against the rest: answered where the probability is 0.5 or more" in text
+    assert "It is answered where its probability is above 0.5, the threshold of" in text
     assert "the positive class, fine." in text and "for every test image" not in text
     log = tmp_path / "fold_1" / "finetune" / "log.txt"
     assert f"fold 1: fine-tuning, see {log}" in caplog.messages and log.is_file()
@@ -152,7 +152,7 @@ def test_the_summary_says_what_the_collapsed_figures_are_and_the_log_what_runs(c
 
 def test_a_classifier_with_one_answer_for_all_is_named(corpus, exported, tmp_path, caplog):
     def one_answer(model, dataset, *reading):
-        return np.tile([0.6, 0.4], (len(dataset), 1))
+        return np.tile(np.log([0.6, 0.4]), (len(dataset), 1))
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(finetuning, "predict", one_answer)
@@ -161,6 +161,10 @@ def test_a_classifier_with_one_answer_for_all_is_named(corpus, exported, tmp_pat
     assert [r.levelname for r in caplog.records if f"answers {name} for every test image" in r.message] == ["WARNING"]
     card = (folder / "export" / "README.md").read_text()
     assert f"answers {name} for every test image" in card
+    assert (
+        f"# Classifier of data, by GLCM-MAE\n\n<!-- claim -->\n**{tables.NOTHING_SHOWN}**: it answers {name} for"
+        in card
+    )
     assert "of the positive class, fine (the second of the two; `positive_classes` names another)" in card
     published = {found.metric_name: found.metric_value for found in ModelCard(card).data.eval_results}
     assert published | {"sensitivity": 0, "specificity": 1, "balanced_accuracy": 0.5, "auroc": 0.5} == published

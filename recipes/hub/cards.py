@@ -12,21 +12,26 @@ from transformers.utils import cached_file
 RESULTS = re.compile(r"<!-- results -->.*<!-- end of results -->", re.DOTALL)
 
 
-def render_card(text: str, repo_id: str, results: str | None = None, **metadata: Any) -> str:
+CLAIM = re.compile(r"<!-- claim -->.*<!-- end of claim -->", re.DOTALL)
+
+
+def render_card(text: str, repo_id: str, results: str | None = None, claim: str | None = None, **metadata: Any) -> str:
     """The card with the repository's address in its snippets, and more metadata.
 
     Args:
         text: of README.md.
         repo_id: OWNER/NAME.
-        results: replaces the part between the marks of the results.
+        results, claim: replace the parts between the marks of the results and of the first sentence.
         metadata: fields of the YAML header; those that are `None` stay as they are.
     """
     card = ModelCard(text, ignore_metadata_errors=False)
     for name, value in metadata.items():
         if value is not None:
             setattr(card.data, name, value)
-    if results is not None:
-        card.text = RESULTS.sub(lambda _: f"<!-- results -->\n{results}\n<!-- end of results -->", card.text)
+    for marks, name, new in ((RESULTS, "results", results), (CLAIM, "claim", claim)):
+        if new is not None:
+            marked = f"<!-- {name} -->\n{new}\n<!-- end of {name} -->"
+            card.text = marks.sub(lambda _, marked=marked: marked, card.text)
     return card.content.replace(ADDRESS, repo_id)
 
 

@@ -11,7 +11,7 @@ from corpora.facts import facts_of
 from hub.cards import ADDRESS, DATA_ADDRESS, eval_results, render_card
 from hub.never_published import check_model, files_of, refuse_secret_name, refuse_secret_text
 from hub.publication import Publication, text_of
-from judging.tables import summary_markdown
+from judging.tables import shown_figures, summary_markdown, what_it_tells
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -70,7 +70,7 @@ def publication_of(args: PublishArguments) -> tuple[Publication, Path]:
         UsageError: a file that must not be published, or a model that others could not open.
     """
     folder = Path(args.export_dir)
-    extra, results, figures, split = {}, None, None, None
+    extra, results, claim, figures, split = {}, None, None, None, None
     if (folder / "summary.json").exists():
         summary = json.loads((folder / "summary.json").read_text())
         # Not those of folds that are in the folder, but not in the figures.
@@ -91,8 +91,10 @@ def publication_of(args: PublishArguments) -> tuple[Publication, Path]:
             "of the metadata too) are of all of these, each tested on its own part.\n\n"
             f"{summary_markdown(summary)}{curves}"
         )
-        figures = {name: found["pooled"]["value"] for name, found in summary["figures"].items()}
+        shown = shown_figures(summary["figures"], summary["classes"], summary["positive_classes"])
+        figures = {name: summary["figures"][name]["pooled"]["value"] for name in shown}
         split = f"test parts of {len(names)} folds"
+        claim = what_it_tells(summary["classes"], summary, f"on the {split}", fold)
         folder = runs[fold]
     elif args.fold is not None:
         raise UsageError(f"fold is for the output of cross_validate.py, and {folder} holds no summary.json")
@@ -115,7 +117,7 @@ def publication_of(args: PublishArguments) -> tuple[Publication, Path]:
         metadata = {name: getattr(args, name) for name in FOR_THE_CARD}
         if figures is not None:
             metadata["eval_results"] = _over_folds(card, figures, split)
-        files["README.md"] = render_card(card, args.repo_id, results, **metadata).encode()
+        files["README.md"] = render_card(card, args.repo_id, results, claim, **metadata).encode()
     publication = Publication(
         Path(args.export_dir),
         args.repo_id,

@@ -18,12 +18,11 @@ from sklearn.metrics import (
 )
 
 from judging.statistics import bootstrap, delong_test, mcnemar_test
-from judging.tables import positive_class, positive_indices
+from judging.tables import OF_CLASSES, positive_class, positive_indices
 from metrics.medical_classification.figures import classification_figures
 
-_OF_CLASSES = ("sensitivity", "specificity", "auroc", "f1")
 # Without those of single or collapsed classes. A table has either the plain ones (two classes) or the macro means.
-FIGURES = ("accuracy", "balanced_accuracy", *_OF_CLASSES, *(f"macro_{name}" for name in _OF_CLASSES))
+FIGURES = ("accuracy", "balanced_accuracy", *OF_CLASSES, *(f"macro_{name}" for name in OF_CLASSES))
 COLOURS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9")  # Okabe and Ito: told apart by everybody
 
 
@@ -345,7 +344,7 @@ def compare_all(
     pairs = {name: compare(tables[name], tables[baseline], positive, seed) for name in others}
     main = [name for name in FIGURES if name in figures]
     if len(summary["classes"]) > 2:  # of two classes these are the main ones
-        main += [name for name in (f"binary_{figure}" for figure in _OF_CLASSES) if name in figures]
+        main += [name for name in (f"binary_{figure}" for figure in OF_CLASSES) if name in figures]
     return {
         **(next(iter(pairs.values())) if len(pairs) == 1 else {name: summary[name] for name in common}),
         "baseline": baseline,

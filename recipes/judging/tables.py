@@ -1,9 +1,14 @@
 """Figures of a run and of a comparison, in words and Markdown."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
+
+NOTHING_SHOWN = "It has learned nothing that can be shown"  # begins the card of such a classifier
+# What a run says of its probabilities: the temperature, and expected calibration errors (not of every mode all).
+CALIBRATION = ("temperature", "validation_ece_uncalibrated", "validation_ece", "test_ece_uncalibrated", "test_ece")
+OF_CLASSES = ("sensitivity", "specificity", "auroc", "f1")
 
 # Where all images get one answer.
 WHAT_MAY_HELP = (
@@ -21,14 +26,78 @@ def figures_explained(class_names: Sequence[str], positive: Sequence[str] | None
             f"Sensitivity, specificity, AUROC and F1 without a class in their name are of the positive class, {chosen}"
         )
         text += "." if positive else " (the second of the two; `positive_classes` names another)."
-    else:
-        text = "Figures under `macro_` are means over the classes, each against the rest."
+        return text + " It is answered where its probability is above 0.5, the threshold of all but AUROC."
+    text = "Figures under `macro_` are means over the classes, each against the rest."
     if positive:
         text += (
             f" Those under `binary_` are of {' + '.join(positive)} against the rest: answered where the probability is "
             "0.5 or more."
         )
     return text
+
+
+def shown_figures(names: Iterable[str], class_names: Sequence[str], positive: Sequence[str] | None) -> dict[str, str]:
+    """Figures that a table has room for, and how they are called there.
+
+    Of two classes each figure goes by several names, which `summary.json` has all: the sensitivity of one class is the
+    specificity of the other, and both have one AUROC. A table shows it once.
+    """
+    if len(class_names) == 2:
+        (other,) = set(class_names) - {positive_class(class_names, positive)}
+        kinds = ("balanced_accuracy", *OF_CLASSES)
+        repeated = {f"{figure}_{name}" for figure in kinds for name in class_names} - {f"f1_{other}"}
+        return {name: name for name in names if name not in repeated and not name.startswith("binary_")}
+    thresholded = {f"binary_{name}" for name in ("accuracy", "balanced_accuracy", "sensitivity", "specificity", "f1")}
+    return {name: f"{name} (threshold 0.5)" if name in thresholded else name for name in names}
+
+
+def figure_rows(summary: Mapping[str, Any]) -> list[tuple[str, str, str]]:
+    """Figures of all folds together, each with its value and its 95 % interval; those that are undefined left out."""
+    pooled = {name: figure["pooled"] for name, figure in summary["figures"].items()}
+    return [
+        (shown, f"{pooled[name]['value']:.3f}", f"{pooled[name]['low']:.3f} to {pooled[name]['high']:.3f}")
+        for name, shown in shown_figures(pooled, summary["classes"], summary["positive_classes"]).items()
+        if not np.isnan(pooled[name]["value"])
+    ]
+
+
+def always_commonest_said(least: Mapping[str, Any]) -> str:
+    """What always answering the commonest class gets (`always_commonest` of a summary), in a sentence."""
+    return (
+        "To be beaten: always answering the commonest class of the training part "
+        f"({', '.join(dict.fromkeys(least['answers'].values()))}) gives accuracy {least['accuracy']:.3f}, balanced "
+        f"accuracy {least['balanced_accuracy']:.3f} and AUROC 0.5."
+    )
+
+
+def what_it_tells(
+    class_names: Sequence[str], summary: Mapping[str, Any] | None, where: str, fold: str | None = None
+) -> str:
+    """The first sentence of a classifier's card, which claims no more than its balanced accuracy shows.
+
+    Args:
+        class_names: label 0 first.
+        summary: what `summarise` returns; `None` for a classifier that was not judged.
+        where: on which images.
+        fold: of the classifier, where the summary is of several.
+    """
+    names, one = ", ".join(class_names), "A vision transformer"
+    if summary is None:
+        return f"{one} that was trained to tell {names} apart. It has not been judged."
+    answers, chance = nothing_learned(summary), 1 / len(class_names)
+    said = [text for name, text in answers.items() if fold in (None, name)]
+    found = summary["figures"]["balanced_accuracy"]["pooled"]
+    if found["low"] > chance and not said:
+        return f"{one} that tells {names} apart."
+    why = (
+        said[0]
+        if said
+        else (
+            f"{where}, the 95 % interval of its balanced accuracy, {found['low']:.3f} to {found['high']:.3f}, does "
+            f"not lie above chance, {chance:.3f}"
+        )
+    )
+    return f"**{NOTHING_SHOWN}**: {'it ' if said else ''}{why}. {one} that was trained to tell {names} apart."
 
 
 def nothing_learned(found: Mapping[str, Any]) -> dict[str, str]:
@@ -74,21 +143,18 @@ def summary_markdown(summary: dict[str, Any], title: str | None = None) -> str:
     ]
     least = summary.get("always_commonest")
     if least is not None:
-        lines += [
-            "To be beaten: always answering the commonest class of the training part "
-            f"({', '.join(dict.fromkeys(least['answers'].values()))}) gives accuracy {least['accuracy']:.3f} and "
-            f"balanced accuracy {least['balanced_accuracy']:.3f} over all folds.",
-            "",
-        ]
+        lines += [always_commonest_said(least), ""]
     lines += [
         "| figure | mean over folds | standard deviation | all folds | 95 % interval |",
         "|---|---|---|---|---|",
     ]
-    for name, found in summary["figures"].items():
+    shown_names = shown_figures(summary["figures"], summary["classes"], summary["positive_classes"])
+    for name, called in shown_names.items():
+        found = summary["figures"][name]
         pooled = found["pooled"]
         cells = (found["mean"], found["std"], pooled["value"])
         shown = " | ".join("" if np.isnan(value) else f"{value:.3f}" for value in cells)
-        lines.append(f"| {name} | {shown} | {pooled['low']:.3f} to {pooled['high']:.3f} |")
+        lines.append(f"| {called} | {shown} | {pooled['low']:.3f} to {pooled['high']:.3f} |")
     lines += [
         "",
         figures_explained(summary["classes"], summary["positive_classes"]),
@@ -96,7 +162,7 @@ def summary_markdown(summary: dict[str, Any], title: str | None = None) -> str:
         "models have no common scale. Intervals are of this figure, by a bootstrap of whole groups within folds. They "
         "do not cover the choice of folds.",
     ]
-    left_out = {name: found["pooled"]["undefined"] for name, found in summary["figures"].items()}
+    left_out = {called: summary["figures"][name]["pooled"]["undefined"] for name, called in shown_names.items()}
     if any(left_out.values()):
         worst = max(left_out, key=left_out.get)
         lines += [
@@ -104,7 +170,29 @@ def summary_markdown(summary: dict[str, Any], title: str | None = None) -> str:
             "Draws in which a figure is undefined, since a fold lacks all images of a class, are left out of "
             f"its interval: up to {left_out[worst]:.0%} of them ({worst}).",
         ]
+    if summary.get("calibration"):
+        lines += ["", *_calibration_lines(summary["calibration"])]
     return "\n".join(lines) + "\n"
+
+
+def _calibration_lines(calibration: Mapping[str, Mapping[str, float]]) -> list[str]:
+    """A row for each fold, and their mean where there are several."""
+    columns = {name: [fold.get(name, np.nan) for fold in calibration.values()] for name in CALIBRATION}
+    rows = {fold: [values[at] for values in columns.values()] for at, fold in enumerate(calibration)}
+    if len(rows) > 1:
+        rows["mean"] = [float(np.mean(values)) for values in columns.values()]
+    return [
+        "Expected calibration error of the answers (15 bins of equal width; Naeini et al. 2015, Guo et al. 2017), "
+        "before and after the logits are divided by the temperature, which is fitted to the validation part. All other "
+        "figures are of the calibrated probabilities.",
+        "",
+        "| fold | temperature | validation, before | validation | test, before | test |",
+        "|---|---|---|---|---|---|",
+        *(
+            f"| {fold} | {' | '.join('' if np.isnan(value) else f'{value:.3f}' for value in values)} |"
+            for fold, values in rows.items()
+        ),
+    ]
 
 
 def comparisons_markdown(comparison: dict[str, Any]) -> str:
@@ -130,7 +218,10 @@ def comparisons_markdown(comparison: dict[str, Any]) -> str:
         lines.append(f"| {name}{' (baseline)' if name == baseline else ''} | {' | '.join(cells)} |")
     least = comparison.get("always_commonest")
     if least is not None:
-        cells = [f"{least[figure]:.3f}" if figure in least else "" for figure in figures]
+        cells = [
+            "0.500" if figure.endswith("auroc") else f"{least[figure]:.3f}" if figure in least else ""
+            for figure in figures
+        ]
         lines.append(f"| always the commonest class | {' | '.join(cells)} |")
     if len(pairs) > 1:
         lines += [
@@ -166,13 +257,15 @@ def comparison_markdown(comparison: dict[str, Any], names: tuple[str, str], expl
         "| figure | difference | 95 % interval | p |",
         "|---|---|---|---|",
     ]
-    for name, found in comparison["differences"].items():
+    differences, about = comparison["differences"], (comparison["classes"], comparison["positive_classes"])
+    for name, called in shown_figures(differences, *about).items():
+        found = differences[name]
         interval = f"{found['low']:+.3f} to {found['high']:+.3f}"
-        lines.append(f"| {name} | {found['value']:+.3f} | {interval} | {found['p_value']:.3g} |")
+        lines.append(f"| {called} | {found['value']:+.3f} | {interval} | {found['p_value']:.3g} |")
     lines.append("")
     if explained:
         lines += [
-            figures_explained(comparison["classes"], comparison["positive_classes"]),
+            figures_explained(*about),
             "An AUROC is the mean over folds. Bootstrap of whole groups within folds. DeLong (of each fold, then "
             "combined) and McNemar treat images as independent:",
             "",

@@ -298,6 +298,11 @@ class ClassifierArguments:
         "nothing has no features yet: its head is random.",
     )
     drop_path: float = option(0.1, "Stochastic depth of the last layer, growing linearly from 0 at the first.")
+    calibrate: bool = option(
+        True,
+        "Divide the logits by a temperature, fitted to the validation part after the training and written into the "
+        "exported head, so that probabilities are as sure as they are right. The answers stay. Not in mode knn.",
+    )
     knn_neighbours: int = option(20, "Neighbours that vote, for mode knn.")
     image_size: int | None = option(None, "Side in pixels, without a checkpoint.")
     patch_size: int | None = option(None, "Side of a patch in pixels, without a checkpoint.")

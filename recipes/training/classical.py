@@ -26,6 +26,7 @@ from images.decode import decode_image
 from images.splits import load_prepared
 from judging.summary import figures_of, predictions_table
 from judging.tables import positive_indices
+from metrics.medical_classification.figures import expected_calibration_error
 from modeling_glcm_mae import cooccurrence_matrix, offsets_from_angles, texture_features
 from output_folder import replaced_file
 from training.frozen import all_columns
@@ -185,5 +186,7 @@ def _classify_fold(
         with replaced_file(folder / file) as new:
             table.to_parquet(new)
         results |= {f"{part}_{name}": value for name, value in figures.items()}
+        probabilities = table[[f"probability_{name}" for name in class_names]].to_numpy()
+        results[f"{part}_ece"] = expected_calibration_error(probabilities, table["label"])
     with replaced_file(folder / "all_results.json") as new:  # the last: by it a fold is finished
         new.write_text(json.dumps(results, indent=4) + "\n")

@@ -24,7 +24,7 @@ from commandline import UsageError, check_repo_id, option
 from corpora.load import parquet_files
 from images.splits import load_prepared, sha256_of_lines
 from judging.summary import compare_all, draw_comparison, draw_curves, summarise
-from judging.tables import comparisons_markdown, nothing_learned, positive_indices, summary_markdown
+from judging.tables import CALIBRATION, comparisons_markdown, nothing_learned, positive_indices, summary_markdown
 from output_folder import check_output
 from training.arguments import FINETUNING, PRETRAINING
 from training.classical import DISTANCES, LEVELS, TEXTURE_FEATURES, TILES, classify_folds
@@ -285,6 +285,7 @@ def cross_validate(args: CrossValidationArguments) -> Path:
         validation=pd.concat(validation) if validation else None,
         commonest=_commonest(args.corpus, splits_file, folds),
     )
+    summary["calibration"] = _calibration(done, folds)
     for fold, answers in nothing_learned(summary).items():
         logger.warning("fold %s %s: it has learned nothing", fold, answers)
     (output / "summary.json").write_text(json.dumps(summary, indent=1) + "\n")
@@ -327,6 +328,16 @@ def _train_folds(
 
     with ThreadPoolExecutor(args.jobs) as pool:
         return list(tqdm(pool.map(one, folds), total=len(folds), desc="folds"))
+
+
+def _calibration(done: list[Path], folds: list[str]) -> dict[str, dict[str, float]]:
+    """What each fold says of its probabilities; folds that an earlier version ran say nothing, and are left out."""
+    results = [json.loads((folder / "all_results.json").read_text()) for folder in done]
+    told = {
+        fold: {name: found[name] for name in CALIBRATION if name in found}
+        for fold, found in zip(folds, results, strict=True)
+    }
+    return {fold: found for fold, found in told.items() if found}
 
 
 def _commonest(corpus: str, splits_file: Path, folds: list[str]) -> dict[str, int]:

@@ -10,6 +10,7 @@ import pandas as pd
 import torch
 from accelerate import PartialState
 from accelerate.utils import parse_flag_from_env
+from scipy.special import softmax
 from torch.utils.data import DataLoader
 from tqdm.auto import tqdm
 from transformers import AutoImageProcessor, EarlyStoppingCallback, EvalPrediction
@@ -23,9 +24,18 @@ from images.check import MIXED_DEPTHS, verify_images, white_and_depth
 from images.splits import PARTS, load_prepared, sha256_of_lines
 from images.transform import ImageTransform, transform_of_processor
 from judging.summary import FIGURES, collapsed_folds, figures_of, predictions_table, summarise
-from judging.tables import figures_explained, positive_indices
+from judging.tables import (
+    CALIBRATION,
+    always_commonest_said,
+    figure_rows,
+    figures_explained,
+    positive_indices,
+    what_it_tells,
+)
+from metrics.medical_classification.figures import expected_calibration_error
 from output_folder import replaced_file
 from training.arguments import FITTING, FinetuningArguments
+from training.calibration import divide_head, fit_temperature
 from training.callbacks import OneAnswerCallback
 from training.feeding import ClassificationDataset, OneHot
 from training.frozen import NEVER, fit_probe, frozen_features, nearest_neighbours
@@ -289,25 +299,26 @@ class FineTuning(Run):
 
     def _finish(self, model: Classifier, results: dict[str, float]) -> list[str]:
         reading = (self.args.per_device_eval_batch_size, self.args.dataloader_num_workers)
-        answers = {}
         if self.model_args.mode != "finetune":
             parts = {part: self.datasets[part] for part in PARTS}
             features = {part: frozen_features(model, dataset, *reading) for part, dataset in parts.items()}
             labels = {part: dataset.labels for part, dataset in parts.items()}
             if self.model_args.mode == "knn":
                 neighbours, classes = self.model_args.knn_neighbours, len(self.class_names)
-                answers = nearest_neighbours(features, labels, neighbours, classes)
+                answers, calibration = nearest_neighbours(features, labels, neighbours, classes), []
             else:
                 fit_probe(model, features, labels, self.data_args.class_weights == "balanced")
+        if self.model_args.mode != "knn":
+            answers, calibration = self._calibrated_answers(model, results)
         for part, file in (("validation", "validation_predictions.parquet"), ("test", "predictions.parquet")):
             dataset = self.datasets[part]
-            found = answers.get(part)
-            probabilities = predict(model, dataset, *reading) if found is None else found
+            probabilities = answers[part]
             table = self._table(probabilities, dataset)
             with replaced_file(self.output_dir / file) as new:
                 table.to_parquet(new)
             figures = self._figures_of(probabilities, dataset)
             results.update({f"{part}_{name}": value for name, value in figures.items()})
+            results[f"{part}_ece"] = expected_calibration_error(probabilities, dataset.labels)
         for answer in collapsed_folds(table).values():
             logger.warning(
                 "the classifier answers %s for every test image: it has learned nothing. What may help: %s; see "
@@ -318,12 +329,37 @@ class FineTuning(Run):
         shown = ", ".join(f"{name} {results[f'test_{name}']:.3f}" for name in ("accuracy", "balanced_accuracy", auroc))
         lines = [
             f"test part of fold {self.data_args.fold}: {shown}",
+            *calibration,
             f"predictions {self.output_dir / 'predictions.parquet'}",
         ]
         if self.model_args.mode == "knn":
             return lines
         self._write_export(model, results, table)
         return [*lines, f"export      {self.export}"]
+
+    def _calibrated_answers(
+        self, model: Classifier, results: dict[str, Any]
+    ) -> tuple[dict[str, np.ndarray], list[str]]:
+        """Probabilities of validation and test, and what to print; divides the head of `model` by the temperature."""
+        reading = (self.args.per_device_eval_batch_size, self.args.dataloader_num_workers)
+        logits = {part: predict(model, self.datasets[part], *reading) for part in ("validation", "test")}
+        labels = {part: self.datasets[part].labels for part in logits}
+        temperature, why_not = 1.0, "calibrate is false"
+        if self.model_args.calibrate:
+            temperature, why_not = fit_temperature(logits["validation"], labels["validation"])
+        divide_head(model, temperature)
+        answers = {part: softmax(values / temperature, axis=1) for part, values in logits.items()}
+        before = {part: expected_calibration_error(softmax(logits[part], axis=1), labels[part]) for part in logits}
+        results["temperature"] = temperature
+        results.update({f"{part}_ece_uncalibrated": value for part, value in before.items()})
+        if why_not is not None:
+            results["not_calibrated"] = why_not
+            return answers, [f"not calibrated: {why_not}"]
+        after = expected_calibration_error(answers["test"], labels["test"])
+        return answers, [
+            f"calibrated by temperature {temperature:.3f}: expected calibration error on the test part {after:.3f}, "
+            f"before {before['test']:.3f}"
+        ]
 
     @property
     def _commit_message(self) -> str:
@@ -336,20 +372,14 @@ class FineTuning(Run):
         if self.trainer.is_world_process_zero():
             self._write_export(self._whole_model(), {}, None)
 
-    def _intervals(self, table: pd.DataFrame) -> list[tuple[str, str, str]]:
-        """Rows of the card: figure, value, 95 % interval."""
-        found = summarise(table, self.data_args.positive_classes, self.args.seed)["figures"]
-        pooled = {name: figure["pooled"] for name, figure in found.items()}
-        return [
-            (name, f"{figure['value']:.3f}", f"{figure['low']:.3f} to {figure['high']:.3f}")
-            for name, figure in pooled.items()
-            if not np.isnan(figure["value"])
-        ]
-
     def _write_export(self, model: Classifier, results: dict, table: pd.DataFrame | None) -> None:
         origin = origin_of(self.model_args.model_name_or_path, self.model_args.model_revision)
         counts = {part: self.resolved["derived"][f"num_{part}_images"] for part in PARTS}
         values = {name: results[f"test_{name}"] for name in FIGURES if f"test_{name}" in results}
+        judged = None
+        if values:
+            commonest = {str(self.data_args.fold): int(np.bincount(self.datasets["train"].labels).argmax())}
+            judged = summarise(table, self.data_args.positive_classes, self.args.seed, commonest=commonest)
         write_classifier(
             self.export,
             model,
@@ -369,7 +399,10 @@ class FineTuning(Run):
                 "mode": self.model_args.mode,
                 "pooling": self.model_args.pooling,
                 "deep": self.deep,
-                "figures": self._intervals(table) if values else [],
+                "claim": what_it_tells(self.class_names, judged, "on the test part"),
+                "calibration": {name: results[name] for name in (*CALIBRATION, "not_calibrated") if name in results},
+                "figures": figure_rows(judged) if judged else [],
+                "least": always_commonest_said(judged["always_commonest"]) if judged else None,
                 "means": figures_explained(self.class_names, self.data_args.positive_classes),
                 "only_answer": next(iter(collapsed_folds(table).values()), None) if values else None,
                 "values": values,
@@ -379,10 +412,10 @@ class FineTuning(Run):
 
 @torch.no_grad()
 def predict(model: Classifier, dataset: ClassificationDataset, batch_size: int, workers: int) -> np.ndarray:
-    """Probabilities `(len(dataset), num_classes)`, in float32 whatever the training's precision."""
+    """Logits `(len(dataset), num_classes)`, from float32 whatever the training's precision."""
     device = next(model.parameters()).device
     model.eval()
     answers = []
     for batch in tqdm(DataLoader(dataset, batch_size, num_workers=workers), desc="predicting", leave=False):
-        answers.append(model(batch["pixel_values"].to(device)).logits.float().softmax(dim=1).cpu())
+        answers.append(model(batch["pixel_values"].to(device)).logits.float().cpu())
     return torch.cat(answers).double().numpy()
