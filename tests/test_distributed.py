@@ -79,6 +79,7 @@ def test_a_job_of_slurm_trains_on_all_its_nodes(nodes, tmp_path):
         "probe_labels": 0,
         "held_out": 4,
         "num_pictures": 1,
+        "use_cpu": "true",
         "logging_steps": 1,
         "output_dir": output,
     }
