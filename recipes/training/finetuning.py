@@ -39,7 +39,7 @@ class FineTuning(Run):
     """A run of fine-tuning, of `ClassifierArguments`, `LabelledDataArguments` and `FinetuningArguments`."""
 
     written = (
-        *("config.yaml", "metrics.jsonl", "all_results.json", "export", TRAINING_IMAGES),
+        *("config.yaml", "metrics.jsonl", "curves.png", "all_results.json", "export", TRAINING_IMAGES),
         *("predictions.parquet", "validation_predictions.parquet"),
     )
 
@@ -312,6 +312,8 @@ class FineTuning(Run):
             f"test part of fold {self.data_args.fold}: {shown}",
             f"predictions {self.output_dir / 'predictions.parquet'}",
         ]
+        if self.curves.exists():
+            lines.append(f"curves      {self.curves}")
         if self.model_args.mode == "knn":
             return lines
         self._write_export(model, results, table)
