@@ -2,6 +2,7 @@
 
     python recipes/embed.py --corpus path/to/images --features texture --output_dir features
     python recipes/embed.py --corpus data/busi --features mean --model_name_or_path path/to/export --plot pca
+    python recipes/embed.py --corpus data/busi --features mean --model_name_or_path path/to/export --neighbours 8
 
 `cls`, `mean`: the CLS token, or the mean of the patch tokens, of the last layer of an encoder (an export of
 pretrain.py, a classifier of finetune.py, any ViT or ViTMAE checkpoint). Nothing is masked and nothing is random: the
@@ -10,6 +11,11 @@ same image gives the same numbers, whatever the batch size, to float32 rounding 
 `texture`: the 25 co-occurrence features of IBSI (`modeling_glcm_mae.texture_features`) of the grey image at its own
 size. Grey levels are equal parts of the range from black to white (`--levels`), pairs are counted in both orders, four
 directions per distance, and each feature is averaged over directions and distances.
+
+`--neighbours K`: the K nearest images of each, by cosine similarity of the encoder's features. An image is not its own
+neighbour; copies and images of the same group are, and marked. Writes neighbours.parquet (file_name, rank, neighbour,
+similarity, identical, same_group, and both labels where there are any), and neighbours.png, a row for each of at most
+12 images.
 
 Writes features.parquet (file_name, label, group and sha256 if the corpus has them, one column per feature: names of
 IBSI, or 0000, 0001, ...; the order of the corpus), config.yaml, and with `--plot pca` the picture features.png.
@@ -20,13 +26,10 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
 import datasets
-import matplotlib
 import numpy as np
+import pandas as pd
 import torch
 import yaml
-from matplotlib.figure import Figure
-from sklearn.decomposition import PCA
-from sklearn.preprocessing import StandardScaler
 from tqdm.auto import tqdm
 from transformers import AutoImageProcessor
 
@@ -34,8 +37,9 @@ from commandline import UsageError, check_model_name, run_main
 from corpora.load import load_corpus
 from images.check import verify_by_processor, verify_images, white_level_of
 from images.decode import decode_image
+from images.splits import image_digests
 from images.transform import transform_of_processor
-from judging.summary import COLOURS
+from judging.feature_space import draw_neighbours, draw_pca, nearest_images
 from output_folder import check_output, replaced_folder
 from training.classical import features_by_direction
 from training.feeding import ImagesAsEvaluated
@@ -43,7 +47,7 @@ from training.models import load_classifier
 
 FEATURES = ("texture", "cls", "mean")
 PLOTS = ("none", "pca")
-WRITTEN = ("features.parquet", "features.png", "config.yaml")
+WRITTEN = ("features.parquet", "features.png", "neighbours.parquet", "neighbours.png", "config.yaml")
 
 
 @dataclass
@@ -77,6 +81,7 @@ class EmbedArguments:
     model_revision: str = field(default="main", metadata={"help": "Branch, tag or commit of the encoder on the Hub."})
     batch_size: int = field(default=64, metadata={"help": "Images at once, for an encoder."})
     plot: str = field(default="none", metadata={"help": "pca: picture of the first two components, by label."})
+    neighbours: int = field(default=0, metadata={"help": "Nearest images to find of each, for cls and mean. 0: none."})
     levels: int = field(default=32, metadata={"help": "Number of grey levels of the co-occurrence matrices."})
     distances: list[int] = field(
         default_factory=lambda: [1], metadata={"help": "Distances between the pixels of a pair, in pixels."}
@@ -94,6 +99,11 @@ class EmbedArguments:
         check_model_name(self.model_name_or_path)
         if self.plot not in PLOTS:
             raise UsageError(f"plot must be one of {', '.join(PLOTS)}, got {self.plot!r}")
+        if self.neighbours < 0 or (self.neighbours and self.features == "texture"):
+            raise UsageError(
+                f"neighbours must be at least 0, and 0 for the features texture, got {self.neighbours} for "
+                f"{self.features}"
+            )
         if self.batch_size < 1:
             raise UsageError(f"batch_size must be at least 1, got {self.batch_size}")
         if self.levels < 2:
@@ -164,22 +174,20 @@ def _encoded(args: EmbedArguments, images: datasets.Dataset) -> dict[str, np.nda
     return {f"{index:04d}": values[:, index] for index in range(values.shape[1])}
 
 
-@matplotlib.rc_context({"text.parse_math": False})  # a $ in a name is a dollar
-def draw_pca(values: np.ndarray, labels: np.ndarray | None, class_names: Sequence[str], file: Path) -> None:
-    """First two principal components of standardised features `(n, d)`, a point an image, coloured by label `(n,)`."""
-    varying = values[:, values.std(axis=0) > 0]
-    pca = PCA(min(2, *varying.shape), svd_solver="full").fit(scaled := StandardScaler().fit_transform(varying))
-    points = np.pad(pca.transform(scaled), ((0, 0), (0, 2)))[:, :2]
-    share = [*pca.explained_variance_ratio_, 0.0][:2]
-    figure = Figure(figsize=(7, 6), layout="constrained")
-    axis = figure.subplots()
-    for index, name in enumerate(class_names or ["images"]):
-        chosen = points if labels is None else points[labels == index]
-        colour = COLOURS[index % len(COLOURS)]
-        axis.scatter(*chosen.T, s=12, alpha=0.6, color=colour, label=f"{name} ({len(chosen)})", linewidths=0)
-    axis.set(xlabel=f"component 1 ({share[0]:.0%} of the variance)", ylabel=f"component 2 ({share[1]:.0%})")
-    axis.legend()
-    figure.savefig(file, dpi=110)
+def _write_neighbours(
+    args: EmbedArguments, images: datasets.Dataset, columns: dict[str, list], values: np.ndarray, folder: Path
+) -> None:
+    known = {name: columns[name] for name in ("file_name", "group", "label_name") if name in columns}
+    digests = columns.get("sha256") or image_digests(images)
+    table = nearest_images(values, pd.DataFrame(known | {"sha256": digests}), args.neighbours)
+    table.to_parquet(folder / "neighbours.parquet")
+    places = {name: index for index, name in enumerate(columns["file_name"])}
+
+    def picture_of(name: str) -> np.ndarray:
+        row = images[places[name]]
+        return decode_image(row["image"], name=name, num_channels=3, white_level=white_level_of(row, args.white_level))
+
+    draw_neighbours(table, picture_of, folder / "neighbours.png")
 
 
 def embed(args: EmbedArguments) -> Path:
@@ -197,6 +205,10 @@ def embed(args: EmbedArguments) -> Path:
         group_column=args.group_column,
     )
     images, skipped = verify_images(images, num_channels=1, white_level=args.white_level, bad_images=args.bad_images)
+    if args.neighbours > len(images) - 1:
+        raise UsageError(
+            f"neighbours must be at most {len(images) - 1}, one less than the images, got {args.neighbours}"
+        )
     measured = _texture(args, images) if args.features == "texture" else _encoded(args, images)
     kept = {name: images.features[name] for name in images.column_names if name != "image"}
     columns = {name: images[name] for name in kept}
@@ -210,15 +222,12 @@ def embed(args: EmbedArguments) -> Path:
     settings = asdict(args) | {"num_images": len(table), "skipped": [name for name, _ in skipped]}
     with replaced_folder(output_dir, WRITTEN) as new:
         table.to_parquet(new / "features.parquet")
+        values = np.stack([np.asarray(column) for column in measured.values()], axis=1)
         if args.plot == "pca":
             names = label.names if label is not None else []
-            labels = None if label is None else np.array(images["label"])
-            draw_pca(
-                np.stack([np.asarray(column) for column in measured.values()], axis=1),
-                labels,
-                names,
-                new / "features.png",
-            )
+            draw_pca(values, None if label is None else np.array(images["label"]), names, new / "features.png")
+        if args.neighbours:
+            _write_neighbours(args, images, columns, values, new)
         (new / "config.yaml").write_text(yaml.safe_dump(settings, sort_keys=False))
     return output_dir / "features.parquet"
 

@@ -11,6 +11,7 @@ from types import SimpleNamespace
 
 import pytest
 import torch
+from matplotlib.figure import Figure
 
 os.environ["HF_HUB_DISABLE_XET"] = "1"  # read at import; the tests' Hub stores large files without it
 if not torch.cuda.is_available():
@@ -130,6 +131,19 @@ def verified_here(monkeypatch, tmp_path_factory) -> None:
         return subprocess.CompletedProcess(command, 0, said.getvalue(), "")
 
     monkeypatch.setattr("hub.repository.subprocess", SimpleNamespace(run=run))
+
+
+@pytest.fixture
+def drawn(monkeypatch) -> list[Figure]:
+    """Every figure that is saved, so that a test can read what is written in it."""
+    figures, save = [], Figure.savefig
+
+    def keep(figure: Figure, *args, **options) -> None:
+        figures.append(figure)
+        save(figure, *args, **options)
+
+    monkeypatch.setattr(Figure, "savefig", keep)
+    return figures
 
 
 @pytest.fixture(scope="session")

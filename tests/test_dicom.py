@@ -2,19 +2,24 @@
 
 import io
 import json
+import re
+import shlex
 from pathlib import Path
 
 import numpy as np
 import pydicom
 import pydicom.uid
 import pytest
+from helpers import encode, grey, write
 from PIL import Image
 from pydicom.data import get_testdata_file
 from pydicom.dataset import Dataset, FileMetaDataset
 from pydicom.pixels import apply_color_lut, get_decoder
 
 import prepare_corpus
-from corpora.record import BadImageError
+import pretrain
+from corpora.load import load_corpus
+from corpora.record import BadImageError, CorpusError
 from images.dicom import NotAPictureError, read_dicom
 
 RAMP = np.tile(np.arange(0, 4096, 64, dtype=np.uint16), (64, 1))
@@ -200,3 +205,37 @@ def test_objects_that_are_not_pictures_are_left_out_named_and_counted(tmp_path, 
     title = "DICOM files that are not pictures, by their SOP class (left out)"
     assert report["counts"][title] == 2 and f"| {title} | 2 |" in (out / "report.md").read_text()
     assert any("2 DICOM file(s) are left out" in message for message in caplog.messages)
+
+
+def test_pretraining_on_dicom_files_names_the_command_to_run_first(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    rng = np.random.default_rng(0)
+    for index in range(6):
+        pixels = rng.integers(0, 4096, (64, 64), dtype=np.uint16)
+        file = tmp_path / "my scans" / f"1.2.840.{index}"  # as many are named
+        save(file, pixels, PatientID=str(index), WindowCenter="2048", WindowWidth="1000")
+    given = [
+        "--image_size=32",
+        "--patch_size=8",
+        "--per_device_train_batch_size=2",
+        "--dry_run=true",
+        "--output_dir=run",
+    ]
+    for asked in (["--corpus=my scans"], ["--corpus=folder", "--data_dir=my scans", "--bad_images=skip"]):
+        with pytest.raises(SystemExit, match=r"error: 'my scans' holds 6 DICOM file\(s\)") as told:
+            pretrain.main([*given, *asked])
+    command, corpus = re.search(
+        r"run `python recipes/prepare_corpus.py (.*)`, then take (.*)\.$", str(told.value)
+    ).groups()
+    prepare_corpus.main(shlex.split(command))
+    pretrain.main([*given, "--held_out=0", *shlex.split(corpus)])
+    assert "nothing wrong found" in capsys.readouterr().out
+
+
+def test_dicom_files_among_images_are_left_out_only_if_asked_for(tmp_path):
+    for index in range(4):
+        write(tmp_path / "scans" / f"{index}.png", encode(grey(seed=index)))
+    save(tmp_path / "scans" / "a.dcm")
+    with pytest.raises(CorpusError, match=r"1 DICOM file.*a\.dcm.*--bad_images skip for the other 4 image\(s\)"):
+        load_corpus(str(tmp_path / "scans"))
+    assert len(load_corpus(str(tmp_path / "scans"), bad_images="skip")) == 4

@@ -1,4 +1,4 @@
-"""recipes/embed.py: texture features of images to Parquet."""
+"""recipes/embed.py: features of images to Parquet, and the nearest images by them."""
 
 import math
 import shutil
@@ -173,3 +173,98 @@ def test_features_need_the_encoder_that_they_are_of(tmp_path):
     root = write_folder(tmp_path / "images", ["a.png"])
     with pytest.raises(SystemExit, match="model_name_or_path is needed for the features cls and mean"):
         embed.main(["--corpus", str(root), "--features", "cls"])
+
+
+@pytest.fixture
+def grouped(tmp_path):
+    """Parquet of six images: two of the same bytes, three of one patient, one without a label."""
+    images = [encode(grey(40, 40, seed=seed)) for seed in (0, 1, 2, 3, 4, 0)]
+    columns = {
+        "image": [{"bytes": data, "path": None} for data in images],
+        "file_name": [f"{index}.png" for index in range(6)],
+        "label": ["benign", "malignant", "benign", "malignant", "benign", "malignant"],
+        "group": ["p", "p", "q", "r", "s", "p"],
+    }
+    features = datasets.Features({name: datasets.Value("string") for name in columns} | {"image": datasets.Image()})
+    (tmp_path / "corpus").mkdir()
+    datasets.Dataset.from_dict(columns, features=features).to_parquet(tmp_path / "corpus" / "train.parquet")
+    return tmp_path / "corpus"
+
+
+def test_neighbours_are_the_nearest_by_cosine_and_copies_and_patients_are_marked(tmp_path, grouped, encoder_folder):
+    given = ["--features=mean", f"--model_name_or_path={encoder_folder}", f"--corpus={grouped}", "--neighbours"]
+    embed.main([*given, "5", f"--output_dir={tmp_path / 'out'}"])
+    features = pd.read_parquet(tmp_path / "out" / "features.parquet").set_index("file_name")
+    values = features[[name for name in features if name.isdecimal()]].to_numpy(dtype=np.float64)
+    values = values / np.linalg.norm(values, axis=1, keepdims=True)
+    similarity = pd.DataFrame(values @ values.T, features.index, features.index)
+    table = pd.read_parquet(tmp_path / "out" / "neighbours.parquet")
+    names = [f"{index}.png" for index in range(6)]
+    assert table["file_name"].tolist() == [name for name in names for _ in range(5)]
+    for name, found in table.groupby("file_name"):
+        assert found["rank"].tolist() == [1, 2, 3, 4, 5]
+        assert sorted([*found["neighbour"], name]) == names  # all others, and never itself
+        expected = similarity.loc[name].drop(name).sort_values(ascending=False)
+        np.testing.assert_allclose(found["similarity"], expected, atol=1e-6)
+        np.testing.assert_allclose(found["similarity"], similarity.loc[name, found["neighbour"]], atol=1e-6)
+    pairs = table.set_index(["file_name", "neighbour"])
+    assert set(pairs.index[pairs["identical"]]) == {("0.png", "5.png"), ("5.png", "0.png")}
+    patient = {"0.png", "1.png", "5.png"}
+    assert set(pairs.index[pairs["same_group"]]) == {(a, b) for a in patient for b in patient if a != b}
+    assert pairs.loc[("0.png", "5.png"), ["rank", "label_name", "neighbour_label_name"]].tolist() == [
+        *(1, "benign", "malignant"),
+    ]
+    with Image.open(tmp_path / "out" / "neighbours.png") as picture:
+        assert picture.size[1] > picture.size[0]  # six rows of 1 + 5 images with a title each
+    # fewer: the first ones, and a folder without neighbours keeps none of an earlier run
+    embed.main([*given, "2", f"--output_dir={tmp_path / 'two'}"])
+    first = table[table["rank"] <= 2].reset_index(drop=True)
+    pd.testing.assert_frame_equal(pd.read_parquet(tmp_path / "two" / "neighbours.parquet"), first)
+    embed.main([*given, "0", f"--output_dir={tmp_path / 'out'}"])
+    assert {path.name for path in (tmp_path / "out").iterdir()} == {"features.parquet", "config.yaml"}
+
+
+def test_the_picture_of_neighbours_says_what_they_are(tmp_path, grouped, encoder_folder, drawn):
+    given = ["--features=mean", f"--model_name_or_path={encoder_folder}", f"--corpus={grouped}", "--neighbours=5"]
+    embed.main([*given, f"--output_dir={tmp_path / 'out'}"])
+    rows = [drawn[0].axes[6 * index : 6 * index + 6] for index in range(6)]
+    assert [row[0].get_title() for row in rows] == [
+        *("0.png\nbenign", "1.png\nmalignant", "2.png\nbenign", "3.png\nmalignant", "4.png\nbenign"),
+        "5.png\nmalignant",
+    ]
+    table = pd.read_parquet(tmp_path / "out" / "neighbours.parquet")
+    titles = [axis.title for row in rows for axis in row[1:]]
+    for title, near in zip(titles, table.to_dict("records"), strict=True):
+        said = title.get_text()
+        assert said.startswith(f"{near['similarity']:.3f}") and said.endswith(f"\n{near['neighbour_label_name']}")
+        assert ("same bytes" in said) == near["identical"]
+        assert ("same group" in said) == (near["same_group"] and not near["identical"])
+        agrees = near["label_name"] == near["neighbour_label_name"]
+        assert title.get_color() == ("#009e73" if agrees else "#d55e00")
+    np.testing.assert_allclose(rows[2][0].images[0].get_array()[..., 0], grey(40, 40, seed=2) / 255, atol=1e-6)
+
+
+def test_neighbours_without_labels_and_groups(tmp_path, encoder_folder):
+    root = write_folder(tmp_path / "images", [f"{index}.png" for index in range(14)])
+    given = ["--features=cls", f"--model_name_or_path={encoder_folder}", f"--corpus={root}", "--neighbours=1"]
+    embed.main([*given, f"--output_dir={tmp_path / 'out'}"])
+    table = pd.read_parquet(tmp_path / "out" / "neighbours.parquet")
+    assert len(table) == 14 and table["same_group"].isna().all() and "label_name" not in table
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (["--features=mean", "--neighbours=3"], "neighbours must be at most 2, one less than the images, got 3"),
+        (["--features=mean", "--neighbours=-1"], "neighbours must be at least 0, .*got -1"),
+        (
+            ["--features=texture", "--neighbours=1"],
+            "neighbours must be .*0 for the features texture, got 1",
+        ),
+    ],
+)
+def test_neighbours_that_cannot_be_are_named(folder, tmp_path, encoder_folder, options, message):
+    encoder = [] if "--features=texture" in options else [f"--model_name_or_path={encoder_folder}"]
+    with pytest.raises(SystemExit, match=f"error: .*{message}"):
+        run(folder, tmp_path / "out", *options, *encoder)
+    assert not (tmp_path / "out").exists()

@@ -44,6 +44,7 @@ def test_resume_continues_the_same_training(corpus, exported, tmp_path):
         for out in (whole, half)
     ]
     assert rows[0] == rows[1]
+    assert (whole / "curves.png").read_bytes() == (half / "curves.png").read_bytes()
     tables = [pd.read_parquet(out / "predictions.parquet") for out in (whole, half)]
     pd.testing.assert_frame_equal(*tables)
     with pytest.raises(SystemExit, match="layer_decay must stay 0.75"):

@@ -18,6 +18,7 @@ import pytest
 from helpers import encode, grey, write
 from hub_server import HubServer
 from huggingface_hub import HfApi
+from test_dicom import save
 from transformers import ViTMAEConfig, ViTMAEForPreTraining
 
 from hub.cards import ADDRESS
@@ -27,7 +28,10 @@ from modeling_glcm_mae import GLCMMAEForPreTraining
 
 BENCHMARKS = Path(__file__).parents[1] / "recipes" / "benchmarks"
 ROOT = Path(__file__).resolve().parent.parent
-DOCS = [ROOT / "README.md", ROOT / "recipes" / "README.md", ROOT / "recipes" / "benchmarks" / "README.md"]
+DOCS = [
+    ROOT / "README.md",
+    *(ROOT / "recipes" / name for name in ("README.md", "benchmarks/README.md", "few_labels.md")),
+]
 CONTRIBUTING = ROOT / "CONTRIBUTING.md"
 
 
@@ -168,6 +172,10 @@ def test_the_tables_of_the_documents_are_those_of_the_results():
     assert text.count("| `texture` |") == 2 * len(found)
     for table in text.split("\n\n"):
         assert table in documents[0]
+    rows = [line.split("|") for line in text.split("\n\n")[0].splitlines()[2:]]
+    page = (ROOT / "recipes" / "few_labels.md").read_text()
+    for row in rows:
+        assert f"| {row[3].strip()} | {row[6].strip()} |" in page, row[1]
     (against,) = [table for table in text.split("\n\n") if "BUSI: points above `mse`" in table]
     (row,) = [line.split("|")[2:5] for line in against.splitlines() if line.startswith("| `texture` |")]
     accuracy, _, auroc = (cell.strip().replace("+", "") for cell in row)
@@ -226,6 +234,16 @@ class Reader:
                 write(folder / f"{label} ({index}).png", encode(image))
                 write(folder / f"{label} ({index})_mask.png", encode(np.eye(48, dtype=np.uint8) * 255))
 
+    def scans(self, name: str) -> None:
+        for index in range(24):
+            random = np.random.default_rng(index)
+            stored = np.kron(random.integers(0, 4096, (8, 8), dtype=np.uint16), np.ones((6, 6), np.uint16))
+            save(self.work / name / f"scan{index:03d}.dcm", stored)
+
+    def labels(self, name: str) -> None:
+        rows = [f"scan{index:03d}.dcm,{('benign', 'malignant', '')[index % 3]}\n" for index in range(24)]
+        write(self.work / name, "".join(["file,label\n", *rows]).encode())
+
     def on_the_hub(self, name: str, folder: Path, repo_type: str) -> None:
         owner = name.split("/")[0]
         self.hub.add_user(owner, f"hf_{owner}")
@@ -251,11 +269,16 @@ STANDS_FOR: dict[str, Callable[[Reader, str], None]] = {
     "path/to/images": Reader.images,
     "path/to/busi": Reader.busi,
     "path/to/download": Reader.busi,
+    "path/to/scans": Reader.scans,
+    "path/to/labels.csv": Reader.labels,
     "OWNER/NAME": Reader.data_set,
     "facebook/vit-mae-base": Reader.vit_mae,
     "runs/busi/mse": Reader.another_cross_validation,
 }
-REPLACED = {"--config ...": "--config recipes/configs/quickstart.yaml"}  # text of the docs -> what is typed
+REPLACED = {  # text of the docs -> what is typed
+    "--config ...": "--config recipes/configs/quickstart.yaml",
+    "--pretrain_options cache_images=false": "",  # is among those that make it small
+}
 NEEDS_GPUS = ("multi_gpu.yaml", "fsdp.yaml", ".sbatch")  # what starts commands that cannot run here
 
 # Options that make a command small. Those that the docs give themselves stay as they are.
@@ -264,7 +287,7 @@ SIZES |= {"intermediate_size": 32, "decoder_hidden_size": 32, "decoder_num_hidde
 SIZES |= {"decoder_num_attention_heads": 2, "decoder_intermediate_size": 32, "resize_to": 36}
 TRAINING = {"max_steps": 4, "per_device_train_batch_size": 4, "use_cpu": "true", "dataloader_num_workers": 0}
 PRETRAINING = TRAINING | {"held_out": 4, "num_pictures": 2, "logging_steps": 1, "save_strategy": "steps"}
-PRETRAINING |= {"save_steps": 2, "eval_strategy": "no"}
+PRETRAINING |= {"save_steps": 2, "eval_strategy": "no", "cache_images": "false"}
 SPECKLE = {"speckle_images": 80, "held_out": 20, "probe_labels": 20}
 FINETUNING = {name: value for name, value in TRAINING.items() if name != "max_steps"} | {"num_train_epochs": 1}
 

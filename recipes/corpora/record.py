@@ -4,6 +4,7 @@ import codecs
 import logging
 import os
 import re
+import shlex
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -134,8 +135,9 @@ def list_images(
     if others:
         allowed = ", ".join(IMAGE_SUFFIXES)
         message = f"{len(others)} file(s) below '{root}' are not images ({allowed}): {_listed(others)}"
-        if not dicom and any(map(is_dicom, others)):
-            message += " (DICOM files are read by `prepare_corpus.py --corpus folder`)"
+        dicoms = [] if dicom else list(filter(is_dicom, others))
+        if dicoms and (bad_images != "skip" or not images):
+            raise CorpusError(_how_to_prepare(root, dicoms, images))
         if bad_images != "skip":
             raise CorpusError(f"{message}. Move them away, or pass --bad_images skip to leave them out.")
         logger.warning("%s. Left out.", message)
@@ -145,6 +147,16 @@ def list_images(
             raise CorpusError(f"{message}. Rename them, or pass --bad_images skip to leave them out.")
         logger.warning("%s. Left out.", message)
     return sorted(images, key=lambda path: path.relative_to(root).as_posix())
+
+
+def _how_to_prepare(root: Path, dicoms: list[Path], images: list[Path]) -> str:
+    folder, prepared = shlex.quote(printable(root)), shlex.quote(f"data/{printable(root.resolve().name)}")
+    others = f" Or pass --bad_images skip for the other {len(images)} image(s) alone." if images else ""
+    return (
+        f"'{printable(root)}' holds {len(dicoms)} DICOM file(s) ({_listed(dicoms)}), which only prepare_corpus.py "
+        f"reads: run `python recipes/prepare_corpus.py --corpus folder --data_dir {folder} --output_dir {prepared}`, "
+        f"then take --corpus {prepared}.{others}"
+    )
 
 
 def _leads_up(path: Path) -> bool:

@@ -5,9 +5,12 @@ import logging
 from collections.abc import Callable
 from pathlib import Path
 
+import numpy as np
+from PIL import Image
 from safetensors import SafetensorError
 from tqdm.auto import tqdm
 from transformers import ProgressCallback, TrainerCallback
+from transformers.integrations import TensorBoardCallback
 
 from commandline import UsageError
 from hub.contents import with_export
@@ -78,6 +81,8 @@ def _json_or_none(line: str) -> dict | None:
 class PictureCallback(TrainerCallback):
     """Draw the same held-out images with the same masks every `every_epochs` epochs and at the end.
 
+    With `report_to tensorboard`, the pictures stand there too.
+
     Args:
         trainer: whose model is drawn.
         batch: `pixel_values` and `noise` of the images.
@@ -93,13 +98,13 @@ class PictureCallback(TrainerCallback):
     def on_epoch_end(self, args, state, control, **kwargs):
         """Draw if the epoch is due."""
         if self.every_epochs and round(state.epoch) % self.every_epochs == 0 and state.global_step < state.max_steps:
-            self._draw(f"step-{state.global_step:07d}.png")
+            self._draw(f"step-{state.global_step:07d}.png", state.global_step)
 
     def on_train_end(self, args, state, control, **kwargs):
         """Draw the final picture."""
-        self._draw("last.png")
+        self._draw("last.png", state.global_step)
 
-    def _draw(self, name: str) -> None:
+    def _draw(self, name: str, step: int) -> None:
         # Every process rebuilds, since a sharded model needs all of them; one draws.
         model = self.trainer.model
         was_training = model.training
@@ -112,6 +117,19 @@ class PictureCallback(TrainerCallback):
             draw_reconstructions(
                 self.folder / name, model.config, pixel_values, rebuilt, self.image_mean, self.image_std, surprising
             )
+            for callback in self.trainer.callback_handler.callbacks:
+                if isinstance(callback, TensorBoardCallback):
+                    _show_in_tensorboard(callback, self.folder / name, step)
+
+
+def _show_in_tensorboard(callback: TensorBoardCallback, picture: Path, step: int) -> None:
+    from torch.utils.tensorboard import SummaryWriter  # here: it takes its time, and few ask for it
+
+    # At the end of the training the callback has closed its own.
+    writer = callback.tb_writer or SummaryWriter(callback.logging_dir)
+    with Image.open(picture) as image:
+        writer.add_image("reconstructions", np.asarray(image.convert("RGB")), step, dataformats="HWC")
+    writer.flush()
 
 
 class OneAnswerCallback(TrainerCallback):

@@ -50,7 +50,7 @@ class FineTuning(Run):
     """A run of fine-tuning, of `ClassifierArguments`, `LabelledDataArguments` and `FinetuningArguments`."""
 
     written = (
-        *("config.yaml", "metrics.jsonl", "all_results.json", "export", TRAINING_IMAGES),
+        *("config.yaml", "metrics.jsonl", "curves.png", "all_results.json", "export", TRAINING_IMAGES),
         *("predictions.parquet", "validation_predictions.parquet"),
     )
 
@@ -332,6 +332,8 @@ class FineTuning(Run):
             *calibration,
             f"predictions {self.output_dir / 'predictions.parquet'}",
         ]
+        if self.curves.exists():
+            lines.append(f"curves      {self.curves}")
         if self.model_args.mode == "knn":
             return lines
         self._write_export(model, results, table)

@@ -58,7 +58,10 @@ FIRST_IMAGES = 64  # of a stream, by which it is known again
 class Pretraining(Run):
     """A run of pretraining, of `ModelArguments`, `DataArguments` and `PretrainingArguments`."""
 
-    written = ("config.yaml", "metrics.jsonl", "all_results.json", "reconstructions", "export", TRAINING_IMAGES)
+    written = (
+        *("config.yaml", "metrics.jsonl", "curves.png", "all_results.json", "reconstructions", "export"),
+        TRAINING_IMAGES,
+    )
     verdict: Verdict | None = None  # of the last evaluation
 
     def _prepare(self) -> None:
@@ -308,7 +311,10 @@ class Pretraining(Run):
             lines.append(f"learned  {self.verdict.words}")
         if self.picture.exists():
             lines.append(f"picture  {self.picture}")
-        return [*lines, f"metrics  {self.output_dir / 'metrics.jsonl'}", f"export   {self.export}"]
+        lines.append(f"metrics  {self.log}")
+        if self.curves.exists():
+            lines.append(f"curves   {self.curves}")
+        return [*lines, f"export   {self.export}"]
 
     @property
     def _commit_message(self) -> str:

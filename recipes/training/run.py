@@ -12,6 +12,7 @@ import torch
 import yaml
 from accelerate import PartialState
 from transformers import PreTrainedModel, ProgressCallback, Trainer, TrainingArguments, set_seed
+from transformers.integrations import get_available_reporting_integrations
 from transformers.trainer_utils import HubStrategy
 
 from commandline import UsageError, check_repo_id, run_main
@@ -21,6 +22,7 @@ from hub.export import images_seen, list_of_images, without_paths
 from hub.publication import Publication
 from hub.repository import open_repository, publish
 from images.splits import sha256_of_lines
+from judging.training_curves import draw_training_curves
 from output_folder import check_output, replaced_file
 from training.callbacks import ImagesProgressCallback, MetricsFileCallback, PublishEverySave
 from training.resume import MAY_CHANGE, begin_run, checkpoint_to_resume, refuse_another_training
@@ -50,6 +52,12 @@ class Run(ABC):
                 f"one process sees {args.n_gpu} GPUs and would split every batch among them (DataParallel): start it "
                 "with `accelerate launch` or `torchrun`, or let it see one GPU by CUDA_VISIBLE_DEVICES=0"
             )
+        installed = get_available_reporting_integrations()
+        if not set(args.report_to) <= set(installed):
+            raise UsageError(
+                f"report_to must be none or of what is installed here ({', '.join(installed) or 'nothing'}), got "
+                f"{', '.join(args.report_to)}"
+            )
         self.model_args, self.data_args, self.args = model_args, data_args, args
         self.output_dir = check_output(args.output_dir)
         self.publication = publication_of_run(args, self.export)
@@ -76,7 +84,7 @@ class Run(ABC):
         if not args.disable_tqdm:
             trainer.remove_callback(ProgressCallback)
             trainer.add_callback(ImagesProgressCallback(trainer.effective_batch_size))
-        trainer.add_callback(MetricsFileCallback(self.output_dir / "metrics.jsonl"))
+        trainer.add_callback(MetricsFileCallback(self.log))
         if self.publication is not None and args.hub_strategy == HubStrategy.EVERY_SAVE:
             trainer.add_callback(PublishEverySave(self.publication, self._export_as_it_is))
         return trainer
@@ -85,6 +93,16 @@ class Run(ABC):
     def export(self) -> Path:
         """The folder that is shaped as a repository on the Hub."""
         return self.output_dir / "export"
+
+    @property
+    def log(self) -> Path:
+        """Every log of the training."""
+        return self.output_dir / "metrics.jsonl"
+
+    @property
+    def curves(self) -> Path:
+        """The log as a picture."""
+        return self.output_dir / "curves.png"
 
     # What is trained
 
@@ -179,6 +197,8 @@ class Run(ABC):
         PartialState().wait_for_everyone()
         model, results = self._train()
         if main:
+            if self.log.exists():  # not where nothing was trained
+                draw_training_curves(self.log, self.curves)
             lines = self._finish(model, results)
             # Last: a run with this file is finished.
             with replaced_file(self.output_dir / "all_results.json") as new:

@@ -165,4 +165,10 @@ MUTATIONS = [
         "        if False:\n",
         "tests/test_corpora.py::test_a_table_that_is_wrong_is_told_by_file_and_line",
     ),
+    Mutation(
+        "recipes/corpora/record.py",
+        'if dicoms and (bad_images != "skip" or not images):',
+        'if dicoms and bad_images != "skip":',
+        "tests/test_dicom.py::test_pretraining_on_dicom_files_names_the_command_to_run_first",
+    ),
 ]

@@ -237,4 +237,28 @@ MUTATIONS = [
         'lines += [f"# {title}", ""]',
         "tests/test_baselines.py::test_a_run_that_has_learned_nothing_says_so_first_and_what_may_help",
     ),
+    Mutation(
+        "recipes/judging/feature_space.py",
+        "found.kneighbors()",
+        "found.kneighbors(values)",
+        "tests/test_embed.py::test_neighbours_are_the_nearest_by_cosine_and_copies_and_patients_are_marked",
+    ),
+    Mutation(
+        "recipes/judging/feature_space.py",
+        'query["sha256"] == other["sha256"]',
+        'query["file_name"] == other["file_name"]',
+        "tests/test_embed.py::test_neighbours_are_the_nearest_by_cosine_and_copies_and_patients_are_marked",
+    ),
+    Mutation(
+        "recipes/judging/feature_space.py",
+        "AGREES if other == label else DIFFERS",
+        "DIFFERS if other == label else AGREES",
+        "tests/test_embed.py::test_the_picture_of_neighbours_says_what_they_are",
+    ),
+    Mutation(
+        "recipes/judging/training_curves.py",
+        'sorted(map(json.loads, log.read_text().splitlines()), key=lambda row: row["step"])',
+        "list(map(json.loads, log.read_text().splitlines()))",
+        "tests/test_training_curves.py::test_the_curves_are_the_numbers_of_the_log",
+    ),
 ]

@@ -624,4 +624,10 @@ MUTATIONS = [
         "each other (ddp_timeout).",
         "tests/test_pretrain.py::test_two_processes_equal_one_at_twice_the_batch",
     ),
+    Mutation(
+        "recipes/training/callbacks.py",
+        "callback.tb_writer or SummaryWriter(callback.logging_dir)",
+        "callback.tb_writer",
+        "tests/test_training_curves.py::test_tensorboard_shows_figures_and_pictures",
+    ),
 ]
