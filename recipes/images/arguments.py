@@ -62,9 +62,7 @@ class PrepareArguments:
     speckle_images: int = option(2560, "Images to generate, for speckle.")
     speckle_classes: str = option("easy", "Class set, for speckle: easy or hard.")
     image_size: int = option(96, "Side of the generated images in pixels, for speckle.")
-    num_workers: int = option(
-        0, "Processes that decode images; 0: threads of this one. Worth it from some ten thousand images."
-    )
+    num_workers: int = option(0, "Processes that decode images; 0: threads of this one.")
     push_to_hub: str | None = option(None, "Publish the data set under this id, OWNER/NAME.")
     private: bool = option(False, "Publish to a private repository.")
 
