@@ -4,7 +4,8 @@
 
 `--corpus`: busi, pneumonia, covid_ct, gbcu, bus_uclm, medmnist, speckle (generated), OWNER/NAME (a data set on the
 Hub), or folder: any tree with a folder a class, a table (`--table FILE.csv` with columns file, label, patient), DICOM
-files, or Parquet files. No GPU; minutes for thousands of images.
+files, or Parquet files. No GPU; minutes for thousands of images, which do not pass through memory all at once;
+`--num_workers` decodes them in several processes.
 
 `output_dir` receives data/*.parquet (`datasets.load_dataset(output_dir)` reads them), splits.json, report.json,
 report.md and pictures of what was found, README.md (the data set's card) and config.yaml. Images and patients of your
@@ -13,17 +14,16 @@ own get names of our own there; private/names.csv, which is never published, kno
 
 import json
 import logging
-import tempfile
 from collections.abc import Callable, Sequence
 from dataclasses import asdict
 from pathlib import Path
 
 import yaml
 from huggingface_hub import DatasetCard, DatasetCardData
-from tqdm.auto import tqdm
 
 from commandline import UsageError, run_main
 from corpora.facts import FACTS, CorpusFacts, facts_of, known_name
+from corpora.load import parquet_files
 from hub.cards import DATA_ADDRESS
 from hub.contents import PublishArguments, publication_of
 from hub.export import without_paths
@@ -31,13 +31,15 @@ from hub.repository import publish
 from images.arguments import MIN_SALT, PrepareArguments
 from images.fingerprint import merged_groups, similar_pairs
 from images.items import (
-    build_dataset,
+    features_of,
     find_conflicts,
     find_unlisted,
     read_items,
     warn_of_mixed_depths,
+    without_images,
     write_parquet,
 )
+from images.known import Known, remember
 from images.pseudonyms import PRIVATE, publishable, with_written_names, write_names
 from images.report import write_report
 from images.splits import make_splits
@@ -49,7 +51,7 @@ WRITTEN = (
     *("data", "splits.json", "report", "report.json", "report.md", "README.md", "config.yaml"),
     *(".gitignore", PRIVATE),
 )
-NOT_PUBLISHED = ("salt", "data_dir", "table", "output_dir")  # a secret, and paths of this machine
+NOT_PUBLISHED = ("salt", "data_dir", "table", "output_dir", "num_workers")  # a secret, and what is of this machine
 
 
 def prepare(args: PrepareArguments) -> Path:
@@ -85,7 +87,7 @@ def prepare(args: PrepareArguments) -> Path:
     else:
         items = with_written_names(items, args.salt)
         reasons = {why: sorted(publishable(file, args.salt) for file in files) for why, files in left_out.items()}
-    pairs = similar_pairs([item.print for item in tqdm(items, desc="comparing", leave=False)])
+    pairs = similar_pairs([item.print for item in items])
     conflicts = find_conflicts(items, pairs)
     if conflicts:
         logger.warning(
@@ -95,22 +97,20 @@ def prepare(args: PrepareArguments) -> Path:
     kept = [i for i in range(len(items)) if i not in conflicts]
     warn_of_mixed_depths(items[i] for i in kept)
     with replaced_folder(output, WRITTEN) as new:
-        with tempfile.TemporaryDirectory(dir=new) as cache:
-            dataset = build_dataset([items[i] for i in kept], [groups[i] for i in kept], class_names, cache)
-            official = [items[i].record.split for i in kept] if items[0].record.split else None
-            how = {"num_folds": args.num_folds, "seed": args.seed, "by_content": not args.keep_file_names}
-            before = [items[i].original or items[i].record for i in kept]  # what the user knows them by
-            known_as = [record.group or record.file_name for record in before]
-            splits = make_splits(dataset, official=official, known_as=known_as, **how)
-            counts = {}
-            (new / "data").mkdir()
-            for split in ("train", "validation", "test"):
-                chosen = [p for p in range(len(kept)) if (official[p] if official else "train") == split]
-                if chosen:
-                    counts[split] = len(chosen)
-                    write_parquet(dataset.select(chosen), new / "data", split)
-            features = dataset.features
-            del dataset
+        features = features_of([items[i] for i in kept], class_names)
+        table = without_images([items[i] for i in kept], [groups[i] for i in kept], features)
+        official = [items[i].record.split for i in kept] if items[0].record.split else None
+        how = {"num_folds": args.num_folds, "seed": args.seed, "by_content": not args.keep_file_names}
+        before = [items[i].original or items[i].record for i in kept]  # what the user knows them by
+        known_as = [record.group or record.file_name for record in before]
+        splits = make_splits(table, official=official, known_as=known_as, **how)
+        counts = {}
+        (new / "data").mkdir()
+        for split in ("train", "validation", "test"):
+            chosen = [i for i in kept if (items[i].record.split if official else "train") == split]
+            if chosen:
+                counts[split] = len(chosen)
+                write_parquet([items[i] for i in chosen], [groups[i] for i in chosen], features, new / "data", split)
         (new / "splits.json").write_text(json.dumps(splits, indent=1) + "\n")
         settings = {name: value for name, value in asdict(args).items() if name not in NOT_PUBLISHED}
         settings["corpus"] = known_name(args.corpus, args.data_dir) or args.corpus  # by which its facts are found
@@ -119,6 +119,9 @@ def prepare(args: PrepareArguments) -> Path:
         if not args.keep_file_names:
             write_names(new, items, groups, conflicts, sum(left_out.values(), []), args.salt)
         _write_card(new / "README.md", args, report, counts, class_names, features)
+    # What a training would find: all that is alike is in one group.
+    written = {items[i].print.sha256: (*items[i].size, items[i].deep) for i in kept}
+    remember([file for of_split in parquet_files(output).values() for file in of_split], Known([], written))
     return output
 
 

@@ -135,7 +135,7 @@ def test_grey_levels_are_those_of_the_window_of_lungs_unless_another_is_asked_fo
     def first(**options):
         items, *_ = read_items(PrepareArguments("covid_ct", str(raw), str(tmp_path / "out"), **options))
         item = next(item for item in items if item.record.file_name == "COVID-19 Cases/P001/IM0001.dcm")
-        return item.window, decode_image(item.data, name="x", num_channels=1)[..., 0]
+        return item.window, decode_image(item.data.read(), name="x", num_channels=1)[..., 0]
 
     for options, (centre, width, source) in (
         ({}, (-600, 1200, "corpus")),

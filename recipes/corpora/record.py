@@ -9,6 +9,8 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
+from corpora.spool import Spooled
+
 logger = logging.getLogger(__name__)
 
 IMAGE_SUFFIXES = (".png", ".jpg", ".jpeg", ".tif", ".tiff", ".bmp")
@@ -41,7 +43,8 @@ class ImageRecord:
         split: "train", "test" or "validation" where the corpus comes split, else `None`.
         masks: files of lesion masks, where the corpus has them.
         annotation: what else the corpus tells of the image, as JSON, or `None`.
-        data: the bytes of the file, where it comes out of a Parquet or NumPy file; then `path` is a name only.
+        data: the bytes of the file, or where they are kept, if it comes out of a Parquet or NumPy file; then `path` is
+            a name only.
         white_level: the stored grey value of white, where a Parquet file says it or the user does for all its images.
         window: centre and width of the grey window of a DICOM file, where its own do not suit the corpus.
     """
@@ -53,7 +56,7 @@ class ImageRecord:
     split: str | None = None
     masks: tuple[Path, ...] = ()
     annotation: str | None = None
-    data: bytes | None = None
+    data: bytes | Spooled | None = None
     white_level: float | None = None
     window: tuple[float, float] | None = None
 

@@ -62,6 +62,7 @@ class PrepareArguments:
     speckle_images: int = option(2560, "Images to generate, for speckle.")
     speckle_classes: str = option("easy", "Class set, for speckle: easy or hard.")
     image_size: int = option(96, "Side of the generated images in pixels, for speckle.")
+    num_workers: int = option(0, "Processes that decode images; 0: threads of this one.")
     push_to_hub: str | None = option(None, "Publish the data set under this id, OWNER/NAME.")
     private: bool = option(False, "Publish to a private repository.")
 
@@ -97,6 +98,8 @@ class PrepareArguments:
             self.salt = os.urandom(16).hex()
         elif not self.salt:
             raise UsageError("salt must not be empty: anyone could find the hash of a name")
+        if self.num_workers < 0:
+            raise UsageError(f"num_workers must be at least 0, got {self.num_workers}")
         if self.num_folds < 2:
             raise UsageError(f"num_folds must be at least 2, got {self.num_folds}")
         if self.window is not None and (len(self.window) != 2 or self.window[1] < 1):

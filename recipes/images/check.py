@@ -8,6 +8,7 @@ from contextlib import suppress
 from typing import Any
 
 import datasets
+import numpy as np
 from accelerate import PartialState
 from accelerate.utils import gather_object
 from tqdm.auto import tqdm
@@ -15,6 +16,7 @@ from tqdm.auto import tqdm
 from commandline import UsageError
 from corpora.record import BadImageError
 from images.decode import WHITE_OF_OTHERS, decode_image, is_deep
+from images.known import Known
 from images.transform import ImageTransform
 
 logger = logging.getLogger(__name__)
@@ -32,6 +34,7 @@ def verify_images(
     white_level: float | None = None,
     bad_images: str = "error",
     transform: ImageTransform | None = None,
+    known: Known | None = None,
 ) -> tuple[datasets.Dataset, list[tuple[str, str]]]:
     """Decode every image once, before the training starts. Several processes share the work.
 
@@ -40,6 +43,8 @@ def verify_images(
         num_channels, white_level: as for `decode_image`.
         bad_images: "error" to raise, "skip" to leave the bad images out with a warning.
         transform: if given, image sizes are checked too (`resize="none"`).
+        known: what was found in the data set, of `load_prepared`. Its images are then decoded only if a `white_level`
+            is given, which they need not bear.
 
     Returns:
         The data set without the bad images, and (file name, reason) of each of these.
@@ -48,6 +53,12 @@ def verify_images(
         BadImageError: there are bad images and `bad_images` is "error", or no image is left.
         ValueError: a setting does not fit the images (white level, size). Never skipped: it is not the file's fault.
     """
+    if known is not None and white_level is None:
+        if transform is not None:
+            for name, digest in zip(dataset["file_name"], dataset["sha256"], strict=True):
+                height, width, _ = known.images[digest]
+                transform.check(np.broadcast_to(np.float32(0), (height, width, num_channels)), name)
+        return dataset, []
     state = PartialState()
 
     def problem(index: int) -> tuple[int, str, str, bool] | None:
@@ -133,12 +144,21 @@ def white_level_of(row: dict[str, Any], given: float | None) -> float | None:
     return given if stored is None else stored
 
 
-def white_and_depth(rows: Iterable[dict[str, Any]], given: float | None) -> tuple[float, bool]:
+def judged(dataset: datasets.Dataset, known: Known | None) -> datasets.Dataset:
+    """Of a data set, what `white_and_depth` reads: no images, where these are known."""
+    needed = ("file_name", "sha256", "white_level") if known else dataset.column_names
+    return dataset.select_columns([name for name in needed if name in dataset.column_names])
+
+
+def white_and_depth(
+    rows: Iterable[dict[str, Any]], given: float | None, known: Known | None = None
+) -> tuple[float, bool]:
     """What a processor for all these images needs to know.
 
     Args:
         rows: of a corpus, all readable.
         given: `--white_level`.
+        known: what was found in the corpus; the rows are then those of `judged`.
 
     Returns:
         The stored grey value of white: `given` or that of the prepared corpus, else 65535 if the images are 16-bit
@@ -146,7 +166,7 @@ def white_and_depth(rows: Iterable[dict[str, Any]], given: float | None) -> tupl
     """
     found = set()
     for row in rows:
-        deep = is_deep(row["image"], name=row["file_name"])
+        deep = is_deep(row["image"], name=row["file_name"]) if known is None else known.images[row["sha256"]][2]
         white = white_level_of(row, given)
         found.add(((65535 if deep else 255) if white is None else white, deep))
     if len({white for white, _ in found}) > 1:

@@ -1,6 +1,7 @@
 """Which images of a corpus are the same picture, and which look wrong: what leaks between training and test."""
 
 import hashlib
+from collections import defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -21,6 +22,8 @@ COPY_BITS = 8
 COPY_CORRELATION = 0.995  # alone enough for near-identical: the bits of a smooth image are noise
 
 _HASH_SIDE, _THUMBNAIL_SIDE = 16, 32
+_PARTS, _TILE = 8, 1024  # most pairs are ruled out by the means of 8 x 8 parts, so many by so many images at once
+_ROUNDING = 1e-4  # of float32, generously
 MIN_SIDE = 32  # pixels; a smaller image is reported as tiny
 FLAT_STD = 2 / 255  # grey standard deviation in [0, 1] below which an image is reported as flat
 COLOUR_DIFFERENCE = 16 / 255  # between channels of a pixel, in [0, 1]; JPEG of grey images stays below
@@ -91,19 +94,56 @@ def similar_pairs(first: Sequence[Fingerprint], second: Sequence[Fingerprint] | 
     others = first if second is None else second
     if not first or not others:
         return []
-    bits = np.stack([item.bits for item in others])
-    thumbnails = np.stack([item.thumbnail for item in others])
-    hashes = np.array([item.sha256 for item in others])
-    pairs = []
-    for i, item in enumerate(first):
-        start = i + 1 if second is None else 0
-        distance = np.bitwise_count(bits[start:] ^ item.bits).sum(axis=1)
-        same_file = hashes[start:] == item.sha256
-        correlation = thumbnails[start:] @ item.thumbnail
-        near = ((distance <= MAX_BITS) & (correlation >= MIN_CORRELATION)) | (correlation >= COPY_CORRELATION)
-        for j in np.flatnonzero(near | same_file):
-            pairs.append(SimilarPair(i, start + int(j), int(distance[j]), float(correlation[j]), bool(same_file[j])))
-    return pairs
+    bits, thumbnails, bounds = zip(*map(_stacked, [first] if second is None else [first, second]), strict=True)
+    same_bytes = defaultdict(list)
+    for j, item in enumerate(others):
+        same_bytes[item.sha256].append(j)
+    found = [np.array([(i, j) for i, item in enumerate(first) for j in same_bytes[item.sha256]], dtype=int)]
+    for row in range(0, len(first), _TILE):
+        for column in range(0 if second is not None else row, len(others), _TILE):
+            bound = bounds[0][row : row + _TILE] @ bounds[-1][column : column + _TILE].T
+            near = np.argwhere(bound >= MIN_CORRELATION - _ROUNDING)
+            bound = bound[tuple(near.T)]
+            near += row, column
+            possible = (_differing(bits, near) <= MAX_BITS) | (bound >= COPY_CORRELATION - _ROUNDING)
+            near = near[possible]
+            correlation = _correlation(thumbnails, near)
+            found.append(near[(_differing(bits, near) <= MAX_BITS) & (correlation >= MIN_CORRELATION)])
+            found.append(near[correlation >= COPY_CORRELATION])
+    pairs = np.unique(np.concatenate([part.reshape(-1, 2) for part in found]), axis=0)
+    if second is None:
+        pairs = pairs[pairs[:, 0] < pairs[:, 1]]
+    measured = zip(pairs.tolist(), _differing(bits, pairs).tolist(), _correlation(thumbnails, pairs), strict=True)
+    return [
+        SimilarPair(i, j, count, float(correlation), first[i].sha256 == others[j].sha256)
+        for (i, j), count, correlation in measured
+    ]
+
+
+def _stacked(items: Sequence[Fingerprint]) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Of n fingerprints: the bits, uint64 `(n, 4)`; the thumbnails `(n, 1024)`; and `(n, 65)`, for bounds.
+
+    The product of two rows of the latter is at least the correlation of the thumbnails: the means of 8 x 8 parts give
+    what these have to do with each other, and by Cauchy-Schwarz the norms of what is left give the most that it can be.
+    """
+    bits = np.stack([item.bits for item in items]).view(np.uint64)
+    thumbnails = np.stack([item.thumbnail for item in items])
+    side = _THUMBNAIL_SIDE // _PARTS
+    sums = thumbnails.reshape(-1, _PARTS, side, _PARTS, side).sum(axis=(2, 4)).reshape(len(items), -1) / side
+    left = (thumbnails**2).sum(axis=1) - (sums**2).sum(axis=1)
+    return bits, thumbnails, np.column_stack([sums, np.sqrt(left.clip(0))])
+
+
+def _differing(bits: Sequence[np.ndarray], pairs: np.ndarray) -> np.ndarray:
+    """How many bits differ, for each of the pairs `(n, 2)`."""
+    return np.bitwise_count(bits[0][pairs[:, 0]] ^ bits[-1][pairs[:, 1]]).sum(axis=1)
+
+
+def _correlation(thumbnails: Sequence[np.ndarray], pairs: np.ndarray) -> np.ndarray:
+    """Correlation of the thumbnails of each of the pairs `(n, 2)`; in parts, since all at once may be many."""
+    parts = [pairs[start : start + _TILE] for start in range(0, len(pairs), _TILE)]
+    found = [np.einsum("nd,nd->n", thumbnails[0][part[:, 0]], thumbnails[-1][part[:, 1]]) for part in parts]
+    return np.concatenate([np.empty(0, dtype=np.float32), *found])
 
 
 def merged_groups(known: Sequence[str | None], pairs: Sequence[SimilarPair]) -> list[str]:

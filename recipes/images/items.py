@@ -1,16 +1,20 @@
 """Every image of a download, read once, on its way into a data set."""
 
 import logging
+import multiprocessing
 import os
 import re
+import tempfile
 from collections import defaultdict
-from collections.abc import Iterable, Iterator
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Iterable, Iterator, Sequence
+from concurrent.futures import Executor, ProcessPoolExecutor, ThreadPoolExecutor
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import datasets
+import numpy as np
 from tqdm.auto import tqdm
 
 from commandline import UsageError
@@ -18,6 +22,7 @@ from corpora import CORPORA, class_names, covid_ct_md
 from corpora.load import SPLIT_NAMES, open_tables, recognised_folder, unify_tables
 from corpora.record import BadImageError, CorpusError, ImageRecord, existing_folder, is_dicom, list_pictures, printable
 from corpora.speckle import load_speckle
+from corpora.spool import Spool, Spooled
 from corpora.table import NONE, read_table
 from images.arguments import PrepareArguments
 from images.check import white_level_of
@@ -29,6 +34,7 @@ from images.pseudonyms import pseudonym_of_file
 logger = logging.getLogger("prepare_corpus")
 
 IMAGES_PER_FILE = 5000  # of a Parquet file
+AT_ONCE = 256  # images whose bytes are in memory while they are decoded
 
 
 @dataclass
@@ -36,7 +42,7 @@ class Item:
     """An image on its way into the data set."""
 
     record: ImageRecord
-    data: bytes
+    data: Spooled
     print: Fingerprint
     size: tuple[int, int]  # height, width
     flat: bool
@@ -46,6 +52,7 @@ class Item:
     original: ImageRecord | None = None  # before file names and patients were replaced
     white_level: float | None = None  # of --white_level; what the image is read with from now on
     white: float = 255  # that, or what the depth of the file says
+    deep: bool = False  # more than 8 bits
 
 
 def read_items(args: PrepareArguments) -> tuple[list[Item], list[str], dict[str, list[tuple[str, str]]]]:
@@ -54,10 +61,11 @@ def read_items(args: PrepareArguments) -> tuple[list[Item], list[str], dict[str,
     These are the files that cannot be read ("unreadable"), the DICOM files that are not pictures ("no_pictures"), and
     what has no label where that is asked for ("unlabelled").
     """
+    spool = Spool(Path(args.output_dir))
     if args.corpus == "speckle":
-        items, class_names = _generate(args)
+        items, class_names = _generate(args, spool)
         return items, class_names, {"unreadable": [], "no_pictures": [], "unlabelled": []}
-    records, class_names = _records(args)
+    records, class_names = _records(args, spool)
     unlabelled = [record.file_name for record in records if record.label is None]
     if not class_names or args.unlabelled == "keep":
         unlabelled = []
@@ -77,20 +85,18 @@ def read_items(args: PrepareArguments) -> tuple[list[Item], list[str], dict[str,
             f"{', '.join(unsplit[:3])}. Give the split of all images, or of none"
         )
 
-    def read(record: ImageRecord) -> list[Item] | tuple[str, BadImageError]:
-        try:
-            return list(_items_of(record, args))
-        except BadImageError as error:
-            return record.file_name, error
-
     items, problems, no_pictures = [], [], []
-    with ThreadPoolExecutor(os.cpu_count() or 1) as pool:
-        for found in tqdm(pool.map(read, records), total=len(records), desc="reading", unit=" files"):
-            if isinstance(found, tuple):
-                name, error = found
-                (no_pictures if isinstance(error, NotAPictureError) else problems).append((name, str(error)))
-            else:
-                items += found
+    with _workers(args.num_workers) as pool, tqdm(total=len(records), desc="reading", unit=" files") as bar:
+        for start in range(0, len(records), AT_ONCE):
+            part = records[start : start + AT_ONCE]
+            data = [record.data.read() if isinstance(record.data, Spooled) else record.data for record in part]
+            for found in pool.map(partial(_read, args=args), part, data, chunksize=8):
+                bar.update()
+                if isinstance(found, tuple):
+                    name, error = found
+                    (no_pictures if isinstance(error, NotAPictureError) else problems).append((name, str(error)))
+                else:
+                    items += [replace(item, data=spool.add(item.data)) for item in found]
     if problems and args.bad_images != "skip":
         raise BadImageError(
             f"{problems[0][1]} {len(problems)} file(s) are bad; pass --bad_images skip to leave them out."
@@ -107,6 +113,21 @@ def read_items(args: PrepareArguments) -> tuple[list[Item], list[str], dict[str,
         class_names,
         left_out | {"unlabelled": [(name, f"Image '{name}' has no label") for name in unlabelled]},
     )
+
+
+def _workers(num_workers: int) -> Executor:
+    if num_workers:
+        # spawned: a fork of a process with threads may hang
+        return ProcessPoolExecutor(num_workers, mp_context=multiprocessing.get_context("spawn"))
+    return ThreadPoolExecutor(os.cpu_count() or 1)
+
+
+def _read(record: ImageRecord, data: bytes | None, args: PrepareArguments) -> list[Item] | tuple[str, BadImageError]:
+    """The images of a file, their `data` the bytes themselves; or its name and what is wrong with it."""
+    try:
+        return list(_items_of(record, data, args))
+    except BadImageError as error:
+        return record.file_name, error
 
 
 def find_unlisted(
@@ -138,7 +159,7 @@ def find_unlisted(
     return found | {kind: [(name, f"Image '{name}' is {why}") for name in names]}
 
 
-def _records(args: PrepareArguments) -> tuple[list[ImageRecord], list[str]]:
+def _records(args: PrepareArguments, spool: Spool) -> tuple[list[ImageRecord], list[str]]:
     """Every image that the corpus lists, and the classes (label 0 first; none without labels)."""
     columns = {"label_column": args.label_column, "group_column": args.group_column}
     if args.table is not None:
@@ -150,7 +171,7 @@ def _records(args: PrepareArguments) -> tuple[list[ImageRecord], list[str]]:
     elif args.corpus == "folder":
         tables = open_tables(existing_folder(args.data_dir))
     if tables is not None:
-        return _rows(tables, args)
+        return _rows(tables, args, spool)
     if args.corpus == "folder":
         name, records = _of_folder(args)
     else:
@@ -189,7 +210,9 @@ def _of_folder(args: PrepareArguments) -> tuple[str, list[ImageRecord]]:
     )
 
 
-def _rows(tables: dict[str, datasets.Dataset], args: PrepareArguments) -> tuple[list[ImageRecord], list[str]]:
+def _rows(
+    tables: dict[str, datasets.Dataset], args: PrepareArguments, spool: Spool
+) -> tuple[list[ImageRecord], list[str]]:
     """The images of Parquet files or of a data set on the Hub; several splits are the official ones."""
     source = args.data_dir or args.corpus
     strange = [split for split in tables if split.lower() not in SPLIT_NAMES]
@@ -225,7 +248,7 @@ def _rows(tables: dict[str, datasets.Dataset], args: PrepareArguments) -> tuple[
                 label,
                 group,
                 split if len(parts) > 1 else None,
-                data=data,
+                data=None if data is None else spool.add(data),
                 white_level=white_level_of(row, args.white_level),
             )
             records.append(record)
@@ -237,10 +260,10 @@ def _rows(tables: dict[str, datasets.Dataset], args: PrepareArguments) -> tuple[
     return records, list(classes) if any(record.label for record in records) else []
 
 
-def _items_of(record: ImageRecord, args: PrepareArguments) -> Iterator[Item]:
-    if record.data is not None:
+def _items_of(record: ImageRecord, data: bytes | None, args: PrepareArguments) -> Iterator[Item]:
+    if data is not None:
         white = args.white_level if record.white_level is None else record.white_level
-        yield _item(record, record.data, record.group, white, None)
+        yield _item(record, data, record.group, white, None)
     elif is_dicom(record.path):
         window = tuple(args.window) if args.window else record.window
         for image in read_dicom(record.path, name=record.file_name, salt=args.salt, window=window):
@@ -264,15 +287,17 @@ def _items_of(record: ImageRecord, args: PrepareArguments) -> Iterator[Item]:
 def _item(record: ImageRecord, data: bytes, group, white_level, window) -> Item:
     image = decode_image(data, name=record.file_name, num_channels=3, white_level=white_level)
     grey = luma(image)[..., 0]
+    deep = is_deep(data, name=record.file_name)
     return Item(
-        *(record, data, fingerprint(data, grey), grey.shape, bool(grey.std() < FLAT_STD), looks_coloured(image)),
-        *(group, window),
+        *(replace(record, data=None), data, fingerprint(data, grey), grey.shape),
+        *(bool(grey.std() < FLAT_STD), looks_coloured(image), group, window),
         white_level=white_level,
-        white=(65535 if is_deep(data, name=record.file_name) else 255) if white_level is None else white_level,
+        white=(65535 if deep else 255) if white_level is None else white_level,
+        deep=deep,
     )
 
 
-def _generate(args: PrepareArguments) -> tuple[list[Item], list[str]]:
+def _generate(args: PrepareArguments, spool: Spool) -> tuple[list[Item], list[str]]:
     generated = load_speckle(
         split="train",
         num_images=args.speckle_images,
@@ -285,7 +310,8 @@ def _generate(args: PrepareArguments) -> tuple[list[Item], list[str]]:
     items = []
     for row in tqdm(generated, desc="generating", unit=" images"):
         record = ImageRecord(Path(row["file_name"]), row["file_name"], label=names[row["label"]])
-        items.append(_item(record, row["image"]["bytes"], None, None, None))
+        item = _item(record, row["image"]["bytes"], None, None, None)
+        items.append(replace(item, data=spool.add(item.data)))
     return items, list(names)
 
 
@@ -318,8 +344,8 @@ def find_conflicts(items: list[Item], pairs: list[SimilarPair]) -> set[int]:
     return conflicts
 
 
-def build_dataset(items: list[Item], groups: list[str], class_names: list[str], cache_dir: str) -> datasets.Dataset:
-    """The table; images are kept as the bytes of their files."""
+def features_of(items: Sequence[Item], class_names: list[str]) -> datasets.Features:
+    """The columns of the table: those of which some image has something."""
     features = {
         "image": datasets.Image(),
         "file_name": datasets.Value("string"),
@@ -336,42 +362,71 @@ def build_dataset(items: list[Item], groups: list[str], class_names: list[str], 
         features["dicom_window"] = datasets.Value("string")
     if any(item.white_level is not None for item in items):
         features["white_level"] = datasets.Value("float64")
+    return datasets.Features(features)
 
-    def rows() -> Iterator[dict[str, Any]]:
-        for item, group in zip(items, groups, strict=True):
-            record, name = item.record, Path(item.record.file_name)
-            row = {
-                "image": {"bytes": item.data, "path": name.name},
-                "file_name": record.file_name,
-                "group": group,
-                "sha256": item.print.sha256,
-                "label": record.label,
-                "masks": [
-                    {
-                        "bytes": mask.read_bytes(),
-                        "path": mask.name if item.original is None else f"{name.stem}_mask_{number}{mask.suffix}",
-                    }
-                    for number, mask in enumerate(record.masks)
-                ],
-                "annotation": record.annotation,
-                "white_level": item.white_level,
-                "dicom_window": item.window
-                and f"centre {item.window[0]:g}, width {item.window[1]:g} ({item.window[2]})",
+
+def without_images(items: Sequence[Item], groups: Sequence[str], features: datasets.Features) -> datasets.Dataset:
+    """The columns of the table that splits are made of."""
+    columns = {
+        "file_name": [item.record.file_name for item in items],
+        "group": list(groups),
+        "sha256": [item.print.sha256 for item in items],
+        "label": [item.record.label for item in items],
+    }
+    chosen = datasets.Features({name: features[name] for name in columns if name in features})
+    return datasets.Dataset.from_dict({name: columns[name] for name in chosen}, features=chosen)
+
+
+def _row(item: Item, group: str) -> dict[str, Any]:
+    record, name = item.record, Path(item.record.file_name)
+    return {
+        "image": {"bytes": item.data.read(), "path": name.name},
+        "file_name": record.file_name,
+        "group": group,
+        "sha256": item.print.sha256,
+        "label": record.label,
+        "masks": [
+            {
+                "bytes": mask.read_bytes(),
+                "path": mask.name if item.original is None else f"{name.stem}_mask_{number}{mask.suffix}",
             }
-            yield {name: row[name] for name in features}
+            for number, mask in enumerate(record.masks)
+        ],
+        "annotation": record.annotation,
+        "white_level": item.white_level,
+        "dicom_window": item.window and f"centre {item.window[0]:g}, width {item.window[1]:g} ({item.window[2]})",
+    }
 
-    progress, shown = datasets.are_progress_bars_disabled(), datasets.disable_progress_bars
-    shown()
+
+def write_parquet(
+    items: Sequence[Item], groups: Sequence[str], features: datasets.Features, folder: Path, split: str
+) -> None:
+    """Write the files of a split; images are kept as the bytes of their files, of which few are in memory at once."""
+    shards = -(-len(items) // IMAGES_PER_FILE)
+    shown = not datasets.are_progress_bars_disabled()
+    datasets.disable_progress_bars()  # one of all files says more
     try:
-        # A generator is cached by what it captures; a fresh folder makes sure that it is read.
-        return datasets.Dataset.from_generator(rows, features=datasets.Features(features), cache_dir=cache_dir)
+        with tqdm(total=len(items), desc=f"writing {split}", unit=" images") as bar:
+            for shard, part in enumerate(np.array_split(np.arange(len(items)), shards)):
+                _write_file(
+                    folder / f"{split}-{shard:05d}-of-{shards:05d}.parquet",
+                    [(items[i], groups[i]) for i in part],
+                    features,
+                )
+                bar.update(len(part))
     finally:
-        if not progress:
+        if shown:
             datasets.enable_progress_bars()
 
 
-def write_parquet(dataset: datasets.Dataset, folder: Path, split: str) -> None:
-    shards = -(-len(dataset) // IMAGES_PER_FILE)
-    for shard in range(shards):
-        part = dataset.shard(shards, shard, contiguous=True)
-        part.to_parquet(folder / f"{split}-{shard:05d}-of-{shards:05d}.parquet")
+def _write_file(file: Path, chosen: list[tuple[Item, str]], features: datasets.Features) -> None:
+    def rows() -> Iterator[dict[str, Any]]:
+        for item, group in chosen:
+            row = _row(item, group)
+            yield {name: row[name] for name in features}
+
+    with tempfile.TemporaryDirectory(dir=file.parent) as cache:
+        # A fingerprint of its own, or datasets would pickle all that the generator captures to make one.
+        table = datasets.Dataset.from_generator(rows, features=features, cache_dir=cache, fingerprint=file.stem)
+        table.to_parquet(file)
+        del table

@@ -51,7 +51,7 @@ def with_written_names(items: Sequence, salt: str) -> list:
             raise CorpusError(f"two images have the file_name {record.file_name!r}")
         taken.add(record.file_name)
         # The suffix says what the bytes are. That of the file may be part of a name: 1.2.840.10008, SCAN.SMITH.
-        with Image.open(io.BytesIO(item.data)) as image:
+        with Image.open(io.BytesIO(item.data.read())) as image:
             name = f"{pseudonym_of_file(salt, record.file_name)}.{image.format.lower()}"
         group = item.group if record.group is None else pseudonym(salt, record.group)  # of DICOM: hashed already
         annotation = record.annotation

@@ -212,7 +212,7 @@ def _draw_pairs(file: Path, title: str, items: list, pairs: list[SimilarPair]) -
     for k, pair in enumerate(shown):
         for side, i in enumerate((pair.first, pair.second)):
             axis = axes[k // columns, 2 * (k % columns) + side]
-            image = Image.open(io.BytesIO(items[i].data))
+            image = Image.open(io.BytesIO(items[i].data.read()))
             image.thumbnail((256, 256))
             deep = image.mode.startswith(("I", "F"))
             axis.imshow(image if deep else image.convert("RGB"), cmap="gray")

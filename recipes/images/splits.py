@@ -19,7 +19,8 @@ from sklearn.model_selection import StratifiedGroupKFold
 
 from commandline import UsageError
 from corpora.load import parquet_files
-from images.overlap import SplitError, bytes_of, check_overlap
+from images.known import Known, recall, remember
+from images.overlap import SplitError, bytes_of, check_columns, check_overlap, examine
 from images.randomness import HELD_OUT, keyed_generator
 
 logger = logging.getLogger(__name__)
@@ -232,7 +233,12 @@ def make_splits(
 
 
 def load_split(
-    splits_file: str | Path, data: datasets.Dataset | datasets.DatasetDict, fold: str, *, unlabelled: bool = False
+    splits_file: str | Path,
+    data: datasets.Dataset | datasets.DatasetDict,
+    fold: str,
+    *,
+    unlabelled: bool = False,
+    known: Known | None = None,
 ) -> dict[str, datasets.Dataset]:
     """The parts of a fold, after checking that the data is the data of the splits, and that nothing leaks.
 
@@ -241,6 +247,7 @@ def load_split(
         data: the prepared corpus, all its splits.
         fold: "0", "1", ... or "official".
         unlabelled: whether the images without a label are wanted too.
+        known: what was found in the data; left out, the images of the fold are read, hashed and compared.
 
     Returns:
         `train`, `validation`, `test`, and where they are wanted and there are any `unlabelled`.
@@ -263,10 +270,11 @@ def load_split(
         )
     if isinstance(data, datasets.DatasetDict):
         data = datasets.concatenate_datasets(list(data.values()))
-    missing = {"file_name", "group", "sha256"} - set(data.column_names)
-    if missing:
-        raise SplitError(f"the data has no column {', '.join(sorted(missing))}: prepare it with prepare_corpus.py")
-    stored = [image_sha256(image) for image in data.cast_column("image", datasets.Image(decode=False))["image"]]
+    check_columns(data)
+    if known is None:
+        stored = [image_sha256(image) for image in data.cast_column("image", datasets.Image(decode=False))["image"]]
+    else:
+        stored = data["sha256"]
     position = {name: index for index, name in enumerate(data["file_name"])}
     changed = [
         name for name, digest in splits["images"].items() if name not in position or stored[position[name]] != digest
@@ -279,24 +287,28 @@ def load_split(
         )
     named = (*PARTS, "unlabelled") if unlabelled and "unlabelled" in parts else PARTS
     chosen = {part: data.select([position[name] for name in parts[part]]) for part in named}
-    check_overlap(chosen["validation"], chosen["test"])
+    check_overlap(chosen["validation"], chosen["test"], known)
     for part in ("train", "unlabelled"):
         if part in chosen:
-            check_overlap(chosen[part], chosen["test"])
-            check_overlap(chosen[part], chosen["validation"])
+            check_overlap(chosen[part], chosen["test"], known)
+            check_overlap(chosen[part], chosen["validation"], known)
     return chosen
 
 
 def load_prepared(
-    corpus: str, splits_file: str | None, fold: str, *, unlabelled: bool = False
+    corpus: str, splits_file: str | None, fold: str, *, unlabelled: bool = False, verify_data: bool = False
 ) -> tuple[dict[str, datasets.Dataset], list[str] | None]:
     """The parts of a fold of a corpus that prepare_corpus.py wrote.
+
+    Its images are read, hashed, decoded and compared once on each machine, which prepare_corpus.py does, and again if
+    size, times or footer of a Parquet file changed since.
 
     Args:
         corpus: its output folder.
         splits_file: by default splits.json in that folder.
         fold: "0", "1", ... or "official".
         unlabelled: whether its images without a label are wanted too.
+        verify_data: check all images again, whatever is known of them.
 
     Returns:
         (`{"train": ..., "validation": ..., "test": ...}`, with `unlabelled` where wanted and known; class names or
@@ -314,10 +326,24 @@ def load_prepared(
             "`python recipes/prepare_corpus.py --corpus NAME --data_dir DOWNLOAD --output_dir FOLDER` first"
         )
     stored = datasets.load_dataset("parquet", data_files=parquet_files(folder))
-    stored = stored.cast_column("image", datasets.Image(decode=False))
-    parts = load_split(file, stored, fold, unlabelled=unlabelled)
+    stored = datasets.concatenate_datasets(list(stored.cast_column("image", datasets.Image(decode=False)).values()))
+    # The others of a distributed run wait for the main process, and know what it found.
+    known = None if verify_data and PartialState().is_main_process else load_known(corpus)
+    if known is None:
+        known = examine(stored)
+        remember(_files(folder), known)
+    parts = load_split(file, stored, fold, unlabelled=unlabelled, known=known)
     label = parts["train"].features.get("label")
     return parts, list(label.names) if isinstance(label, datasets.ClassLabel) else None
+
+
+def load_known(corpus: str) -> Known | None:
+    """What is known of a corpus of prepare_corpus.py: not `None` after `load_prepared`, unless it was changed since."""
+    return recall(_files(Path(corpus).expanduser()))
+
+
+def _files(folder: Path) -> list[str]:
+    return [file for of_split in parquet_files(folder).values() for file in of_split]
 
 
 def sha256_of_lines(lines: Sequence[str]) -> str:

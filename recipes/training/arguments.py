@@ -154,6 +154,9 @@ class DataArguments(ImageArguments):
         "Train on the training part of this fold only (0, 1, ... or official); corpus is prepare_corpus.py's output.",
     )
     splits_file: str | None = option(None, "Splits, for fold; splits.json of the corpus if left out.")
+    verify_data: bool = option(
+        False, "Read, hash, decode and compare all images of a prepared corpus again, though its files did not change."
+    )
     unlabelled_corpus: list[str] | None = option(
         None,
         "More images to train on, of folders, Parquet or the Hub. Their labels are not read, none of them is held out, "
@@ -344,6 +347,9 @@ class LabelledDataArguments(ImageArguments):
     image_std: list[float] | None = option(None, "Standard deviation of each channel; likewise.")
     splits_file: str | None = option(None, "Splits; splits.json of the corpus if left out.")
     fold: str = option("0", "Fold of the splits: 0, 1, ... or official.")
+    verify_data: bool = option(
+        False, "Read, hash, decode and compare all images of a prepared corpus again, though its files did not change."
+    )
     positive_classes: list[str] | None = option(
         None,
         "Classes that count as positive in the figures that are collapsed to two classes (GBCU: malignant). With two "

@@ -1,5 +1,6 @@
 """A run of fine-tuning, from its arguments to the export."""
 
+import itertools
 import logging
 from dataclasses import asdict, replace
 from pathlib import Path
@@ -20,8 +21,8 @@ from corpora.facts import facts_of
 from hub.cards import ADDRESS, origin_of
 from hub.export import TRAINING_IMAGES, write_classifier
 from images.augment import Augmentation, Mixing
-from images.check import MIXED_DEPTHS, verify_images, white_and_depth
-from images.splits import PARTS, load_prepared, sha256_of_lines
+from images.check import MIXED_DEPTHS, judged, verify_images, white_and_depth
+from images.splits import PARTS, load_known, load_prepared, sha256_of_lines
 from images.transform import ImageTransform, transform_of_processor
 from judging.summary import FIGURES, collapsed_folds, figures_of, predictions_table, summarise
 from judging.tables import (
@@ -64,7 +65,9 @@ class FineTuning(Run):
         if self.publication is not None and model_args.mode == "knn":
             raise UsageError("push_to_hub: there is no model to publish in mode knn")
         with PartialState().main_process_first():
-            self.parts, self.class_names = load_prepared(data_args.corpus, data_args.splits_file, data_args.fold)
+            self.parts, self.class_names = load_prepared(
+                *(data_args.corpus, data_args.splits_file, data_args.fold), verify_data=data_args.verify_data
+            )
         if self.class_names is None:
             raise UsageError(f"corpus {data_args.corpus!r} has no labels to learn")
         self.positive = positive_indices(self.class_names, data_args.positive_classes)
@@ -117,7 +120,7 @@ class FineTuning(Run):
 
     def _datasets(self) -> dict[str, ClassificationDataset]:
         args = self.data_args
-        checked, self.skipped = {}, []
+        checked, self.skipped, known = {}, [], load_known(args.corpus)
         for part, images in self.parts.items():
             checked[part], skipped = verify_images(
                 images,
@@ -125,9 +128,11 @@ class FineTuning(Run):
                 white_level=args.white_level,
                 bad_images=args.bad_images,
                 transform=self.transform,
+                known=known,
             )
             self.skipped += [name for name, _ in skipped]
-        found = {white_and_depth([row], args.white_level) for images in checked.values() for row in images}
+        rows = itertools.chain(*(judged(images, known) for images in checked.values()))
+        found = {white_and_depth([row], args.white_level, known) for row in rows}
         levels = sorted({white for white, _ in found})
         if len(levels) > 1:
             whites = ", ".join(f"{white:g}" for white in levels)

@@ -77,7 +77,11 @@ class Pretraining(Run):
         self.statistics = self._look_at_grey_levels()
         # Once a run, though every export lists them: reading a whole corpus takes its time.
         parts = {} if self.is_stream else {"train": self.data.train, "held_out": self.data.held_out}
-        self.digests = {name: image_digests(part.dataset) for name, part in parts.items() if part is not None}
+        self.digests = {
+            name: list(part.dataset["sha256"]) if self.data.known else image_digests(part.dataset)
+            for name, part in parts.items()
+            if part is not None
+        }
 
     def _check_probe(self) -> None:
         labelled, count = self.data.labelled, self.args.probe_labels

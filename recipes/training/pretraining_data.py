@@ -15,10 +15,11 @@ from commandline import UsageError
 from corpora.load import load_corpus
 from corpora.record import BadImageError
 from corpora.table import NONE
-from images.check import verify_images, white_and_depth, white_level_of
+from images.check import judged, verify_images, white_and_depth, white_level_of
 from images.decode import decode_image
+from images.known import Known
 from images.overlap import without_copies
-from images.splits import load_prepared, split_held_out
+from images.splits import load_known, load_prepared, split_held_out
 from images.transform import ImageTransform
 from modeling_glcm_mae import GLCMMAEConfig
 from training.arguments import DataArguments
@@ -106,6 +107,7 @@ class PretrainingData:
     skipped: list[str] = field(default_factory=list)  # files that could not be read
     white_level: float = 255  # the stored grey value of white, for the processor that is exported
     deep: bool = False  # whether the images have more than 8 bits
+    known: Known | None = None  # what was found in the images before, if in all of them
 
 
 def load_data(data_args: DataArguments, config: GLCMMAEConfig, seed: int) -> PretrainingData:
@@ -132,10 +134,15 @@ def load_data(data_args: DataArguments, config: GLCMMAEConfig, seed: int) -> Pre
         raise UsageError("splits_file needs fold, the fold to train on")
     if data_args.unlabelled_corpus and data_args.streaming:
         raise UsageError("unlabelled_corpus needs the whole data set: streaming must be false")
-    kept, pool = [], None
+    kept, pool, known = [], None, None
     with PartialState().main_process_first():  # generated and downloaded data is then in the cache for the others
         if data_args.fold is not None:
-            parts, _ = load_prepared(data_args.corpus, data_args.splits_file, data_args.fold, unlabelled=True)
+            parts, _ = load_prepared(
+                *(data_args.corpus, data_args.splits_file, data_args.fold),
+                unlabelled=True,
+                verify_data=data_args.verify_data,
+            )
+            known = load_known(data_args.corpus)
             images, kept, pool = parts["train"], [parts["validation"], parts["test"]], parts.get("unlabelled")
         else:
             images = _whole_corpus(data_args, transform, seed)
@@ -167,7 +174,8 @@ def load_data(data_args: DataArguments, config: GLCMMAEConfig, seed: int) -> Pre
         train = PretrainIterableDataset(images, transform, shuffle_buffer=data_args.shuffle_buffer, **stream)
         white, deep = white_and_depth(first, data_args.white_level)
         return PretrainingData(train, held_out, transform, white_level=white, deep=deep)
-    images, skipped = verify_images(images, bad_images=data_args.bad_images, transform=transform, **checking)
+    whole = {"bad_images": data_args.bad_images, "transform": transform, "known": known, **checking}
+    images, skipped = verify_images(images, **whole)
     if data_args.held_out and "group" not in images.column_names and data_args.corpus != "speckle":
         logger.warning(
             "corpus %s has no groups (patients), so copies of training images may be held out: prepare_corpus.py finds "
@@ -180,7 +188,7 @@ def load_data(data_args: DataArguments, config: GLCMMAEConfig, seed: int) -> Pre
         kept.append(held_out_images)
     more = []
     if pool is not None:
-        pool, bad = verify_images(pool, bad_images=data_args.bad_images, transform=transform, **checking)
+        pool, bad = verify_images(pool, **whole)
         skipped += bad
         apart = set() if held_out_images is None else set(held_out_images["group"])
         more.append(_plain(pool.select([i for i, group in enumerate(pool["group"]) if group not in apart])))
@@ -189,8 +197,9 @@ def load_data(data_args: DataArguments, config: GLCMMAEConfig, seed: int) -> Pre
         skipped += [(name, "") for name in bad]
         more += others
     if more:
-        train_images = datasets.concatenate_datasets([_plain(train_images), *more])
-    white, deep = white_and_depth(itertools.chain(train_images, held_out_images or ()), data_args.white_level)
+        train_images, known = datasets.concatenate_datasets([_plain(train_images), *more]), None
+    parts = [judged(part, known) for part in (train_images, held_out_images) if part is not None]
+    white, deep = white_and_depth(itertools.chain(*parts), data_args.white_level, known)
     if data_args.cache_images and deep:
         raise UsageError(f"cache_images keeps 8 bits, the images are deeper (white is {white:g}): set it to false")
     train = PretrainDataset(train_images, transform, cache=data_args.cache_images, **reading)
@@ -200,7 +209,7 @@ def load_data(data_args: DataArguments, config: GLCMMAEConfig, seed: int) -> Pre
     labelled = None
     if held_out is not None and "label" in images.column_names and None not in images["label"]:
         labelled = PretrainDataset(labelled_images, transform, train=False, **reading)
-    return PretrainingData(train, held_out, transform, labelled, [name for name, _ in skipped], white, deep)
+    return PretrainingData(train, held_out, transform, labelled, [name for name, _ in skipped], white, deep, known)
 
 
 def grey_statistics(

@@ -4,6 +4,30 @@ from mutations.record import Mutation
 
 MUTATIONS = [
     Mutation(
+        "recipes/images/fingerprint.py",
+        "return bits, thumbnails, np.column_stack([sums, np.sqrt(left.clip(0))])",
+        "return bits, thumbnails, sums",
+        "tests/test_scale.py::test_pairs_are_those_of_comparing_each_with_each",
+    ),
+    Mutation(
+        "recipes/images/fingerprint.py",
+        "for column in range(0 if second is not None else row, len(others), _TILE):",
+        "for column in range(row, len(others), _TILE):",
+        "tests/test_scale.py::test_pairs_are_those_of_comparing_each_with_each",
+    ),
+    Mutation(
+        "recipes/images/known.py",
+        "status.st_mtime_ns, status.st_ctime_ns",
+        "status.st_mtime_ns",
+        "tests/test_scale.py::test_what_is_known_is_of_these_files_as_they_are",
+    ),
+    Mutation(
+        "recipes/images/overlap.py",
+        "both = [pair for ends in known.alike for pair in (ends, ends[::-1])]",
+        "both = []",
+        "tests/test_scale.py::test_copies_across_groups_are_refused_however_often_a_fold_is_loaded",
+    ),
+    Mutation(
         "recipes/images/augment.py",
         "share if cut else 1 - share",
         "share",
@@ -269,19 +293,19 @@ MUTATIONS = [
     ),
     Mutation(
         "recipes/images/splits.py",
-        """            check_overlap(chosen[part], chosen["test"])\n""",
+        """            check_overlap(chosen[part], chosen["test"], known)\n""",
         "",
         "tests/test_prepare_corpus.py::test_an_overlap_of_any_two_parts_is_caught_when_a_fold_is_loaded",
     ),
     Mutation(
         "recipes/images/splits.py",
-        """    check_overlap(chosen["validation"], chosen["test"])\n""",
+        """    check_overlap(chosen["validation"], chosen["test"], known)\n""",
         "",
         "tests/test_prepare_corpus.py::test_an_overlap_of_any_two_parts_is_caught_when_a_fold_is_loaded",
     ),
     Mutation(
         "recipes/images/splits.py",
-        """            check_overlap(chosen[part], chosen["validation"])\n""",
+        """            check_overlap(chosen[part], chosen["validation"], known)\n""",
         "",
         "tests/test_prepare_corpus.py::test_an_overlap_of_any_two_parts_is_caught_when_a_fold_is_loaded",
     ),
