@@ -237,4 +237,16 @@ MUTATIONS = [
         'lines += [f"# {title}", ""]',
         "tests/test_baselines.py::test_a_run_that_has_learned_nothing_says_so_first_and_what_may_help",
     ),
+    Mutation(
+        "recipes/judging/tables.py",
+        'if found["low"] > chance and not said:',
+        'if found["value"] > chance and not said:',
+        "tests/test_calibration.py::test_a_card_claims_only_what_lies_above_chance",
+    ),
+    Mutation(
+        "recipes/metrics/medical_classification/figures.py",
+        "np.ceil(said * _BINS)",
+        "np.floor(said * _BINS)",
+        "tests/test_calibration.py::test_the_expected_calibration_error_worked_by_hand",
+    ),
 ]

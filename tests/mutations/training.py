@@ -624,4 +624,16 @@ MUTATIONS = [
         "each other (ddp_timeout).",
         "tests/test_pretrain.py::test_two_processes_equal_one_at_twice_the_batch",
     ),
+    Mutation(
+        "recipes/training/finetuning.py",
+        "        divide_head(model, temperature)\n",
+        "        divide_head(model, 1.0)\n",
+        "tests/test_calibration.py::test_an_export_answers_the_calibrated_probabilities",
+    ),
+    Mutation(
+        "recipes/training/calibration.py",
+        "if min(found.x - low, high - found.x) < 1e-3:",
+        "if False:",
+        "tests/test_calibration.py::test_without_a_likeliest_temperature_it_stays_1_and_the_reason_is_told",
+    ),
 ]
