@@ -39,6 +39,9 @@ def test_the_expected_calibration_error_worked_by_hand():
     assert expected_calibration_error(sure, np.array([1, 2, 0, 0])) == 1
 
 
+TRAINED = 32  # images of the fold, of 96
+
+
 def drawn(count: int, too_sure: float) -> tuple[np.ndarray, np.ndarray]:
     """Logits of three classes, `too_sure` times those that the labels were drawn by."""
     random = np.random.default_rng(0)
@@ -47,7 +50,7 @@ def drawn(count: int, too_sure: float) -> tuple[np.ndarray, np.ndarray]:
     return too_sure * logits, labels
 
 
-@pytest.mark.parametrize("too_sure", [3.0, 0.25])
+@pytest.mark.parametrize("too_sure", [1.5, 4.0])
 def test_the_temperature_undoes_what_was_done_to_the_logits(too_sure):
     logits, labels = drawn(4000, too_sure)
     temperature, why_not = fit_temperature(logits, labels)
@@ -56,15 +59,19 @@ def test_the_temperature_undoes_what_was_done_to_the_logits(too_sure):
     assert after < 0.03 < before
 
 
+def test_a_network_is_not_made_surer():
+    temperature, why_not = fit_temperature(*drawn(4000, 0.25))
+    assert temperature == 1 and "not too sure" in why_not
+
+
 def test_without_a_likeliest_temperature_it_stays_1_and_the_reason_is_told():
     logits, labels = drawn(4000, 1.0)
-    assert fit_temperature(logits / fit_temperature(logits, labels)[0], labels)[0] == 1  # nothing to gain
     right = np.repeat(np.eye(3)[[0, 1, 2]], 10, axis=0)
     for given, of, reason in (
         (logits[:19], labels[:19], "19 validation images are too few, 20 are needed"),
         (right, np.zeros(30, dtype=int), "of one class only"),
-        (right, right.argmax(axis=1), "are right, so that no temperature is the likeliest"),
-        (right, (right.argmax(axis=1) + 1) % 3, "are worse than chance, so that no"),
+        (right, right.argmax(axis=1), "are not too sure"),
+        (right, (right.argmax(axis=1) + 1) % 3, "are no better than chance"),
     ):
         temperature, why_not = fit_temperature(given, of)
         assert temperature == 1 and reason in why_not
@@ -75,15 +82,16 @@ def test_without_a_likeliest_temperature_it_stays_1_and_the_reason_is_told():
 
 @pytest.fixture(scope="module")
 def noisy(tmp_path_factory):
-    """96 images of two textures, every fifth of which has the wrong label; a third of them validate."""
+    """96 images of two textures. Of those not trained on, every fifth has a wrong label: answers are too sure."""
     root = tmp_path_factory.mktemp("noisy")
     for index in range(96):
-        name = ("fine", "coarse")[(index + (index // 2 % 5 == 0)) % 2]
+        wrong = index >= TRAINED and index // 2 % 5 == 0
+        name = ("fine", "coarse")[(index + wrong) % 2]
         write(root / "raw" / name / f"{index:02d}.png", encode(texture(index, index % 2)))
     folder = prepare(PrepareArguments(data_dir=str(root / "raw"), output_dir=str(root / "data"), num_folds=3))
     splits = json.loads((folder / "splits.json").read_text())
-    first, second, third = (fold["test"] for fold in splits["folds"])
-    splits["folds"][0] = {"train": first, "validation": second, "test": third}
+    names = sorted((name for fold in splits["folds"] for name in fold["test"]), key=lambda name: name[-6:])
+    splits["folds"][0] = {"train": names[:TRAINED], "validation": names[TRAINED:64], "test": names[64:]}
     (folder / "splits.json").write_text(json.dumps(splits))
     return folder
 

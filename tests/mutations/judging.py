@@ -261,4 +261,16 @@ MUTATIONS = [
         "list(map(json.loads, log.read_text().splitlines()))",
         "tests/test_training_curves.py::test_the_curves_are_the_numbers_of_the_log",
     ),
+    Mutation(
+        "recipes/judging/tables.py",
+        'if found["low"] > chance and not said:',
+        'if found["value"] > chance and not said:',
+        "tests/test_calibration.py::test_a_card_claims_only_what_lies_above_chance",
+    ),
+    Mutation(
+        "recipes/metrics/medical_classification/figures.py",
+        "np.ceil(said * _BINS)",
+        "np.floor(said * _BINS)",
+        "tests/test_calibration.py::test_the_expected_calibration_error_worked_by_hand",
+    ),
 ]

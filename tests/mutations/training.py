@@ -630,4 +630,16 @@ MUTATIONS = [
         "callback.tb_writer",
         "tests/test_training_curves.py::test_tensorboard_shows_figures_and_pictures",
     ),
+    Mutation(
+        "recipes/training/finetuning.py",
+        "        divide_head(model, temperature)\n",
+        "        divide_head(model, 1.0)\n",
+        "tests/test_calibration.py::test_an_export_answers_the_calibrated_probabilities",
+    ),
+    Mutation(
+        "recipes/training/calibration.py",
+        "bounds=(0.0, highest)",
+        "bounds=(-highest, highest)",
+        "tests/test_calibration.py::test_a_network_is_not_made_surer",
+    ),
 ]
