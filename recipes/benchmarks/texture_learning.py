@@ -78,7 +78,7 @@ QUIET = {
 }
 # Settings that say where a run reads, writes or what it shows, not what is trained.
 NOT_SETTINGS = {
-    *("corpus", "output_dir", "overwrite_output_dir", "dry_run", "report_to", "dataloader_num_workers"),
+    *("corpus", "output_dir", "overwrite_output_dir", "dry_run", "report_to", "dataloader_num_workers", "verify_data"),
     *QUIET,
 }
 
