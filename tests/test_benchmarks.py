@@ -88,6 +88,7 @@ def optimize(tmp_path: Path, *arguments: str) -> dict:
     return json.loads(file.read_text())
 
 
+@pytest.mark.slow
 def test_moving_pixels_restores_texture(tmp_path, capsys):
     report = optimize(tmp_path, "--steps=100", "--learning_rate=0.0885")  # 0.02 of the span of grey
     before, rows = report["before"], report["rows"]

@@ -146,6 +146,7 @@ def test_the_card_tells_the_temperature_the_least_to_be_beaten_and_the_error_bef
     assert card.count("| auroc") == 1 and "| sensitivity_" not in card and "A vision transformer that tells" in card
 
 
+@pytest.mark.slow
 def test_what_is_published_claims_what_the_folds_show(both, tmp_path, caplog, quick):  # noqa: F811
     shutil.copytree(both[1] / "export", tmp_path / "fold_0" / "finetune" / "export")
     table = pd.read_parquet(both[1] / "predictions.parquet")

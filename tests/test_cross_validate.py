@@ -66,6 +66,7 @@ def test_cross_validation_resumes_to_the_same_table(corpus, tmp_path):
     assert compared["differences"]["accuracy"]["value"] == 0
 
 
+@pytest.mark.slow
 def test_the_command_line_of_cross_validate(corpus, tmp_path):
     pretraining = write(tmp_path / "pretrain.yaml", TINY_PRETRAINING.encode())
     tuning = write(tmp_path / "finetune.yaml", yaml.safe_dump(FAST).encode())
@@ -126,6 +127,7 @@ def test_cross_validation_writes_to_the_home_folder_alone_where_that_is_asked_fo
     assert [given["--output_dir"] for given in pretended] == [str(tmp_path / "home" / "cv" / "fold_0" / "finetune")]
 
 
+@pytest.mark.slow
 def test_the_collapsed_classes_are_those_of_the_fine_tuning(corpus, tmp_path, pretended):
     tuning = write(tmp_path / "finetune.yaml", b"positive_classes: [fine]")
     given = ["--corpus", str(corpus), "--finetune_config", str(tuning)]

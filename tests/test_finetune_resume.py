@@ -220,6 +220,7 @@ def test_an_encoder_remembers_the_images_of_its_ancestors(corpus, tmp_path):
     assert listed(tuned) == listed(tuned / "export") == every - test
 
 
+@pytest.mark.slow
 def test_an_encoder_with_an_unknown_ancestor_says_so_and_lists_no_images(corpus, tmp_path, caplog):
     def warnings() -> list[str]:
         found = [record.getMessage() for record in caplog.records if record.levelname == "WARNING"]

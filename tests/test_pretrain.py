@@ -423,6 +423,7 @@ def test_exported_processor_knows_16_bit_images(tmp_path):
     assert processor.rescale_factor == pytest.approx(1 / 65535)
 
 
+@pytest.mark.slow
 def test_a_stream_of_float_images_takes_the_white_level_of_its_rows_and_passes_over_what_is_bad(tmp_path):
     import pretrain
 

@@ -160,6 +160,7 @@ def test_make_targets_in_the_docs_resolve():
         assert shown.returncode == 0 and "/bin/" in shown.stdout, f"{command}: {shown.stderr}"
 
 
+@pytest.mark.slow
 def test_the_tables_of_the_documents_are_those_of_the_results():
     spec = importlib.util.spec_from_file_location("finetuned", BENCHMARKS / "finetuned.py")
     finetuned = importlib.util.module_from_spec(spec)

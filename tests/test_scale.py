@@ -86,6 +86,7 @@ def test_pairs_are_those_of_comparing_each_with_each(noise, monkeypatch):
     assert any(pair.identical for pair in similar_pairs(first))
 
 
+@pytest.mark.slow
 def test_processes_and_threads_prepare_the_same_corpus(corpus, tmp_path):
     write(tmp_path / "raw" / "a" / "bad.png", b"nothing")
     given = {"keep_file_names": True, "num_folds": 2, "bad_images": "skip", "num_workers": 2}
