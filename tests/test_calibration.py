@@ -21,7 +21,9 @@ from judging.summary import summarise
 from judging.tables import NOTHING_SHOWN, summary_markdown, what_it_tells
 from metrics.medical_classification.figures import expected_calibration_error
 from prepare_corpus import prepare
+from training import finetuning
 from training.calibration import fit_temperature
+from training.frozen import fit_probe
 
 # ------------------------------------------------------------------------------------------------ by hand and by chance
 
@@ -82,12 +84,12 @@ def test_without_a_likeliest_temperature_it_stays_1_and_the_reason_is_told():
 
 @pytest.fixture(scope="module")
 def noisy(tmp_path_factory):
-    """96 images of two textures. Of those not trained on, every fourth has a wrong label: answers are too sure."""
+    """96 images of two textures, one of them dark. Of those not trained on, every fourth has a wrong label."""
     root = tmp_path_factory.mktemp("noisy")
     for index in range(96):
         wrong = index >= TRAINED and index // 2 % 4 == 0
         name = ("fine", "coarse")[(index + wrong) % 2]
-        write(root / "raw" / name / f"{index:02d}.png", encode(texture(index, index % 2)))
+        write(root / "raw" / name / f"{index:02d}.png", encode(texture(index, index % 2) // (1 + index % 2)))
     folder = prepare(PrepareArguments(data_dir=str(root / "raw"), output_dir=str(root / "data"), num_folds=3))
     splits = json.loads((folder / "splits.json").read_text())
     names = sorted((name for fold in splits["folds"] for name in fold["test"]), key=lambda name: name[-6:])
@@ -98,9 +100,17 @@ def noisy(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def both(noisy, exported, tmp_path_factory):  # noqa: F811
-    """The same linear probe without and with calibration."""
+    """The same linear probe without and with calibration, ten times as sure as it was fitted."""
     root, options = tmp_path_factory.mktemp("probes"), ("--model_name_or_path", str(exported), "--mode", "linear_probe")
-    return [run(noisy, root / calibrate, *options, "--calibrate", calibrate) for calibrate in ("false", "true")]
+
+    def too_sure(model, *arguments):
+        fit_probe(model, *arguments)
+        model.classifier.weight.data.mul_(10)
+        model.classifier.bias.data.mul_(10)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(finetuning, "fit_probe", too_sure)
+        return [run(noisy, root / calibrate, *options, "--calibrate", calibrate) for calibrate in ("false", "true")]
 
 
 def test_an_export_answers_the_calibrated_probabilities(noisy, both):

@@ -37,7 +37,7 @@ import torch
 # The recipes import each other by bare names, and Python looks beside this file only.
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from side_by_side import machine, markdown_table, ratio, seconds_side_by_side, training_steps
+from side_by_side import TINY, machine, markdown_table, ratio, seconds_side_by_side, training_steps
 
 from corpora.speckle import CLASS_SETS, speckle_image
 from modeling_glcm_mae import GLCMMAEConfig, glcm_loss
@@ -47,16 +47,6 @@ PATCH_SIZE = 16
 MASKED = 0.75
 SHOWN = ("value", "lowest", "highest")
 EIGHT_OFFSETS = [[0, 1], [1, 0], [1, 1], [1, -1], [0, 2], [2, 2], [2, 0], [2, -2]]
-TINY = {
-    "hidden_size": 32,
-    "num_hidden_layers": 1,
-    "num_attention_heads": 2,
-    "intermediate_size": 64,
-    "decoder_hidden_size": 32,
-    "decoder_num_hidden_layers": 1,
-    "decoder_num_attention_heads": 2,
-    "decoder_intermediate_size": 64,
-}
 
 
 def images(count: int, size: int, mean: float = 0.456, std: float = 0.224) -> torch.Tensor:

@@ -17,6 +17,16 @@ from modeling_glcm_mae import GLCMMAEConfig, GLCMMAEForPreTraining
 from modeling_glcm_mae.configuration_glcm_mae import PRESETS
 
 SHORTEST = 0.2  # seconds that a time is taken over
+TINY = {  # in place of a ViT-B, to try a script
+    "hidden_size": 32,
+    "num_hidden_layers": 1,
+    "num_attention_heads": 2,
+    "intermediate_size": 64,
+    "decoder_hidden_size": 32,
+    "decoder_num_hidden_layers": 1,
+    "decoder_num_attention_heads": 2,
+    "decoder_intermediate_size": 64,
+}
 
 
 def machine(device: torch.device | str) -> dict[str, Any]:

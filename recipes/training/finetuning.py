@@ -383,10 +383,10 @@ class FineTuning(Run):
         origin = origin_of(self.model_args.model_name_or_path, self.model_args.model_revision)
         counts = {part: self.resolved["derived"][f"num_{part}_images"] for part in PARTS}
         values = {name: results[f"test_{name}"] for name in FIGURES if f"test_{name}" in results}
-        judged = None
+        summary = None
         if values:
             commonest = {str(self.data_args.fold): int(np.bincount(self.datasets["train"].labels).argmax())}
-            judged = summarise(table, self.data_args.positive_classes, self.args.seed, commonest=commonest)
+            summary = summarise(table, self.data_args.positive_classes, self.args.seed, commonest=commonest)
         write_classifier(
             self.export,
             model,
@@ -406,10 +406,10 @@ class FineTuning(Run):
                 "mode": self.model_args.mode,
                 "pooling": self.model_args.pooling,
                 "deep": self.deep,
-                "claim": what_it_tells(self.class_names, judged, "on the test part"),
+                "claim": what_it_tells(self.class_names, summary, "on the test part"),
                 "calibration": {name: results[name] for name in (*CALIBRATION, "not_calibrated") if name in results},
-                "figures": figure_rows(judged) if judged else [],
-                "least": always_commonest_said(judged["always_commonest"]) if judged else None,
+                "figures": figure_rows(summary) if summary else [],
+                "least": always_commonest_said(summary["always_commonest"]) if summary else None,
                 "means": figures_explained(self.class_names, self.data_args.positive_classes),
                 "only_answer": next(iter(collapsed_folds(table).values()), None) if values else None,
                 "values": values,
