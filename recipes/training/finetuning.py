@@ -24,11 +24,12 @@ from images.transform import ImageTransform, transform_of_processor
 from judging.summary import FIGURES, collapsed_folds, figures_of, predictions_table, summarise
 from judging.tables import figures_explained, positive_indices
 from output_folder import replaced_file
-from training.arguments import FITTING, FinetuningArguments
+from training.arguments import FinetuningArguments
 from training.callbacks import OneAnswerCallback
 from training.feeding import ClassificationDataset, OneHot
 from training.frozen import NEVER, fit_probe, frozen_features, nearest_neighbours
 from training.models import Classifier, load_classifier, parameter_groups
+from training.options import FITTING
 from training.run import Run, training_environment
 from training.trainers import ClassifierTrainer
 
