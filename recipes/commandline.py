@@ -1,10 +1,13 @@
-"""Command line of the recipes: a YAML file sets the defaults, options win, an unknown key is an error."""
+"""Command line of the recipes: a YAML file sets the defaults, options win, an unknown key is an error.
+
+Every script imports this before it knows what it is asked, so nothing that needs torch is imported here.
+"""
 
 import difflib
 import json
 import logging
 import sys
-from argparse import ArgumentParser
+from argparse import Action, ArgumentDefaultsHelpFormatter, ArgumentParser, RawDescriptionHelpFormatter
 from collections.abc import Callable, Sequence
 from dataclasses import field
 from pathlib import Path
@@ -13,26 +16,94 @@ from typing import Any, NoReturn
 import yaml
 from huggingface_hub.errors import HFValidationError, StrictDataclassError
 from huggingface_hub.utils import validate_repo_id
-from transformers import HfArgumentParser
+from transformers.hf_argparser import HfArgumentParser, string_to_bool
 
 logger = logging.getLogger(__name__)
+ABOUT_CONFIG = "--config FILE.yaml sets defaults for any of these; options on the command line win."
+HELP_ALL = "--help_all"
 
 
 class UsageError(ValueError):
     """A mistake in what the user asked for; its message is all that they need to see."""
 
 
+class _HelpFormatter(ArgumentDefaultsHelpFormatter, RawDescriptionHelpFormatter):
+    """Keeps the lines of the description, and shows each option once, with its default where it has one."""
+
+    def _get_help_string(self, action: Action) -> str | None:
+        return action.help if action.default is None else super()._get_help_string(action)
+
+    def _format_action_invocation(self, action: Action) -> str:
+        names = action.option_strings  # the others of it are spellings with hyphens
+        if action.nargs == 0:
+            return ", ".join(names)
+        return f"{names[0]} {self._format_args(action, self._get_default_metavar_for_optional(action))}"
+
+    def _get_default_metavar_for_optional(self, action: Action) -> str:
+        names = {int: "N", float: "X", string_to_bool: "true|false"}
+        return names.get(action.type, "TEXT")
+
+
 class _Parser(HfArgumentParser):
+    def __init__(self, dataclass_types: Sequence[type], description: str | None, epilog: str):
+        super().__init__(
+            dataclass_types,
+            usage="%(prog)s [--config FILE.yaml] [--OPTION VALUE ...]",
+            description=description,
+            epilog=epilog,
+            allow_abbrev=False,
+            formatter_class=_HelpFormatter,
+        )
+
+    @property
+    def known(self) -> dict[str, Action]:
+        """The options by name; of one that has an opposite (--no_NAME), the option itself."""
+        return {action.dest: action for action in reversed(self._actions) if action.dest != "help"}
+
     def error(self, message: str) -> NoReturn:
         # The usual print of over a hundred options would bury the one line that matters.
-        raise UsageError(f"{message} (--help lists all options)")
+        raise UsageError(f"{message} ({HELP_ALL} lists all options)")
+
+    def format_help(self) -> str:
+        formatter = self._get_formatter()
+        formatter.add_usage(self.usage, (), ())
+        formatter.add_text(self.description)
+        left = self.known
+        groups: dict[str, list[str]] = {}
+        for dataclass_type in self.dataclass_types:
+            for title, names in getattr(dataclass_type, "GROUPS", {}).items():
+                groups.setdefault(title, []).extend(names)
+        for title, names in groups.items():
+            formatter.start_section(title)
+            formatter.add_arguments([left.pop(name) for name in names])
+            formatter.end_section()
+        formatter.start_section("more options" if groups else "options")
+        formatter.add_arguments([left[name] for name in reversed(left)])
+        formatter.end_section()
+        formatter.add_text(self.epilog)
+        return formatter.format_help()
+
+
+def show_help(dataclass_types: Sequence[type], argv: Sequence[str] | None, description: str | None, more: str) -> None:
+    """End the program with the help on some options, if that is what it was asked for; before the others are imported.
+
+    Args:
+        dataclass_types: the options, as for `parse_args`; also classes that others inherit from.
+        argv: as for `parse_args`.
+        description: as for `parse_args`.
+        more: what is said of the options that are not listed.
+    """
+    if {"-h", "--help"} & set(sys.argv[1:] if argv is None else argv):
+        _Parser(dataclass_types, description, f"{more}\n\n{ABOUT_CONFIG}").print_help()
+        sys.exit(0)
 
 
 def parse_args(dataclass_types: Sequence[type], argv: Sequence[str] | None = None, description: str | None = None):
     """Fill dataclasses from `--config FILE.yaml` and from options, which win over the file.
 
     Args:
-        dataclass_types: one dataclass for each kind of argument; field names are unique among them.
+        dataclass_types: one dataclass for each kind of argument; field names are unique among them. One that has a
+            `GROUPS`, titles with the names of fields, is listed by these in the help.
         argv: the command line without the program's name; `sys.argv[1:]` if None.
         description: shown by `--help`.
 
@@ -46,21 +117,19 @@ def parse_args(dataclass_types: Sequence[type], argv: Sequence[str] | None = Non
     config_parser = ArgumentParser(add_help=False, allow_abbrev=False)
     config_parser.add_argument("--config", type=Path)
     config_file, options = config_parser.parse_known_args(arguments)
-    parser = _Parser(
-        dataclass_types,
-        description=description,
-        allow_abbrev=False,
-        epilog="--config FILE.yaml sets defaults for any of these; options on the command line win.",
-    )
+    parser = _Parser(dataclass_types, description, ABOUT_CONFIG)
+    known = parser.known
+    if HELP_ALL in arguments:
+        parser.print_help()
+        sys.exit(0)
     defaults: list[str] = []
     if config_file.config is not None:
-        known = {action.dest: action for action in parser._actions if action.dest != "help"}
         values = _read_yaml(config_file.config)
         for key, value in values.items():
             if key not in known:
-                close = difflib.get_close_matches(key, known, n=1)
-                hint = f"; did you mean {close[0]}?" if close else ""
-                raise UsageError(f"{config_file.config}: unknown key {key!r}{hint} (--help lists what is allowed)")
+                raise UsageError(
+                    f"{config_file.config}: unknown key {key!r}{_nearest(key, known)} ({HELP_ALL} lists all keys)"
+                )
             given = _as_options(key, value, several=known[key].nargs in ("+", "*"))
             try:
                 parser.parse_args(given)
@@ -68,10 +137,24 @@ def parse_args(dataclass_types: Sequence[type], argv: Sequence[str] | None = Non
                 # HfArgumentParser knows no required fields here, so only this key can be at fault.
                 raise UsageError(f"{config_file.config}: {key}: {value!r} is not allowed: {error}") from None
             defaults += given
+    # Before the dataclasses are made: a mistyped option is not one that is missing.
+    _refuse_unknown(parser.parse_known_args(defaults + options)[1], known)
     *parsed, unknown = parser.parse_args_into_dataclasses(defaults + options, return_remaining_strings=True)
-    if unknown:
-        raise UsageError(f"unknown option or value: {' '.join(unknown)} (--help lists all options)")
+    _refuse_unknown(unknown, known)  # of a file of arguments beside the script
     return tuple(parsed)
+
+
+def _refuse_unknown(unknown: Sequence[str], known: dict[str, Action]) -> None:
+    if unknown:
+        name = unknown[0].partition("=")[0].lstrip("-").replace("-", "_")
+        raise UsageError(
+            f"unknown option or value: {' '.join(unknown)}{_nearest(name, known, '--')} ({HELP_ALL} lists all options)"
+        )
+
+
+def _nearest(name: str, known: dict[str, Action], prefix: str = "") -> str:
+    close = difflib.get_close_matches(name, known, n=1)
+    return f"; did you mean {prefix}{close[0]}?" if close else ""
 
 
 def _read_yaml(path: Path) -> dict[str, Any]:
@@ -126,9 +209,9 @@ def run_main(
         sys.exit(f"error: {error}")
 
 
-def option(default: Any, help: str) -> Any:
-    """A field of an argument class with its help text."""
-    return field(default=default, metadata={"help": help})
+def option(default: Any, help: str, left_out: Any = None) -> Any:
+    """A field of an argument class with its help text; `left_out` is what holds where the default is `None`."""
+    return field(default=default, metadata={"help": help if left_out is None else f"{help} (default: {left_out})"})
 
 
 def check_repo_id(repo_id: str | None, name: str = "repo_id") -> str:

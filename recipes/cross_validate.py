@@ -29,11 +29,13 @@ from hub.contents import PublishArguments, publication_of
 from hub.publication import Publication
 from hub.repository import open_repository, publish
 from output_folder import check_output
-from training.cross_validation import CompareArguments, CrossValidationArguments, compare_runs, cross_validate
+from training.fold_options import CompareArguments, CrossValidationArguments
 
 
 def run_folds(args: CrossValidationArguments) -> None:
     """Train and judge every fold, and publish if that is asked for."""
+    from training.cross_validation import cross_validate  # here: it needs torch, and help does not
+
     output = check_output(args.output_dir)
     if args.push_to_hub:  # known before hours of training
         open_repository(Publication(output, args.hub_model_id, private=args.hub_private_repo))
@@ -57,6 +59,8 @@ def main(argv: Sequence[str] | None = None) -> None:
         sys.exit("error: compare needs two folders or more: compare RUN_A RUN_B")
 
     def compare(args: CompareArguments) -> None:
+        from training.cross_validation import compare_runs  # here, as above
+
         output = compare_runs(runs, args)
         print((output / "comparison.md").read_text())
         print(f"curves {output / 'comparison.png'}")

@@ -10,15 +10,27 @@ validation_predictions.parquet, checkpoints and export/ (a stock classifier of t
 as it goes to the Hub).
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from typing import Any
 
-from training.arguments import FINETUNING
-from training.finetuning import FineTuning
-from training.run import run_training
+from commandline import run_main, show_help
+from training.classifier_options import FINETUNING_OPTIONS
+from training.options import MORE_OPTIONS
+
+
+def check(*arguments: Any) -> Callable[[], None] | None:
+    """Find what is wrong; returns the training."""
+    from training.finetuning import FineTuning  # here: a mistyped option need not wait for these
+    from training.run import prepare_run
+
+    return prepare_run(FineTuning, *arguments)
 
 
 def main(argv: Sequence[str] | None = None) -> None:
-    run_training(FineTuning, FINETUNING, argv, __doc__)
+    show_help(FINETUNING_OPTIONS, argv, __doc__, MORE_OPTIONS)
+    from training.arguments import FINETUNING, MISTAKES  # here: it needs torch, and help does not
+
+    run_main(check, FINETUNING, argv, __doc__, MISTAKES)
 
 
 if __name__ == "__main__":

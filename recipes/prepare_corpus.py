@@ -23,26 +23,11 @@ from huggingface_hub import DatasetCard, DatasetCardData
 
 from commandline import UsageError, run_main
 from corpora.facts import FACTS, CorpusFacts, facts_of, known_name
-from corpora.load import parquet_files
 from hub.cards import DATA_ADDRESS
 from hub.contents import PublishArguments, publication_of
-from hub.export import without_paths
 from hub.repository import publish
 from images.arguments import MIN_SALT, PrepareArguments
-from images.fingerprint import merged_groups, similar_pairs
-from images.items import (
-    features_of,
-    find_conflicts,
-    find_unlisted,
-    read_items,
-    warn_of_mixed_depths,
-    without_images,
-    write_parquet,
-)
-from images.known import Known, remember
 from images.pseudonyms import PRIVATE, publishable, with_written_names, write_names
-from images.report import write_report
-from images.splits import make_splits
 from output_folder import STAGING, check_output, replaced_folder
 
 logger = logging.getLogger("prepare_corpus")
@@ -60,6 +45,23 @@ def prepare(args: PrepareArguments) -> Path:
     Raises:
         ValueError, OSError: on a mistake in the arguments or the images, in one clear message.
     """
+    # Here: these need torch and more, and help does not.
+    from corpora.load import parquet_files
+    from hub.export import without_paths
+    from images.fingerprint import merged_groups, similar_pairs
+    from images.items import (
+        features_of,
+        find_conflicts,
+        find_unlisted,
+        read_items,
+        warn_of_mixed_depths,
+        without_images,
+        write_parquet,
+    )
+    from images.known import Known, remember
+    from images.report import write_report
+    from images.splits import make_splits
+
     output = check_output(args.output_dir)
     occupied = output.exists() and any(not entry.name.startswith(STAGING) for entry in output.iterdir())
     if occupied and not args.overwrite_output_dir:

@@ -7,15 +7,26 @@ many GPUs, and how to resume. `output_dir` receives config.yaml (resolved), metr
 reconstructions/*.png, checkpoints and export/ (the encoder, the whole model and a card, as they go to the Hub).
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from typing import Any
 
-from training.arguments import PRETRAINING
-from training.pretraining import Pretraining
-from training.run import run_training
+from commandline import run_main, show_help
+from training.options import MORE_OPTIONS, PRETRAINING_OPTIONS
+
+
+def check(*arguments: Any) -> Callable[[], None] | None:
+    """Find what is wrong; returns the training."""
+    from training.pretraining import Pretraining  # here: a mistyped option need not wait for these
+    from training.run import prepare_run
+
+    return prepare_run(Pretraining, *arguments)
 
 
 def main(argv: Sequence[str] | None = None) -> None:
-    run_training(Pretraining, PRETRAINING, argv, __doc__)
+    show_help(PRETRAINING_OPTIONS, argv, __doc__, MORE_OPTIONS)
+    from training.arguments import MISTAKES, PRETRAINING  # here: it needs torch, and help does not
+
+    run_main(check, PRETRAINING, argv, __doc__, MISTAKES)
 
 
 if __name__ == "__main__":

@@ -18,6 +18,7 @@ from images.splits import load_prepared
 from images.transform import ImageTransform
 from judging.overlay import attention_rollout, occlusion_map
 from prepare_corpus import prepare
+from training import explaining
 from training.models import with_mean_pooling
 
 SIZES = {"hidden_size": 16, "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 32}
@@ -79,7 +80,7 @@ def test_a_classifier_of_the_mean_token_is_opened_as_such(model, tmp_path, monke
     ImageTransform(32, resize="squash").processor().save_pretrained(tmp_path / "model")
     write(tmp_path / "images" / "0.png", encode(grey()))
     seen = []
-    monkeypatch.setattr(explain, "_draw", lambda *given: seen.append(given[-1]))
+    monkeypatch.setattr(explaining, "_draw", lambda *given: seen.append(given[-1]))
     explain.main(
         [
             f"--{name}={tmp_path / value}"
@@ -160,7 +161,7 @@ def test_a_fold_of_other_splits_is_another_fold(model, prepared, tmp_path, caplo
 def test_pictures_share_one_scale_and_tell_label_and_probability(model, prepared, tmp_path, monkeypatch):
     folder = saved(model, tmp_path / "model", "0")
     seen = []
-    monkeypatch.setattr(explain, "_draw", lambda *given: seen.append(given))
+    monkeypatch.setattr(explaining, "_draw", lambda *given: seen.append(given))
     given = ["--model_name_or_path", str(folder), "--corpus", str(prepared), "--output_dir", str(tmp_path / "out")]
     for method in ("occlusion", "rollout"):
         seen.clear()

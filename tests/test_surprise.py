@@ -12,6 +12,7 @@ from images.transform import ImageTransform
 from judging.pictures import COLUMNS, OF_HEAD, draw_reconstructions
 from judging.surprise import hiding_noise, surprise
 from modeling_glcm_mae import cooccurrence_matrix
+from training import explaining
 
 
 @pytest.mark.parametrize("num_patches", [15, 36])
@@ -99,7 +100,7 @@ def encoder(tiny_model, tmp_path):
 
 def test_the_script_draws_surprise_of_an_encoder(encoder, tmp_path, monkeypatch):
     seen = []
-    monkeypatch.setattr(explain, "surprise", lambda model, pixels: seen.append(pixels) or surprise(model, pixels))
+    monkeypatch.setattr(explaining, "surprise", lambda model, pixels: seen.append(pixels) or surprise(model, pixels))
     given = [
         "--method=surprise",
         f"--model_name_or_path={encoder}",

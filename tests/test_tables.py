@@ -21,12 +21,12 @@ from test_corpora import (
 )
 
 import embed
-import explain
 from corpora.load import load_corpus
 from corpora.record import CorpusError
 from images.arguments import PrepareArguments
 from images.items import read_items
 from judging.summary import draw_comparison, draw_curves, predictions_table
+from training import explaining
 
 
 def columns(start: int, count: int) -> dict[str, list]:
@@ -164,7 +164,9 @@ def test_a_dollar_in_a_name_is_a_dollar(tmp_path):
     draw_curves(table, tmp_path / "collapsed.png", names[:1])
     draw_comparison({r"runs/$\x$": table, "b": table}, tmp_path / "comparison.png")
     heat, title = grey() / 255, "a$\\b$.png"
-    explain._draw(*(tmp_path / "map.png", title, heat, "occlusion", (-1.0, 1.0), names, heat, 0, np.array([0.5, 0.5])))
+    explaining._draw(
+        *(tmp_path / "map.png", title, heat, "occlusion", (-1.0, 1.0), names, heat, 0, np.array([0.5, 0.5]))
+    )
     assert all(
         (tmp_path / name).stat().st_size for name in ("curves.png", "collapsed.png", "comparison.png", "map.png")
     )

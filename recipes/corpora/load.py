@@ -11,7 +11,16 @@ import datasets
 from datasets.exceptions import DatasetNotFoundError
 
 from corpora import CORPORA, class_names, recognised, resolved
-from corpora.record import BAD_IMAGES, CorpusError, ImageRecord, existing_folder, is_ignored, is_utf8, printable
+from corpora.record import (
+    BAD_IMAGES,
+    CorpusError,
+    ImageRecord,
+    existing_folder,
+    is_hub_id,
+    is_ignored,
+    is_utf8,
+    printable,
+)
 from corpora.speckle import load_speckle
 from corpora.table import NONE, choose_columns
 
@@ -137,11 +146,6 @@ def open_tables(
         return datasets.load_dataset(corpus, streaming=streaming, cache_dir=cache_dir)
     except (DatasetNotFoundError, ConnectionError) as error:
         raise CorpusError(f"{_no_such_corpus(corpus)} The Hub says: {error}") from error
-
-
-def is_hub_id(corpus: str) -> bool:
-    """Whether it is spelled like OWNER/NAME."""
-    return re.fullmatch(r"[\w.-]*\w/\w[\w.-]*", corpus) is not None
 
 
 def _no_such_corpus(corpus: str) -> str:

@@ -213,3 +213,8 @@ def read_text(file: Path) -> str:
 
 
 BAD_IMAGES = ("error", "skip")
+
+
+def is_hub_id(corpus: str) -> bool:
+    """Whether it is spelled like OWNER/NAME."""
+    return re.fullmatch(r"[\w.-]*\w/\w[\w.-]*", corpus) is not None

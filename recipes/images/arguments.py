@@ -7,7 +7,7 @@ from pathlib import Path
 from commandline import UsageError, check_repo_id, option
 from corpora import CORPORA, covid_ct_md, resolved
 from corpora.facts import FACTS, facts_of
-from corpora.load import is_hub_id
+from corpora.record import is_hub_id
 
 MIN_SALT = 16  # characters
 UNLABELLED = ("error", "keep", "leave_out")

@@ -29,11 +29,11 @@ from judging.tables import positive_indices
 from metrics.medical_classification.figures import expected_calibration_error
 from modeling_glcm_mae import cooccurrence_matrix, offsets_from_angles, texture_features
 from output_folder import replaced_file
+from training.fold_options import TEXTURE_FEATURES
 from training.frozen import all_columns
 
 logger = logging.getLogger("cross_validate")
 
-TEXTURE_FEATURES = "texture_features"  # the mode of cross_validate.py, and the folder of a fold
 ANGLES = [0, math.pi / 4, math.pi / 2, 3 * math.pi / 4]
 LEVELS, DISTANCES, TILES = 32, (1, 2, 4), 4  # grey levels, pixels, tiles along each side
 STRENGTHS = (1e-3, 1e-2, 1e-1, 1.0, 10.0)  # C of LogisticRegression, tried on the validation part

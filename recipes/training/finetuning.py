@@ -35,12 +35,13 @@ from judging.tables import (
 )
 from metrics.medical_classification.figures import expected_calibration_error
 from output_folder import replaced_file
-from training.arguments import FITTING, FinetuningArguments
+from training.arguments import FinetuningArguments
 from training.calibration import divide_head, fit_temperature
 from training.callbacks import OneAnswerCallback
 from training.feeding import ClassificationDataset, OneHot
 from training.frozen import NEVER, fit_probe, frozen_features, nearest_neighbours
 from training.models import Classifier, load_classifier, parameter_groups
+from training.options import FITTING
 from training.run import Run, seed_this_process, training_environment
 from training.trainers import ClassifierTrainer
 

@@ -18,7 +18,6 @@ from training.feeding import PretrainDataset
 
 logger = logging.getLogger(__name__)
 
-FROZEN_MODES = ("linear_probe", "knn")
 NEVER = -1e4  # logit of a class that is not to be answered
 REGULARISATION = (1e-3, 1e-2, 1e-1, 1.0)  # inverse strengths C of LogisticRegression, tried on the validation part
 

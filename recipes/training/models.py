@@ -20,7 +20,8 @@ from transformers.utils import logging as transformers_logging
 
 from commandline import UsageError
 from modeling_glcm_mae import GLCMMAEConfig, GLCMMAEForPreTraining, value_range_from_normalization
-from training.arguments import POOLINGS, SIZES, DataArguments, ModelArguments
+from training.classifier_options import POOLINGS
+from training.options import SIZES, DataArguments, ModelArguments
 
 logger = logging.getLogger(__name__)
 

@@ -19,11 +19,12 @@ from hub.export import TRAINING_IMAGES, stock_encoder, without_paths, write_expo
 from images.splits import image_digests, image_sha256, sha256_of_lines
 from judging.verdict import Verdict, pretraining_verdict
 from modeling_glcm_mae import GLCMMAEForPreTraining
-from training.arguments import ModelArguments, PretrainingArguments
+from training.arguments import PretrainingArguments
 from training.callbacks import PictureCallback
 from training.feeding import PretrainIterableDataset, collate
 from training.frozen import encoder_features, probe_accuracy
 from training.models import build_model
+from training.options import ModelArguments
 from training.pretraining_data import grey_statistics, load_data
 from training.resume import MAY_CHANGE, step_of
 from training.run import Run, training_environment

@@ -22,8 +22,8 @@ from images.overlap import without_copies
 from images.splits import load_known, load_prepared, split_held_out
 from images.transform import ImageTransform
 from modeling_glcm_mae import GLCMMAEConfig
-from training.arguments import DataArguments
 from training.feeding import MIN_LEVEL_SHARE, PretrainDataset, PretrainIterableDataset
+from training.options import DataArguments
 
 logger = logging.getLogger(__name__)
 

@@ -12,7 +12,6 @@ from commandline import UsageError, check_repo_id, option, parse_args
 from corpora import CORPORA, resolved
 from corpora.facts import FACTS
 from images.arguments import PrepareArguments
-from training.arguments import FINETUNING, PRETRAINING
 
 logger = logging.getLogger("release")
 RECIPES = Path(__file__).resolve().parents[1]
@@ -60,6 +59,8 @@ class Corpus:
     """
 
     def __init__(self, name: str, args: ReleaseArguments):
+        from training.arguments import FINETUNING, PRETRAINING  # here: they need torch, and help does not
+
         self.name, self.download = name, Path(args.data_dir).expanduser() / name
         kind = resolved(name, self.download)
         if CORPORA[kind].find_root(self.download) is None:

@@ -4,7 +4,7 @@ import json
 import logging
 import math
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -15,8 +15,7 @@ from transformers import PreTrainedModel, ProgressCallback, Trainer, TrainingArg
 from transformers.integrations import get_available_reporting_integrations
 from transformers.trainer_utils import HubStrategy
 
-from commandline import UsageError, check_repo_id, run_main
-from corpora.record import BadImageError
+from commandline import UsageError, check_repo_id
 from hub.contents import with_export
 from hub.export import images_seen, list_of_images, without_paths
 from hub.publication import Publication
@@ -267,32 +266,30 @@ def training_environment(results: dict[str, float], args: TrainingArguments, res
     return f"{results['train_runtime'] / 3600:.2f} h on {args.world_size} x {device}; energy was not measured"
 
 
-def run_training(
-    run: type[Run], argument_classes: Sequence[type], argv: Sequence[str] | None, description: str | None
-) -> None:
-    """Parse the command line, check everything, and train; see `run_main` for what becomes of a mistake."""
+def prepare_run(run: type[Run], *arguments: Any) -> Callable[[], None] | None:
+    """Check everything; returns the training, or `None` after a dry run, which leaves everything as it was.
 
-    def check(*arguments: Any) -> Callable[[], None] | None:
-        output_dir = Path(arguments[-1].output_dir).expanduser()
-        if not arguments[-1].dry_run:
-            return run(*arguments).train
-        made = [folder for folder in (output_dir, *output_dir.parents) if not folder.exists()]
-        try:
-            run(*arguments)
-            PartialState().wait_for_everyone()
-        finally:
-            if PartialState().is_main_process:
-                for folder in filter(Path.exists, made):  # by Trainer
-                    folder.rmdir()
+    Args:
+        run: what is trained.
+        arguments: of `run`, in its order.
+
+    Raises:
+        ValueError, OSError, StrictDataclassError: as `Run`.
+    """
+    output_dir = Path(arguments[-1].output_dir).expanduser()
+    if not arguments[-1].dry_run:
+        return run(*arguments).train
+    made = [folder for folder in (output_dir, *output_dir.parents) if not folder.exists()]
+    try:
+        run(*arguments)
+        PartialState().wait_for_everyone()
+    finally:
         if PartialState().is_main_process:
-            print(f"nothing wrong found; output_dir {output_dir} is as it was")
-        return None
-
-    run_main(
-        check,
-        *(argument_classes, argv, description),
-        mistakes=(FloatingPointError, BadImageError, UsageError),
-    )
+            for folder in filter(Path.exists, made):  # by Trainer
+                folder.rmdir()
+    if PartialState().is_main_process:
+        print(f"nothing wrong found; output_dir {output_dir} is as it was")
+    return None
 
 
 def publication_of_run(args: TrainingArguments, folder: Path) -> Publication | None:

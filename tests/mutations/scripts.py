@@ -4,25 +4,31 @@ from mutations.record import Mutation
 
 MUTATIONS = [
     Mutation(
+        "recipes/commandline.py",
+        "    _refuse_unknown(parser.parse_known_args(defaults + options)[1], known)\n",
+        "",
+        "tests/test_help.py::test_a_mistyped_option_is_named_before_one_that_is_missing",
+    ),
+    Mutation(
         "recipes/cross_validate.py",
         "        open_repository(Publication(",
         "        print(Publication(",
         "tests/test_repository.py::test_a_repository_that_is_not_ours_is_known_before_the_training[cross_validate]",
     ),
     Mutation(
-        "recipes/explain.py",
+        "recipes/training/explaining.py",
         "    output = check_output(args.output_dir)",
         "    output = Path(args.output_dir)",
         "tests/test_files.py::test_a_folder_that_cannot_be_written_is_known_before_the_work",
     ),
     Mutation(
-        "recipes/explain.py",
+        "recipes/training/explaining.py",
         '"bad_images": args.bad_images}',
         "}",
         "tests/test_corpora.py::test_bad_images_are_skipped_by_every_script",
     ),
     Mutation(
-        "recipes/explain.py",
+        "recipes/training/explaining.py",
         '("data_dir", "split", "bad_images", "image_column")',
         '("data_dir", "split", "image_column")',
         "tests/test_decoding.py::test_explaining_leaves_bad_images_out_by_name",
@@ -178,13 +184,13 @@ MUTATIONS = [
         "tests/test_benchmarks.py::test_classical_features_are_those_of_the_matrices",
     ),
     Mutation(
-        "recipes/explain.py",
+        "recipes/images/looking.py",
         'if getattr(self, name) is not None and self.method != "occlusion":',
         'if getattr(self, name) is not None and self.method == "rollout":',
         "tests/test_surprise.py::test_the_script_draws_surprise_of_an_encoder",
     ),
     Mutation(
-        "recipes/explain.py",
+        "recipes/training/explaining.py",
         "own = {} if channels == 3 else",
         "own = {} if True else",
         "tests/test_surprise.py::test_the_script_draws_surprise_of_an_encoder",

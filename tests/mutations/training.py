@@ -10,19 +10,19 @@ MUTATIONS = [
         "tests/test_finetune_resume.py::test_a_mistake_deletes_nothing",
     ),
     Mutation(
-        "recipes/training/arguments.py",
+        "recipes/training/classifier_options.py",
         "is not None and len(getattr(self, name)) != 3:",
         "is not None and len(getattr(self, name)) > 3:",
         "tests/test_finetune.py::test_a_field_that_cannot_be_is_an_error",
     ),
     Mutation(
-        "recipes/training/arguments.py",
+        "recipes/training/classifier_options.py",
         "load_best_model_at_end: bool = option(True,",
         "load_best_model_at_end: bool = option(False,",
         "tests/test_finetune.py::test_the_epoch_is_chosen_on_the_validation_part_and_exported",
     ),
     Mutation(
-        "recipes/training/arguments.py",
+        "recipes/training/classifier_options.py",
         "base_learning_rate: float = option(1e-3,",
         "base_learning_rate: float = option(2e-3,",
         "tests/test_finetune.py::test_rates_depth_and_augmentation_are_those_that_were_asked_for",
@@ -536,8 +536,8 @@ MUTATIONS = [
     ),
     Mutation(
         "recipes/training/run.py",
-        "                    folder.rmdir()\n",
-        "                    pass\n",
+        "                folder.rmdir()\n",
+        "                pass\n",
         "tests/test_pretrain.py::test_a_dry_run_checks_and_leaves_everything_as_it_was",
     ),
     Mutation(

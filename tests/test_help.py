@@ -1,0 +1,109 @@
+"""What --help says, and that neither it nor a mistyped option waits for the libraries of the work."""
+
+import dataclasses
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+import finetune
+import pretrain
+from commandline import UsageError, parse_args
+from images.arguments import PrepareArguments
+from modeling_glcm_mae import GLCMMAEConfig
+from training.arguments import PRETRAINING
+from training.classifier_options import FINETUNING_OPTIONS, ClassifierArguments
+from training.options import PRETRAINING_OPTIONS, ModelArguments
+
+RECIPES = Path(__file__).resolve().parent.parent / "recipes"
+TRAININGS = [(pretrain, PRETRAINING_OPTIONS), (finetune, FINETUNING_OPTIONS)]
+SCRIPTS = sorted(file.stem for file in RECIPES.glob("*.py") if "def main(" in file.read_text())
+HEAVY = ("torch", "datasets", "pandas", "sklearn", "matplotlib", "kornia", "accelerate")
+
+
+def shown(script, option: str, capsys, monkeypatch) -> str:
+    monkeypatch.setenv("COLUMNS", "500")  # an option a line
+    with pytest.raises(SystemExit) as stopped:
+        script.main([option])
+    assert stopped.value.code == 0
+    return capsys.readouterr().out
+
+
+def listed(text: str) -> list[str]:
+    return re.findall(r"^  --(\w+) (?:TEXT|N|X|true|\[)", text, re.MULTILINE)
+
+
+@pytest.mark.parametrize(
+    "script", sorted(file.stem for file in RECIPES.glob("*.py") if "def main(" in file.read_text())
+)
+def test_help_does_not_import_what_the_work_needs(script):
+    code = (
+        "import atexit, runpy, sys\n"
+        f"atexit.register(lambda: print('imported', sorted(set({HEAVY}) & set(sys.modules))))\n"
+        f"sys.argv = ['{script}.py', '--help']\n"
+        f"runpy.run_path('{script}.py', run_name='__main__')\n"
+    )
+    environment = {"PYTHONPATH": f"{RECIPES}:{RECIPES.parent}"}
+    done = subprocess.run([sys.executable, "-c", code], cwd=RECIPES, env=environment, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert "--config FILE.yaml" in done.stdout
+    assert done.stdout.endswith("imported []\n")
+
+
+@pytest.mark.parametrize(("script", "classes"), TRAININGS)
+def test_help_lists_our_options_once_each_in_groups_and_names_the_way_to_the_others(
+    script, classes, capsys, monkeypatch
+):
+    text = shown(script, "--help", capsys, monkeypatch)
+    ours = [field.name for dataclass in classes for field in dataclasses.fields(dataclass)]
+    assert sorted(listed(text.partition("--help_all")[0])) == sorted(ours)
+    assert "more options" not in text  # each has a group
+    for title in ("images:", "from an image to a tensor:", "schedule:", "optimiser:", "run:"):
+        assert f"\n{title}\n" in text
+    assert script.__doc__.strip() in text  # with its lines
+    assert "(default: None)" not in text
+
+
+@pytest.mark.parametrize(("script", "classes"), TRAININGS)
+def test_help_all_lists_those_of_the_trainer_too_and_help_names_such_as_are_needed(
+    script, classes, capsys, monkeypatch
+):
+    everything = listed(shown(script, "--help_all", capsys, monkeypatch))
+    assert len(set(everything)) == len(everything) > 130
+    named = re.findall(r"--(\w+)", shown(script, "--help", capsys, monkeypatch).partition("--help_all")[2])
+    assert {"seed", "bf16", "resume_from_checkpoint", "push_to_hub", "hub_model_id"} <= set(named)
+    assert set(named) - {"config"} <= set(everything)
+
+
+@pytest.mark.parametrize("arguments", [ModelArguments, ClassifierArguments])
+def test_what_help_says_of_an_option_that_is_left_out_is_what_the_model_has(arguments):
+    config, said = GLCMMAEConfig(), 0
+    for field in dataclasses.fields(arguments):
+        found = re.search(r" \(default: (.*)\)$", field.metadata["help"])
+        if found:
+            said += 1
+            assert found[1] == str(getattr(config, field.name)), field.name
+    assert said >= 6
+
+
+@pytest.mark.parametrize(
+    ("classes", "given", "message"),
+    [
+        (PRETRAINING, ["--datadir", "x"], r"unknown option or value: --datadir x; did you mean --data_dir\?"),
+        (PRETRAINING, ["--num-train-epoch=3"], r"--num-train-epoch=3; did you mean --num_train_epochs\?"),
+        ((PrepareArguments,), ["--datadir", "x"], r"unknown option or value: --datadir x; did you mean --data_dir\?"),
+        ((PrepareArguments,), ["--zzz", "x"], r"unknown option or value: --zzz x \(--help"),
+    ],
+)
+def test_a_mistyped_option_is_named_before_one_that_is_missing(classes, given, message):
+    with pytest.raises(UsageError, match=message):
+        parse_args(classes, given)
+
+
+def test_an_option_that_has_an_opposite_can_be_a_key_of_a_config(tmp_path):
+    config = tmp_path / "c.yaml"
+    config.write_text("eval_on_start: false\ncorpus: speckle\nuse_cpu: true\n")
+    *_, args = parse_args(PRETRAINING, ["--config", str(config)])
+    assert args.eval_on_start is False
