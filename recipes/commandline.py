@@ -3,12 +3,14 @@
 Every script imports this before it knows what it is asked, so nothing that needs torch is imported here.
 """
 
+import ast
 import difflib
+import importlib.util
 import json
 import logging
 import sys
 from argparse import Action, ArgumentDefaultsHelpFormatter, ArgumentParser, RawDescriptionHelpFormatter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import field
 from pathlib import Path
 from typing import Any, NoReturn
@@ -84,18 +86,34 @@ class _Parser(HfArgumentParser):
         return formatter.format_help()
 
 
-def show_help(dataclass_types: Sequence[type], argv: Sequence[str] | None, description: str | None, more: str) -> None:
-    """End the program with the help on some options, if that is what it was asked for; before the others are imported.
+def answer_early(
+    dataclass_types: Sequence[type], argv: Sequence[str] | None, description: str | None, more: str
+) -> None:
+    """End the program with the help on our own options, or at one that there is not; before torch is imported.
 
     Args:
-        dataclass_types: the options, as for `parse_args`; also classes that others inherit from.
+        dataclass_types: the options beside those of transformers' Trainer, which are taken too.
         argv: as for `parse_args`.
         description: as for `parse_args`.
         more: what is said of the options that are not listed.
     """
-    if {"-h", "--help"} & set(sys.argv[1:] if argv is None else argv):
-        _Parser(dataclass_types, description, f"{more}\n\n{ABOUT_CONFIG}").print_help()
+    words = sys.argv[1:] if argv is None else argv
+    parser = _Parser(dataclass_types, description, f"{more}\n\n{ABOUT_CONFIG}")
+    if {"-h", "--help"} & set(words):
+        parser.print_help()
         sys.exit(0)
+    options = {action.dest for action in parser._actions} | _options_of_trainer() | {"config", HELP_ALL[2:]}
+    for word in words:
+        name = word.partition("=")[0].removeprefix("--").replace("-", "_")
+        if word.startswith("--") and name.removeprefix("no_") not in options:
+            sys.exit(f"error: unknown option: {word}{_nearest(name, options, '--')} ({HELP_ALL} lists all options)")
+
+
+def _options_of_trainer() -> set[str]:
+    """The names of the fields of `TrainingArguments`, by its source: to import it takes torch."""
+    source = Path(importlib.util.find_spec("transformers.training_args").origin).read_text()
+    (found,) = (node for node in ast.parse(source).body if getattr(node, "name", None) == "TrainingArguments")
+    return {field.target.id for field in found.body if isinstance(field, ast.AnnAssign)}
 
 
 def parse_args(dataclass_types: Sequence[type], argv: Sequence[str] | None = None, description: str | None = None):
@@ -152,7 +170,7 @@ def _refuse_unknown(unknown: Sequence[str], known: dict[str, Action]) -> None:
         )
 
 
-def _nearest(name: str, known: dict[str, Action], prefix: str = "") -> str:
+def _nearest(name: str, known: Collection[str], prefix: str = "") -> str:
     close = difflib.get_close_matches(name, known, n=1)
     return f"; did you mean {prefix}{close[0]}?" if close else ""
 

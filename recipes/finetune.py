@@ -13,7 +13,7 @@ as it goes to the Hub).
 from collections.abc import Callable, Sequence
 from typing import Any
 
-from commandline import run_main, show_help
+from commandline import answer_early, run_main
 from training.classifier_options import FINETUNING_OPTIONS
 from training.options import MORE_OPTIONS
 
@@ -27,7 +27,7 @@ def check(*arguments: Any) -> Callable[[], None] | None:
 
 
 def main(argv: Sequence[str] | None = None) -> None:
-    show_help(FINETUNING_OPTIONS, argv, __doc__, MORE_OPTIONS)
+    answer_early(FINETUNING_OPTIONS, argv, __doc__, MORE_OPTIONS)
     from training.arguments import FINETUNING, MISTAKES  # here: it needs torch, and help does not
 
     run_main(check, FINETUNING, argv, __doc__, MISTAKES)

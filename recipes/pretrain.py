@@ -10,7 +10,7 @@ reconstructions/*.png, checkpoints and export/ (the encoder, the whole model and
 from collections.abc import Callable, Sequence
 from typing import Any
 
-from commandline import run_main, show_help
+from commandline import answer_early, run_main
 from training.options import MORE_OPTIONS, PRETRAINING_OPTIONS
 
 
@@ -23,7 +23,7 @@ def check(*arguments: Any) -> Callable[[], None] | None:
 
 
 def main(argv: Sequence[str] | None = None) -> None:
-    show_help(PRETRAINING_OPTIONS, argv, __doc__, MORE_OPTIONS)
+    answer_early(PRETRAINING_OPTIONS, argv, __doc__, MORE_OPTIONS)
     from training.arguments import MISTAKES, PRETRAINING  # here: it needs torch, and help does not
 
     run_main(check, PRETRAINING, argv, __doc__, MISTAKES)

@@ -13,7 +13,7 @@ import pretrain
 from commandline import UsageError, parse_args
 from images.arguments import PrepareArguments
 from modeling_glcm_mae import GLCMMAEConfig
-from training.arguments import PRETRAINING
+from training.arguments import FINETUNING, PRETRAINING
 from training.classifier_options import FINETUNING_OPTIONS, ClassifierArguments
 from training.options import PRETRAINING_OPTIONS, ModelArguments
 
@@ -35,9 +35,7 @@ def listed(text: str) -> list[str]:
     return re.findall(r"^  --(\w+) (?:TEXT|N|X|true|\[)", text, re.MULTILINE)
 
 
-@pytest.mark.parametrize(
-    "script", sorted(file.stem for file in RECIPES.glob("*.py") if "def main(" in file.read_text())
-)
+@pytest.mark.parametrize("script", SCRIPTS)
 def test_help_does_not_import_what_the_work_needs(script):
     code = (
         "import atexit, runpy, sys\n"
@@ -50,6 +48,35 @@ def test_help_does_not_import_what_the_work_needs(script):
     assert done.returncode == 0, done.stderr
     assert "--config FILE.yaml" in done.stdout
     assert done.stdout.endswith("imported []\n")
+
+
+@pytest.mark.parametrize("script", SCRIPTS)
+def test_a_mistyped_option_does_not_wait_for_what_the_work_needs(script):
+    code = (
+        "import atexit, runpy, sys\n"
+        f"atexit.register(lambda: print('imported', sorted(set({HEAVY}) & set(sys.modules))))\n"
+        f"sys.argv = ['{script}.py', '--help_al', 'x']\n"
+        f"runpy.run_path('{script}.py', run_name='__main__')\n"
+    )
+    environment = {"PYTHONPATH": f"{RECIPES}:{RECIPES.parent}"}
+    done = subprocess.run([sys.executable, "-c", code], cwd=RECIPES, env=environment, capture_output=True, text=True)
+    assert done.returncode == 1 and "--help_al" in done.stderr.splitlines()[-1]
+    assert done.stdout.endswith("imported []\n")
+
+
+@pytest.mark.parametrize(("script", "classes"), [(pretrain, PRETRAINING), (finetune, FINETUNING)])
+def test_no_option_is_refused_early_that_is_one(script, classes, monkeypatch):
+    began = []
+    monkeypatch.setattr(script, "run_main", lambda *given: began.append(given))
+    names = [field.name for dataclass in classes for field in dataclasses.fields(dataclass) if field.init]
+    assert len(names) > 140
+    words = [form.format(name) for name in names for form in ("--{}=1", "--no_{}")]
+    script.main([*words, *(f"--{name.replace('_', '-')}" for name in names), "--config=c.yaml", "--help_all"])
+    assert began
+    with pytest.raises(
+        SystemExit, match=r"^error: unknown option: --num-train-epoch=2; did you mean --num_train_epochs\?"
+    ):
+        script.main(["--num-train-epoch=2"])
 
 
 @pytest.mark.parametrize(("script", "classes"), TRAININGS)

@@ -5,6 +5,12 @@ from mutations.record import Mutation
 MUTATIONS = [
     Mutation(
         "recipes/commandline.py",
+        "parser._actions} | _options_of_trainer() |",
+        "parser._actions} |",
+        "tests/test_help.py::test_no_option_is_refused_early_that_is_one",
+    ),
+    Mutation(
+        "recipes/commandline.py",
         "    _refuse_unknown(parser.parse_known_args(defaults + options)[1], known)\n",
         "",
         "tests/test_help.py::test_a_mistyped_option_is_named_before_one_that_is_missing",
