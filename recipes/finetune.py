@@ -1,6 +1,6 @@
 """Fine-tune an encoder into a stock image classifier, on a fold of a prepared corpus.
 
-    accelerate launch recipes/finetune.py --config recipes/configs/busi/finetune.yaml \
+    python recipes/finetune.py --config recipes/configs/busi/finetune.yaml \
         --corpus data/busi --fold 0 --model_name_or_path runs/busi/pretrain_texture/export
 
 The corpus is the output of prepare_corpus.py. The model is chosen on the validation part, its probabilities are

@@ -1,6 +1,6 @@
 """Pretrain a masked autoencoder on your own images, judged by texture.
 
-    accelerate launch recipes/pretrain.py --config recipes/configs/quickstart.yaml
+    python recipes/pretrain.py --config recipes/configs/quickstart.yaml
 
 runs on two CPU cores in minutes. ViT-B/16 at 224 pixels wants a GPU: recipes/README.md has the configs of the corpora,
 many GPUs, and how to resume. `output_dir` receives config.yaml (resolved), metrics.jsonl, all_results.json,

@@ -1,6 +1,7 @@
 """What --help says, and that neither it nor a mistyped option waits for the libraries of the work."""
 
 import dataclasses
+import os
 import re
 import subprocess
 import sys
@@ -62,6 +63,23 @@ def test_a_mistyped_option_does_not_wait_for_what_the_work_needs(script):
     done = subprocess.run([sys.executable, "-c", code], cwd=RECIPES, env=environment, capture_output=True, text=True)
     assert done.returncode == 1 and "--help_al" in done.stderr.splitlines()[-1]
     assert done.stdout.endswith("imported []\n")
+
+
+@pytest.mark.parametrize("config", ["cpu", "one_gpu"])
+def test_the_launcher_adds_nothing_below_our_message(config, tmp_path):
+    file = RECIPES / "configs" / "accelerate" / f"{config}.yaml"
+    command = [
+        "-m",
+        "accelerate.commands.launch",
+        "--config_file",
+        str(file),
+        str(RECIPES / "pretrain.py"),
+        "--presset=x",
+    ]
+    environment = os.environ | {"OMP_NUM_THREADS": "1"}  # else it says how many it takes
+    done = subprocess.run([sys.executable, *command], cwd=tmp_path, env=environment, capture_output=True, text=True)
+    assert done.returncode == 1
+    assert done.stderr.startswith("error: unknown option: --presset=x") and done.stderr.count("\n") == 1, done.stderr
 
 
 @pytest.mark.parametrize(("script", "classes"), [(pretrain, PRETRAINING), (finetune, FINETUNING)])
