@@ -28,13 +28,14 @@ from hub.contents import PublishArguments, publication_of
 from hub.repository import publish
 from images.arguments import MIN_SALT, PrepareArguments
 from images.pseudonyms import PRIVATE, publishable, with_written_names, write_names
-from output_folder import STAGING, check_output, replaced_folder
+from output_folder import STAGING, WRITTEN_LIST, check_output, replaced_folder
 
 logger = logging.getLogger("prepare_corpus")
 CARD_TEMPLATE = Path(__file__).resolve().parent.parent / "hub_cards" / "dataset.md"
+STOPPED = "stopped"  # what was found by a preparation that could not make splits
 WRITTEN = (
     *("data", "splits.json", "report", "report.json", "report.md", "README.md", "config.yaml"),
-    *(".gitignore", PRIVATE),
+    *(".gitignore", PRIVATE, STOPPED),
 )
 NOT_PUBLISHED = ("salt", "data_dir", "table", "output_dir", "num_workers")  # a secret, and what is of this machine
 
@@ -49,21 +50,25 @@ def prepare(args: PrepareArguments) -> Path:
     from corpora.load import parquet_files
     from hub.export import without_paths
     from images.fingerprint import merged_groups, similar_pairs
+    from images.grouping import pairs_that_join, told_of_few_groups
     from images.items import (
         features_of,
         find_conflicts,
         find_unlisted,
         read_items,
+        tell_clipping,
         warn_of_mixed_depths,
         without_images,
         write_parquet,
     )
     from images.known import Known, remember
     from images.report import write_report
-    from images.splits import make_splits
+    from images.splits import SplitError, make_splits
 
     output = check_output(args.output_dir)
-    occupied = output.exists() and any(not entry.name.startswith(STAGING) for entry in output.iterdir())
+    occupied = output.exists() and any(
+        not entry.name.startswith(STAGING) and entry.name not in (STOPPED, WRITTEN_LIST) for entry in output.iterdir()
+    )
     if occupied and not args.overwrite_output_dir:
         raise UsageError(
             f"output_dir {output} is not empty: pass --overwrite_output_dir to replace it, or another folder"
@@ -95,17 +100,37 @@ def prepare(args: PrepareArguments) -> Path:
         logger.warning(
             "%d image(s) are left out, since a copy of each has another label: see report.md", len(conflicts)
         )
-    groups = merged_groups([item.group for item in items], pairs)
+    patients = [item.group for item in items]
+    joined = pairs_that_join(pairs, patients, args.near_identical)
+    groups = merged_groups(patients, joined)
+    apart = [pair for pair in pairs if groups[pair.first] != groups[pair.second]]
+    if apart:
+        logger.warning(
+            "%d pair(s) of images look alike and are in different groups, as near_identical %s has it: where they show "
+            "one patient, figures will be too good",
+            *(len(apart), args.near_identical),
+        )
     kept = [i for i in range(len(items)) if i not in conflicts]
     warn_of_mixed_depths(items[i] for i in kept)
-    with replaced_folder(output, WRITTEN) as new:
-        features = features_of([items[i] for i in kept], class_names)
-        table = without_images([items[i] for i in kept], [groups[i] for i in kept], features)
-        official = [items[i].record.split for i in kept] if items[0].record.split else None
-        how = {"num_folds": args.num_folds, "seed": args.seed, "by_content": not args.keep_file_names}
-        before = [items[i].original or items[i].record for i in kept]  # what the user knows them by
-        known_as = [record.group or record.file_name for record in before]
+    tell_clipping([items[i] for i in kept])
+    features = features_of([items[i] for i in kept], class_names)
+    table = without_images([items[i] for i in kept], [groups[i] for i in kept], features)
+    official = [items[i].record.split for i in kept] if items[0].record.split else None
+    how = {"num_folds": args.num_folds, "seed": args.seed, "by_content": not args.keep_file_names}
+    before = [item.original or item.record for item in items]  # what the user knows them by
+    known_as = [before[i].group or before[i].file_name for i in kept]
+    try:
         splits = make_splits(table, official=official, known_as=known_as, **how)
+    except SplitError as error:
+        with replaced_folder(output / STOPPED) as new:
+            write_report(new, items, pairs, joined, conflicts, groups, reasons, {"official": None}, {})
+        classes = [None if i in conflicts else item.record.label for i, item in enumerate(items)]
+        names = [record.file_name for record in before]
+        why = told_of_few_groups(args.num_folds, classes, patients, groups, joined, names)
+        told = ". ".join(filter(None, (str(error), why, f"All that was found is in {output / STOPPED / 'report.md'}")))
+        raise SplitError(told) from error
+    splits["near_identical"] = args.near_identical
+    with replaced_folder(output, WRITTEN) as new:
         counts = {}
         (new / "data").mkdir()
         for split in ("train", "validation", "test"):
@@ -117,13 +142,15 @@ def prepare(args: PrepareArguments) -> Path:
         settings = {name: value for name, value in asdict(args).items() if name not in NOT_PUBLISHED}
         settings["corpus"] = known_name(args.corpus, args.data_dir) or args.corpus  # by which its facts are found
         (new / "config.yaml").write_text(yaml.safe_dump(without_paths(settings), sort_keys=False))
-        report = write_report(new, items, pairs, conflicts, groups, reasons, splits, counts)
+        report = write_report(new, items, pairs, joined, conflicts, groups, reasons, splits, counts)
         if not args.keep_file_names:
             write_names(new, items, groups, conflicts, sum(left_out.values(), []), args.salt)
         _write_card(new / "README.md", args, report, counts, class_names, features)
-    # What a training would find: all that is alike is in one group.
+    # What a training would find.
+    names = {i: items[i].record.file_name for i in kept}
+    alike = [(names[pair.first], names[pair.second]) for pair in apart if {pair.first, pair.second} <= names.keys()]
     written = {items[i].print.sha256: (*items[i].size, items[i].deep) for i in kept}
-    remember([file for of_split in parquet_files(output).values() for file in of_split], Known([], written))
+    remember([file for of_split in parquet_files(output).values() for file in of_split], Known(alike, written))
     return output
 
 

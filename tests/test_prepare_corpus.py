@@ -307,7 +307,7 @@ def test_messages_name_the_patient_of_the_table_where_names_are_replaced(tmp_pat
     given = arguments(tmp_path / "raw", table=str(table), num_folds=2, keep_file_names=False)
     with pytest.raises(SplitError, match="images of class b are of one group .*, 'SMITH', while training"):
         prepare(given)
-    assert not (tmp_path / "out").exists()
+    assert not (tmp_path / "out" / "splits.json").exists()
 
 
 def test_splits_refuse_changed_data(raw):

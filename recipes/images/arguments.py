@@ -11,6 +11,7 @@ from corpora.record import is_hub_id
 
 MIN_SALT = 16  # characters
 UNLABELLED = ("error", "keep", "leave_out")
+NEAR_IDENTICAL = ("join", "copies", "patients")
 
 
 @dataclass
@@ -49,6 +50,11 @@ class PrepareArguments:
     slices: str = option(
         "all", "For COVID-CT-MD: all, or infected: of patients with a pneumonia only slices marked as infected."
     )
+    near_identical: str = option(
+        "join",
+        "Which images that look alike are kept in one part of every fold, whoever's they are. join: all; copies: the "
+        "same picture only; patients: patients as they are given, images without one by their likeness.",
+    )
     keep_file_names: bool | None = option(
         None,
         "Write file names and a table's patients as they are. Left out: for the public corpora only; else they are "
@@ -78,6 +84,8 @@ class PrepareArguments:
             raise UsageError(f"bad_images must be error or skip, got {self.bad_images!r}")
         if self.unlabelled not in UNLABELLED:
             raise UsageError(f"unlabelled must be one of {', '.join(UNLABELLED)}, got {self.unlabelled!r}")
+        if self.near_identical not in NEAR_IDENTICAL:
+            raise UsageError(f"near_identical must be one of {', '.join(NEAR_IDENTICAL)}, got {self.near_identical!r}")
         if self.output_dir is None:
             raise UsageError("output_dir is needed: the folder that receives the data set")
         if (self.data_dir is None) != (self.corpus == "speckle" or on_hub):

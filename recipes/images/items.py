@@ -47,6 +47,8 @@ class Item:
     size: tuple[int, int]  # height, width
     flat: bool
     coloured: bool
+    black: float  # share of the pixels that are black
+    bright: float  # and of those that are white
     group: str | None  # patient
     window: tuple[float, float, str] | None = None  # of a DICOM file
     original: ImageRecord | None = None  # before file names and patients were replaced
@@ -290,7 +292,8 @@ def _item(record: ImageRecord, data: bytes, group, white_level, window) -> Item:
     deep = is_deep(data, name=record.file_name)
     return Item(
         *(replace(record, data=None), data, fingerprint(data, grey), grey.shape),
-        *(bool(grey.std() < FLAT_STD), looks_coloured(image), group, window),
+        *(bool(grey.std() < FLAT_STD), looks_coloured(image)),
+        *(float((grey <= 0).mean()), float((grey >= 1).mean()), group, window),
         white_level=white_level,
         white=(65535 if deep else 255) if white_level is None else white_level,
         deep=deep,
@@ -332,6 +335,19 @@ def warn_of_mixed_depths(items: Iterable[Item]) -> None:
         "a data set of each",
         "; ".join(found),
     )
+
+
+def tell_clipping(items: Sequence[Item]) -> None:
+    """Say what the grey windows of DICOM files leave of the picture: lungs in a window for soft tissue are black."""
+    windowed = [item for item in items if item.window]
+    if windowed:
+        black, bright = (100 * np.mean([getattr(item, name) for item in windowed]) for name in ("black", "bright"))
+        centre, width, _ = windowed[0].window
+        logger.info(
+            "grey windows of %d DICOM image(s), the first of centre %g and width %g: %.0f %% of the pixels become "
+            "black and %.0f %% white; report/samples.png shows some (--window CENTRE WIDTH sets another)",
+            *(len(windowed), centre, width, black, bright),
+        )
 
 
 def find_conflicts(items: list[Item], pairs: list[SimilarPair]) -> set[int]:

@@ -20,12 +20,15 @@ class SplitError(ValueError):
     """A split does not fit the data, or would leak."""
 
 
-def check_overlap(train: datasets.Dataset, test: datasets.Dataset, known: Known | None = None) -> None:
+def check_overlap(
+    train: datasets.Dataset, test: datasets.Dataset, known: Known | None = None, *, alike: bool = True
+) -> None:
     """Refuse two parts that share a group, a file, or a picture.
 
     Args:
         train, test: columns `image` (undecoded or not), `file_name`, `group`.
         known: what was found in all of these images; left out, they are read and compared.
+        alike: whether images of different groups that look alike are refused too.
 
     Raises:
         SplitError: names the images on both sides.
@@ -39,6 +42,8 @@ def check_overlap(train: datasets.Dataset, test: datasets.Dataset, known: Known 
     if shared:
         first = "; ".join(f"'{a}' and '{b}' (group {group})" for a, b, group in shared[:5])
         raise SplitError(f"{len(shared)} image(s) of one group are on both sides of the split: {first}")
+    if not alike:
+        return
     names = train["file_name"], test["file_name"]
     if known is None:
         found = similar_pairs(_fingerprints(train), _fingerprints(test))

@@ -4,17 +4,22 @@ import hashlib
 import io
 import json
 from collections import Counter, defaultdict
+from collections.abc import Iterable
 from pathlib import Path
+from statistics import fmean
 from typing import Any
 
 import matplotlib
 from matplotlib.figure import Figure
 from PIL import Image
 
+from images.decode import decode_image
 from images.fingerprint import COPY_BITS, COPY_CORRELATION, MAX_BITS, MIN_CORRELATION, MIN_SIDE, SimilarPair
 
 MAX_PICTURES = 24  # pairs in a picture; all are listed in report.json
 LISTED = 20  # file names a finding in report.md
+SAMPLES = "report/samples.png"
+SAMPLES_SHOWN = 6  # of each class
 
 TITLES = {
     "identical_pairs": "pairs of byte-identical images",
@@ -41,6 +46,7 @@ def write_report(
     folder: Path,
     items: list,
     pairs: list[SimilarPair],
+    joined: list[SimilarPair],
     conflicts: set[int],
     groups: list[str],
     left_out: dict[str, list[str]],
@@ -53,6 +59,7 @@ def write_report(
         folder: receives them.
         items: every image that was read (`items.Item`).
         pairs: of `similar_pairs`, by position in `items`.
+        joined: those of them whose images are kept in one group.
         conflicts: positions that are left out.
         groups: of each image.
         left_out: finding ("unreadable"; "no_pictures", for their SOP class; "unlabelled"; "unlisted", by the
@@ -101,13 +108,13 @@ def write_report(
         "patients_across_official_split": sorted(name for name, found in sides.items() if len(found) > 1),
         "excluded": [names[i] for i in sorted(conflicts)],
         "official_left_out": own["left_out"] if own else [],
-        "coloured": [name for name, item in zip(names, items, strict=True) if item.coloured],
-        "tiny": [name for name, item in zip(names, items, strict=True) if min(item.size) < MIN_SIDE],
-        "flat": [name for name, item in zip(names, items, strict=True) if item.flat],
+        "coloured": [names[i] for i in kept if items[i].coloured],
+        "tiny": [names[i] for i in kept if min(items[i].size) < MIN_SIDE],
+        "flat": [names[i] for i in kept if items[i].flat],
         "other_white": [names[i] for i in kept if items[i].white != usual],
         **left_out,
     }
-    majority = sum(item.coloured for item in items) > len(items) / 2
+    majority = len(findings["coloured"]) > len(kept) / 2
     if majority:  # a corpus in colour: only in a grey one are they a fault
         findings["coloured"] = []
     # What could not be looked for has no row in the tables: 0 would say that there is none.
@@ -126,20 +133,23 @@ def write_report(
     if majority:
         unchecked.add("coloured")
     class_counts: dict[str, Counter] = defaultdict(Counter)
-    for i, item in enumerate(items):
-        if i not in conflicts:
-            class_counts[item.record.label or "unlabelled"][item.record.split or "train"] += 1
-    sizes = Counter(groups[i] for i in range(len(items)) if i not in conflicts)
+    of_class: dict[str, list] = defaultdict(list)
     content = hashlib.sha256()
-    for i, item in enumerate(items):
-        if i not in conflicts:
-            content.update(repr((names[i], item.print.sha256, labels[i], official[i], groups[i])).encode())
+    for i in kept:
+        class_counts[labels[i] or "unlabelled"][official[i] or "train"] += 1
+        of_class[labels[i] or "unlabelled"].append(items[i])
+        content.update(repr((names[i], items[i].print.sha256, labels[i], official[i], groups[i])).encode())
+    sizes = Counter(groups[i] for i in kept)
     report = {
         "content_sha256": content.hexdigest(),
         "images_read": len(items),
         "images_written": sum(counts.values()),
         "num_groups": len(sizes),
         "largest_group": max(sizes.values()),
+        "share_of_pixels": {
+            name: {"black": _mean(item.black for item in found), "white": _mean(item.bright for item in found)}
+            for name, found in sorted(of_class.items())
+        },
         "class_counts": {name: dict(by_split) for name, by_split in sorted(class_counts.items())},
         "official_split": own is not None,
         "official_left_out": len(findings["official_left_out"]),
@@ -147,6 +157,7 @@ def write_report(
             "near_identical": f"at most {MAX_BITS} of 256 bits of the perceptual hash differ, correlation of 32 x 32 "
             f"thumbnails at least {MIN_CORRELATION}; or correlation at least {COPY_CORRELATION}",
             "copy": f"the same bytes, or at most {COPY_BITS} bits and correlation at least {COPY_CORRELATION}",
+            "joined": f"{len(joined)} of the {len(pairs)} pairs keep their images in one group",
             "conflict": "all images of a pair of copies with different labels are left out",
         },
         "patients_known": patients,
@@ -155,10 +166,11 @@ def write_report(
         "findings": findings,
     }
     (folder / "report.json").write_text(json.dumps(report, indent=1) + "\n")
+    (folder / "report").mkdir()
+    _draw_samples(folder / SAMPLES, of_class)
     pictures = {}
     for name, found in chosen.items():
         if found:
-            (folder / "report").mkdir(exist_ok=True)
             pictures[name] = f"report/{name}.png"
             _draw_pairs(folder / pictures[name], TITLES[name], items, found)
     (folder / "report.md").write_text(_markdown(report, findings, pictures, any(item.original for item in items)))
@@ -171,6 +183,16 @@ def _markdown(report: dict[str, Any], findings: dict[str, list], pictures: dict[
         "",
         f"{report['images_read']} images read, {report['images_written']} written, in {report['num_groups']} groups "
         f"(the largest has {report['largest_group']} images).",
+        "",
+        f"![images of each class]({SAMPLES})",
+        "",
+        "| class | images | pixels that are black | that are white |",
+        "|---|---|---|---|",
+        *(
+            f"| {name} | {sum(counts.values())} | {report['share_of_pixels'][name]['black']:.0%} | "
+            f"{report['share_of_pixels'][name]['white']:.0%} |"
+            for name, counts in report["class_counts"].items()
+        ),
         *(
             ["", "Files and patients have new names: whoever prepared the data set can look up the original ones."]
             * renamed
@@ -197,6 +219,28 @@ def _markdown(report: dict[str, Any], findings: dict[str, list], pictures: dict[
         if len(found) > LISTED:
             lines.append(f"- and {len(found) - LISTED} more, in report.json")
     return "\n".join(lines) + "\n"
+
+
+def _mean(shares: Iterable[float]) -> float:
+    return round(fmean(shares), 4)
+
+
+@matplotlib.rc_context({"text.parse_math": False})  # a $ in a name is a dollar
+def _draw_samples(file: Path, of_class: dict[str, list]) -> None:
+    """Images of each class, evenly spread, as a training will see their grey."""
+    figure = Figure(figsize=(1.6 * SAMPLES_SHOWN, 1.8 * len(of_class)), layout="constrained")
+    axes = figure.subplots(len(of_class), SAMPLES_SHOWN, squeeze=False)
+    for axis in axes.flat:
+        axis.axis("off")
+    for row, (name, items) in zip(axes, sorted(of_class.items()), strict=True):
+        for axis, k in zip(row, range(min(SAMPLES_SHOWN, len(items))), strict=False):
+            item = items[k * len(items) // min(SAMPLES_SHOWN, len(items))]
+            image = decode_image(
+                item.data.read(), name=item.record.file_name, num_channels=3, white_level=item.white_level
+            )
+            axis.imshow(image, vmin=0, vmax=1)
+        row[0].set_title(f"{name}, {len(items)}", fontsize=8, loc="left")
+    figure.savefig(file, dpi=80)
 
 
 @matplotlib.rc_context({"text.parse_math": False})  # a $ in a name is a dollar

@@ -287,11 +287,12 @@ def load_split(
         )
     named = (*PARTS, "unlabelled") if unlabelled and "unlabelled" in parts else PARTS
     chosen = {part: data.select([position[name] for name in parts[part]]) for part in named}
-    check_overlap(chosen["validation"], chosen["test"], known)
+    alike = splits.get("near_identical", "join") == "join"  # else whoever prepared the corpus allowed some
+    check_overlap(chosen["validation"], chosen["test"], known, alike=alike)
     for part in ("train", "unlabelled"):
         if part in chosen:
-            check_overlap(chosen[part], chosen["test"], known)
-            check_overlap(chosen[part], chosen["validation"], known)
+            check_overlap(chosen[part], chosen["test"], known, alike=alike)
+            check_overlap(chosen[part], chosen["validation"], known, alike=alike)
     return chosen
 
 

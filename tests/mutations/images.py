@@ -4,6 +4,18 @@ from mutations.record import Mutation
 
 MUTATIONS = [
     Mutation(
+        "recipes/images/grouping.py",
+        "if pair.identical or None in",
+        "if None in",
+        "tests/test_grouping.py::test_which_pairs_join",
+    ),
+    Mutation(
+        "recipes/images/splits.py",
+        'splits.get("near_identical", "join") == "join"',
+        "True",
+        "tests/test_grouping.py::test_patients_as_given_are_apart_from_preparation_to_training",
+    ),
+    Mutation(
         "recipes/images/fingerprint.py",
         "return bits, thumbnails, np.column_stack([sums, np.sqrt(left.clip(0))])",
         "return bits, thumbnails, sums",
@@ -293,19 +305,19 @@ MUTATIONS = [
     ),
     Mutation(
         "recipes/images/splits.py",
-        """            check_overlap(chosen[part], chosen["test"], known)\n""",
+        """            check_overlap(chosen[part], chosen["test"], known, alike=alike)\n""",
         "",
         "tests/test_prepare_corpus.py::test_an_overlap_of_any_two_parts_is_caught_when_a_fold_is_loaded",
     ),
     Mutation(
         "recipes/images/splits.py",
-        """    check_overlap(chosen["validation"], chosen["test"], known)\n""",
+        """    check_overlap(chosen["validation"], chosen["test"], known, alike=alike)\n""",
         "",
         "tests/test_prepare_corpus.py::test_an_overlap_of_any_two_parts_is_caught_when_a_fold_is_loaded",
     ),
     Mutation(
         "recipes/images/splits.py",
-        """            check_overlap(chosen[part], chosen["validation"], known)\n""",
+        """            check_overlap(chosen[part], chosen["validation"], known, alike=alike)\n""",
         "",
         "tests/test_prepare_corpus.py::test_an_overlap_of_any_two_parts_is_caught_when_a_fold_is_loaded",
     ),
