@@ -8,12 +8,16 @@ import difflib
 import importlib.util
 import json
 import logging
+import os
 import sys
 from argparse import Action, ArgumentDefaultsHelpFormatter, ArgumentParser, RawDescriptionHelpFormatter
 from collections.abc import Callable, Collection, Sequence
 from dataclasses import field
 from pathlib import Path
 from typing import Any, NoReturn
+
+# tqdm reads it when it is imported: a file gets a state every half minute, and not ten in a second.
+os.environ.setdefault("TQDM_MININTERVAL", "0.1" if sys.stderr.isatty() else "30")
 
 import yaml
 from huggingface_hub.errors import HFValidationError, StrictDataclassError

@@ -2,8 +2,12 @@
 
 import json
 import logging
+import re
+import time
 from collections.abc import Callable
+from datetime import timedelta
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from PIL import Image
@@ -23,12 +27,30 @@ from output_folder import replaced_file
 logger = logging.getLogger(__name__)
 
 
-class ImagesProgressCallback(ProgressCallback):
-    """`ProgressCallback` that counts images, so that the bar shows images per second and the time left."""
+ESTIMATE_AFTER = 10  # seconds of steps, the first one not among them
+# What a line for the eye leaves out and metrics.jsonl has: speeds of an evaluation, and figures of single classes.
+NOT_SAID = re.compile(
+    r"total_flos|eval_(runtime|samples_per_second|steps_per_second)|"
+    r"eval_(balanced_accuracy|sensitivity|specificity|auroc|f1)_.+"
+)
 
-    def __init__(self, images_per_step: int):
+
+class ImagesProgressCallback(ProgressCallback):
+    """`ProgressCallback` that counts images, says how long the training will take, and writes short lines.
+
+    A figure that is what it was in the line before is not said again.
+
+    Args:
+        images_per_step: in all processes.
+        bars: whether bars are drawn.
+    """
+
+    def __init__(self, images_per_step: int, bars: bool = True):
         super().__init__()
-        self.images_per_step = images_per_step
+        self.images_per_step, self.bars = images_per_step, bars
+        self.said: dict[str, Any] = {}
+        self.first: tuple[int, float] | None = None  # step and time
+        self.estimated = False
 
     def on_train_begin(self, args, state, control, **kwargs):
         """Open the bar at the step that training starts or resumes at."""
@@ -40,6 +62,7 @@ class ImagesProgressCallback(ProgressCallback):
                 unit=" images",
                 smoothing=0.05,
                 dynamic_ncols=True,
+                disable=not self.bars,
             )
 
     def on_step_end(self, args, state, control, **kwargs):
@@ -47,6 +70,39 @@ class ImagesProgressCallback(ProgressCallback):
         if state.is_world_process_zero:
             self.training_bar.update((state.global_step - self.current_step) * self.images_per_step)
             self.current_step = state.global_step
+            self._estimate(state)
+
+    def on_prediction_step(self, args, state, control, **kwargs):
+        """Advance the bar of an evaluation."""
+        if self.bars:
+            super().on_prediction_step(args, state, control, **kwargs)
+
+    def on_log(self, args, state, control, logs=None, **kwargs):
+        """Write what is new in one line."""
+        if not state.is_world_process_zero:
+            return
+        new = {
+            name: value
+            for name, value in logs.items()
+            if name != "epoch" and not NOT_SAID.fullmatch(name) and self.said.get(name) != value
+        }
+        self.said |= new
+        if new:
+            figures = [f"{name} {f'{value:.4g}' if isinstance(value, float) else value}" for name, value in new.items()]
+            tqdm.write(f"epoch {logs.get('epoch', 0):.4g}: {', '.join(figures)}")
+
+    def _estimate(self, state) -> None:
+        now = time.monotonic()
+        if self.first is None:
+            self.first = state.global_step, now
+        steps, seconds = state.global_step - self.first[0], now - self.first[1]
+        if seconds >= ESTIMATE_AFTER and not self.estimated:
+            self.estimated = True
+            left = state.max_steps - state.global_step
+            logger.info(
+                "%d updates are left: about %s at %.3g images a second, without evaluations",
+                *(left, timedelta(seconds=round(left * seconds / steps)), steps * self.images_per_step / seconds),
+            )
 
 
 class MetricsFileCallback(TrainerCallback):

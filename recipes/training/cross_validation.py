@@ -6,12 +6,13 @@ import logging
 import os
 import subprocess
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from dataclasses import asdict, fields
 from pathlib import Path
 from queue import Queue
-from threading import Event
+from threading import Event, Lock, Thread
 from typing import Any
 
 import numpy as np
@@ -38,6 +39,7 @@ except ImportError:  # Windows has no lock that a started process inherits
 
 logger = logging.getLogger("cross_validate")
 
+SECONDS_BETWEEN_LOOKS = 2  # at the log of a training
 NOT_OF_THE_FOLDS = ("jobs", "output_dir", "seed", "push_to_hub", "hub_model_id", "hub_private_repo")
 RECIPES = Path(__file__).resolve().parents[1]
 # Options of several values.
@@ -49,7 +51,42 @@ LISTS = {
 }
 
 
-def run_fold(args: CrossValidationArguments, fold: str, environment: dict[str, str]) -> Path:
+class Progress:
+    """A bar over the trainings of all folds, which shows how far those are that run now; for several threads."""
+
+    def __init__(self, num_folds: int, stages: int):
+        form = "{desc}: {percentage:3.0f}% {bar} {elapsed}, about {remaining} left{postfix}"
+        self.bar = tqdm(total=num_folds * stages, desc=f"{num_folds} fold(s)", bar_format=form, miniters=0)
+        self.shares: dict[str, float] = {}
+        self.lock = Lock()
+
+    def tell(self, training: str, share: float) -> None:
+        """Set how much of a training is done, 0 to 1."""
+        with self.lock:
+            self.shares[training] = share
+            running = (f"{name} {done:.0%}" for name, done in self.shares.items() if done < 1)
+            self.bar.set_postfix_str(", ".join(running), refresh=False)
+            self.bar.update(sum(self.shares.values()) - self.bar.n)
+
+
+def share_done(folder: Path) -> float:
+    """How much of the training in a folder is done, 0 to 1, by its last log."""
+    settings, log = folder / "config.yaml", folder / "metrics.jsonl"
+    if not (settings.exists() and log.exists()):
+        return 0.0
+    training = yaml.safe_load(settings.read_text())["training"]
+    for line in reversed(log.read_text().splitlines()):
+        try:
+            last = json.loads(line)
+        except json.JSONDecodeError:
+            continue  # it is being written
+        if training["max_steps"] > 0:
+            return min(1.0, last["step"] / training["max_steps"])
+        return min(1.0, last.get("epoch", 0.0) / training["num_train_epochs"])
+    return 0.0
+
+
+def run_fold(args: CrossValidationArguments, fold: str, environment: dict[str, str], progress: Progress) -> Path:
     """Pretrain if asked to, fine-tune and predict; goes on where an earlier call was interrupted.
 
     Returns:
@@ -62,10 +99,10 @@ def run_fold(args: CrossValidationArguments, fold: str, environment: dict[str, s
     encoder = args.checkpoint and args.checkpoint.replace("{fold}", fold)
     if args.pretrain_config is not None:
         given = ["--config", args.pretrain_config, *_of_fold(args, fold), *_options(args.pretrain_options)]
-        _run("pretrain", folder / "pretrain", given, environment)
+        _run("pretrain", folder / "pretrain", given, environment, progress)
         encoder = str(folder / "pretrain" / "export")
     given = _finetune_options(args, fold) + (["--model_name_or_path", encoder] if encoder else [])
-    _run("finetune", folder / "finetune", given, environment)
+    _run("finetune", folder / "finetune", given, environment, progress)
     return folder / "finetune"
 
 
@@ -120,18 +157,22 @@ def _options(entries: list[str] | None) -> list[str]:
     ]
 
 
-def _run(recipe: str, folder: Path, options: list[str], environment: dict[str, str]) -> None:
+def _run(recipe: str, folder: Path, options: list[str], environment: dict[str, str], progress: Progress) -> None:
     export = folder / "export"
+    fold, step = (
+        folder.parent.name.removeprefix("fold_"),
+        {"pretrain": "pretraining", "finetune": "fine-tuning"}[recipe],
+    )
     if (folder / "all_results.json").exists() and (recipe == "finetune" or (export / "config.json").exists()):
         logger.info("%s is finished", folder)
+        progress.tell(f"fold {fold} {step}", 1.0)
         return
     folder.mkdir(parents=True, exist_ok=True)
     going_on = ["--resume_from_checkpoint", "last"] if whole_checkpoints(folder) else ["--overwrite_output_dir", "true"]
     command = [sys.executable, str(RECIPES / f"{recipe}.py"), *options, "--output_dir", str(folder), *going_on]
     command += ["--push_to_hub", "false"]  # every fold would take the place of the one before
     log = folder / "log.txt"
-    fold, step = folder.parent.name.removeprefix("fold_"), {"pretrain": "pretraining", "finetune": "fine-tuning"}
-    logger.info("fold %s: %s, see %s", fold, step[recipe], log)
+    logger.info("fold %s: %s, see %s", fold, step, log)
     with log.open("a") as lines:
         try:
             if fcntl is not None:  # the recipe inherits the lock with its output: it holds while that recipe runs
@@ -142,10 +183,30 @@ def _run(recipe: str, folder: Path, options: list[str], environment: dict[str, s
             ) from None
         lines.write(f"$ {' '.join(command)}\n")
         lines.flush()
-        code = subprocess.run(command, stdout=lines, stderr=subprocess.STDOUT, env=environment).returncode
+        with _meanwhile(lambda: progress.tell(f"fold {fold} {step}", min(share_done(folder), 0.99))):
+            code = subprocess.run(command, stdout=lines, stderr=subprocess.STDOUT, env=environment).returncode
     if code:
         last = [line for line in log.read_text(errors="replace").splitlines() if line.strip()][-1]
         raise UsageError(f"{recipe}.py failed in {folder} (its log is {log}): {last.removeprefix('error: ')}")
+    progress.tell(f"fold {fold} {step}", 1.0)
+
+
+@contextmanager
+def _meanwhile(look: Callable[[], None]) -> Iterator[None]:
+    """Call something every few seconds as long as the block runs."""
+    ended = Event()
+
+    def watch() -> None:
+        while not ended.wait(SECONDS_BETWEEN_LOOKS):
+            look()
+
+    thread = Thread(target=watch, daemon=True)
+    thread.start()
+    try:
+        yield
+    finally:
+        ended.set()
+        thread.join()
 
 
 def cross_validate(args: CrossValidationArguments) -> Path:
@@ -227,15 +288,16 @@ def _train_folds(
         device = devices.get()
         try:
             visible = {"CUDA_VISIBLE_DEVICES": device} if num_gpus else {}
-            return run_fold(args, fold, {**os.environ, **visible})
+            return run_fold(args, fold, {**os.environ, **visible}, progress)
         except BaseException:
             failed.set()
             raise
         finally:
             devices.put(device)
 
-    with ThreadPoolExecutor(args.jobs) as pool:
-        return list(tqdm(pool.map(one, folds), total=len(folds), desc="folds"))
+    progress = Progress(len(folds), stages=1 if args.pretrain_config is None else 2)
+    with progress.bar, ThreadPoolExecutor(args.jobs) as pool:
+        return list(pool.map(one, folds))
 
 
 def _calibration(done: list[Path], folds: list[str]) -> dict[str, dict[str, float]]:

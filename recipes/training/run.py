@@ -11,7 +11,7 @@ from typing import Any, ClassVar
 import torch
 import yaml
 from accelerate import PartialState
-from transformers import PreTrainedModel, ProgressCallback, Trainer, TrainingArguments, set_seed
+from transformers import PreTrainedModel, PrinterCallback, ProgressCallback, Trainer, TrainingArguments, set_seed
 from transformers.integrations import get_available_reporting_integrations
 from transformers.trainer_utils import HubStrategy
 
@@ -80,9 +80,8 @@ class Run(ABC):
 
     def _trainer_of(self, args: TrainingArguments) -> Trainer:
         trainer = self._make_trainer(args)
-        if not args.disable_tqdm:
-            trainer.remove_callback(ProgressCallback)
-            trainer.add_callback(ImagesProgressCallback(trainer.effective_batch_size))
+        trainer.remove_callback(PrinterCallback if args.disable_tqdm else ProgressCallback)
+        trainer.add_callback(ImagesProgressCallback(trainer.effective_batch_size, bars=not args.disable_tqdm))
         trainer.add_callback(MetricsFileCallback(self.log))
         if self.publication is not None and args.hub_strategy == HubStrategy.EVERY_SAVE:
             trainer.add_callback(PublishEverySave(self.publication, self._export_as_it_is))

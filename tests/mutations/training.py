@@ -4,6 +4,18 @@ from mutations.record import Mutation
 
 MUTATIONS = [
     Mutation(
+        "recipes/training/callbacks.py",
+        "and self.said.get(name) != value",
+        "",
+        "tests/test_progress.py::test_what_a_pretraining_prints_is_short_and_says_nothing_twice[True]",
+    ),
+    Mutation(
+        "recipes/training/cross_validation.py",
+        'if training["max_steps"] > 0:',
+        "if False:",
+        "tests/test_progress.py::test_how_far_a_training_is",
+    ),
+    Mutation(
         "recipes/training/arguments.py",
         "        if self.optim not in OPTIMIZERS or self.optim_args:",
         "        if self.optim not in OPTIMIZERS:",

@@ -1,0 +1,110 @@
+"""What a person sees of a run while it lasts: short lines, how long it will take, how far the folds are."""
+
+import json
+import os
+import re
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import yaml
+from test_cross_validate import corpus, pretended  # noqa: F401 - fixtures
+from test_finetune import few_resamples  # noqa: F401 - fixtures
+from transformers import TrainerState
+
+import cross_validate
+from training import callbacks, cross_validation
+
+ROOT = Path(__file__).resolve().parent.parent
+
+TINY = """
+corpus: speckle
+speckle_images: 40
+image_size: 32
+patch_size: 8
+hidden_size: 16
+num_hidden_layers: 1
+num_attention_heads: 2
+intermediate_size: 16
+decoder_hidden_size: 16
+decoder_num_hidden_layers: 1
+decoder_num_attention_heads: 2
+decoder_intermediate_size: 16
+held_out: 8
+num_pictures: 0
+probe_labels: 0
+num_train_epochs: 3
+per_device_train_batch_size: 8
+logging_steps: 1
+dataloader_num_workers: 0
+use_cpu: true
+eval_strategy: epoch
+"""
+
+
+@pytest.mark.parametrize("bars", [True, pytest.param(False, marks=pytest.mark.slow)])
+def test_what_a_pretraining_prints_is_short_and_says_nothing_twice(tmp_path, bars):
+    (tmp_path / "c.yaml").write_text(TINY)
+    command = [sys.executable, str(ROOT / "recipes" / "pretrain.py"), "--config", "c.yaml", "--output_dir", "out"]
+    command += ["--disable_tqdm", str(not bars).lower()]
+    environment = {key: value for key, value in os.environ.items() if key != "TQDM_DISABLE"}
+    done = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    lines = [line for line in done.stdout.splitlines() if line.startswith("epoch ")]
+    logged = [json.loads(line) for line in (tmp_path / "out" / "metrics.jsonl").read_text().splitlines()]
+    assert sum("eval_mse_dataset_mean" in row for row in logged) >= 4
+    assert sum("eval_mse_dataset_mean" in line for line in lines) == 1
+    assert sum(" eval_loss " in line for line in lines) >= 3 and "{" not in done.stdout
+    assert sum(re.match(r"epoch [\d.]+: loss [\d.]+, grad_norm ", line) is not None for line in lines) == 12
+    assert ("images/s" in done.stderr) == bars
+    # A file does not get every state of a bar.
+    assert done.stderr.count("\r") < 20
+
+
+def test_how_long_it_takes_is_said_once_and_early(monkeypatch, caplog):
+    caplog.set_level("INFO")
+    now = [100.0]
+    monkeypatch.setattr(callbacks.time, "monotonic", lambda: now[0])
+    callback = callbacks.ImagesProgressCallback(32, bars=False)
+    state = TrainerState(max_steps=1000, is_world_process_zero=True)
+    callback.on_train_begin(None, state, None)
+    for seconds in [7, *[2] * 30]:  # the first step is slow
+        now[0] += seconds
+        state.global_step += 1
+        callback.on_step_end(None, state, None)
+    said = [record.getMessage() for record in caplog.records if "updates are left" in record.getMessage()]
+    assert said == ["994 updates are left: about 0:33:08 at 16 images a second, without evaluations"]
+
+
+@pytest.mark.parametrize(("settings", "share"), [({"max_steps": -1}, 0.25), ({"max_steps": 10}, 0.6)])
+def test_how_far_a_training_is(tmp_path, settings, share):
+    assert cross_validation.share_done(tmp_path) == 0
+    (tmp_path / "config.yaml").write_text(yaml.safe_dump({"training": {"num_train_epochs": 20.0, **settings}}))
+    rows = [{"step": 5, "epoch": 4.0}, {"step": 6, "epoch": 5.0}]
+    (tmp_path / "metrics.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows) + '{"step": 7, "epo')
+    assert cross_validation.share_done(tmp_path) == share
+
+
+def test_the_bar_of_the_folds_shows_the_step_within_one(corpus, tmp_path, pretended, monkeypatch, capsys):  # noqa: F811
+    monkeypatch.setattr(cross_validation, "SECONDS_BETWEEN_LOOKS", 0.02)
+    monkeypatch.delenv("TQDM_DISABLE", raising=False)
+    answer = cross_validation.subprocess.run
+
+    def slowly(command, **given):
+        if "--dry_run" not in command:
+            out = Path(command[command.index("--output_dir") + 1])
+            (out / "config.yaml").write_text(yaml.safe_dump({"training": {"num_train_epochs": 20.0, "max_steps": -1}}))
+            (out / "metrics.jsonl").write_text(json.dumps({"step": 6, "epoch": 5.0}) + "\n")
+            time.sleep(0.5)
+        return answer(command, **given)
+
+    monkeypatch.setattr(cross_validation.subprocess, "run", slowly)
+    bar = cross_validation.tqdm
+    monkeypatch.setattr(cross_validation, "tqdm", lambda **given: bar(**given, mininterval=0))
+    cross_validate.main(["--corpus", str(corpus), "--output_dir", str(tmp_path / "cv"), "--folds", "0", "1"])
+    shown = capsys.readouterr().err
+    assert "2 fold(s):  12%" in shown and "fold 0 fine-tuning 25%" in shown
+    assert "2 fold(s):  62%" in shown and "fold 1 fine-tuning 25%" in shown
+    assert "2 fold(s): 100%" in shown
