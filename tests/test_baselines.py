@@ -339,6 +339,16 @@ def test_three_runs_are_each_compared_with_the_baseline(runs, tmp_path):
     )
     for run in runs[:2]:
         assert f"## {run} against {runs[2]}\n" in text
+    assert "No patients are known" in text
+
+
+def test_patients_are_known_where_a_group_is_one():
+    table = pd.DataFrame(THREE).assign(fold="0", prediction=0, probability_a=0.5, probability_b=0.3, probability_c=0.2)
+    said = {}
+    for groups in ([f"content-{i}" for i in range(60)], ["SMITH", *(f"content-{i}" for i in range(59))]):
+        found = summary.summarise(table.assign(group=groups))
+        said[found["patients_known"]] = "No patients are known" in tables.summary_markdown(found)
+    assert said == {False: True, True: False}
 
 
 def test_collapsed_classes_are_those_of_the_runs_that_have_any(runs, hard_corpus, tmp_path):

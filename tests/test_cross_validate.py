@@ -148,6 +148,7 @@ def test_the_summary_says_what_the_collapsed_figures_are_and_the_log_what_runs(c
     text = (tmp_path / "summary.md").read_text()
     assert "It is answered where its probability is above 0.5, the threshold of" in text
     assert "the positive class, fine." in text and "for every test image" not in text
+    assert text.count("No patients are known") == 1
     log = tmp_path / "fold_1" / "finetune" / "log.txt"
     assert f"fold 1: fine-tuning, see {log}" in caplog.messages and log.is_file()
 

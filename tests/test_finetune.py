@@ -443,6 +443,11 @@ def test_a_run_learns_and_leaves_what_it_promises(finished, corpus):
     assert any("eval_auroc" in row for row in losses)
 
 
+def test_the_card_says_where_images_of_a_test_patient_may_have_been_trained_on(finished):
+    limits = (finished / "export" / "README.md").read_text().partition("## Limits")[2].partition("<!--")[0]
+    assert "**No patients are known**" in limits
+
+
 def test_a_classifier_cannot_be_tuned_further_on_a_fold_that_tests_its_images(finished, corpus, tmp_path, exported):
     seen = shutil.copytree(exported, tmp_path / "seen")
     (seen / "training_images.txt").write_text("")  # an encoder that says it saw none

@@ -141,7 +141,8 @@ def summarise(
         commonest: label that is commonest in the training part of each fold.
 
     Returns:
-        `num_images`, `num_groups`, `classes`, `positive_classes`, `positive_class` (of two classes, else `None`),
+        `num_images`, `num_groups`, `patients_known` (whether any group is a patient), `classes`, `positive_classes`,
+        `positive_class` (of two classes, else `None`),
         `only_answers`, `validation_only_answers` (folds of one answer for all test or validation images),
         `always_commonest` (or `None`), and `figures`: for each `folds`, `mean`, `std` and `pooled`. The last counts the
         answers of all folds together; an AUROC, which needs scores of one scale, is there the mean over the folds.
@@ -163,6 +164,8 @@ def summarise(
     return {
         "num_images": len(table),
         "num_groups": int(table["group"].nunique()),
+        # prepare_corpus.py calls the groups of images of unknown patients so.
+        "patients_known": not table["group"].astype(str).str.fullmatch(r"content-\d+").all(),
         "classes": classes,
         "positive_classes": list(positive) if positive else None,
         "positive_class": positive_class(classes, positive),
@@ -322,9 +325,10 @@ def compare_all(
         positive, seed: as for `compare`.
 
     Returns:
-        `num_images`, `classes`, `positive_classes`, `baseline`; `main_figures`, the names of those without single
-        classes; `runs`, for each its `figures` (as `pooled` in `summarise`) and `only_answers`; `against_baseline`, for
-        each but the baseline what `compare` says. Of two runs, what `compare` says stands beside these too.
+        `num_images`, `classes`, `positive_classes`, `patients_known`, `baseline`; `main_figures`, the names of those
+        without single classes; `runs`, for each its `figures` (as `pooled` in `summarise`) and `only_answers`;
+        `against_baseline`, for each but the baseline what `compare` says. Of two runs, what `compare` says stands
+        beside these too.
 
     Raises:
         ValueError: a run is not of the images, labels and folds of the baseline; names it and some.
@@ -347,6 +351,7 @@ def compare_all(
         main += [name for name in (f"binary_{figure}" for figure in OF_CLASSES) if name in figures]
     return {
         **(next(iter(pairs.values())) if len(pairs) == 1 else {name: summary[name] for name in common}),
+        "patients_known": summary["patients_known"],
         "baseline": baseline,
         "main_figures": main,
         "runs": runs,

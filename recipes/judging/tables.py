@@ -115,6 +115,12 @@ def _where(found: Mapping[str, Any]) -> str:
     return f"nothing learned in {'fold' if len(folds) == 1 else 'folds'} {', '.join(folds)}"
 
 
+NO_PATIENTS = (
+    "**No patients are known**: images that look alike are kept together, but another image of a test patient may have "
+    "been trained on, and figures may be too good for that."
+)
+
+
 def summary_markdown(summary: dict[str, Any], title: str | None = None) -> str:
     """The summary as a table.
 
@@ -141,6 +147,8 @@ def summary_markdown(summary: dict[str, Any], title: str | None = None) -> str:
         f"{summary['num_images']} images of {summary['num_groups']} groups; classes {', '.join(summary['classes'])}.",
         "",
     ]
+    if not summary.get("patients_known", True):  # an earlier version does not say
+        lines += [NO_PATIENTS, ""]
     least = summary.get("always_commonest")
     if least is not None:
         lines += [always_commonest_said(least), ""]
@@ -211,6 +219,8 @@ def comparisons_markdown(comparison: dict[str, Any]) -> str:
             lines += [f"**{name}: fold {fold} {answers}**: it has learned nothing.", ""]
     if collapsed:
         lines += [WHAT_MAY_HELP, ""]
+    if not comparison.get("patients_known", True):
+        lines += [NO_PATIENTS, ""]
     header = [f"| {' | '.join(figures)} |", "|---" * (len(figures) + 1) + "|"]
     lines += ["All folds, with 95 % intervals:", "", f"| run {header[0]}", header[1]]
     for name, run in runs.items():

@@ -27,6 +27,7 @@ from images.transform import ImageTransform, transform_of_processor
 from judging.summary import FIGURES, collapsed_folds, figures_of, predictions_table, summarise
 from judging.tables import (
     CALIBRATION,
+    NO_PATIENTS,
     always_commonest_said,
     figure_rows,
     figures_explained,
@@ -411,6 +412,7 @@ class FineTuning(Run):
                 "calibration": {name: results[name] for name in (*CALIBRATION, "not_calibrated") if name in results},
                 "figures": figure_rows(summary) if summary else [],
                 "least": always_commonest_said(summary["always_commonest"]) if summary else None,
+                "caveat": NO_PATIENTS if summary and not summary["patients_known"] else None,
                 "means": figures_explained(self.class_names, self.data_args.positive_classes),
                 "only_answer": next(iter(collapsed_folds(table).values()), None) if values else None,
                 "values": values,

@@ -4,6 +4,12 @@ from mutations.record import Mutation
 
 MUTATIONS = [
     Mutation(
+        "recipes/judging/summary.py",
+        """str.fullmatch(r"content-\\d+").all()""",
+        """str.fullmatch(r"content-\\d+").any()""",
+        "tests/test_baselines.py::test_patients_are_known_where_a_group_is_one",
+    ),
+    Mutation(
         "recipes/judging/statistics.py",
         "random.integers(0, len(part), len(part))",
         "random.integers(0, max(len(part) - 1, 1), len(part))",
