@@ -31,7 +31,7 @@ $(STAMP): pyproject.toml constraints.txt
 	  echo "error: $(PYTHON) is $$("$(PYTHON)" --version 2>&1); 3.11 or newer is needed: make PYTHON=python3.11" >&2; exit 1; }
 	"$(PYTHON)" -m venv "$(VENV)" || { \
 	  echo "error: could not create $(VENV); on Debian and Ubuntu the python3-venv package is needed" >&2; exit 1; }
-	"$(BIN)/python" -m pip install $(PIP_FLAGS) -c constraints.txt -e ".[recipes,test,dev]"
+	"$(BIN)/python" -m pip install $(PIP_FLAGS) -c constraints.txt -e ".[recipes,onnx,test,dev]"
 	@touch "$@"
 
 quickstart: $(STAMP) ## Pretrain a small model on generated speckle images (CPU, minutes) and print where the results are

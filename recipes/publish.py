@@ -6,6 +6,7 @@
 `--export_dir` is the export/ of pretrain.py or finetune.py, or the output of cross_validate.py, of which one fold's
 classifier is published with the figures of all. With `--repo_type dataset` it is the output of prepare_corpus.py, with
 `--repo_type space` a folder of hub_cards/ or recipes/metrics/. A repository that this did not write is refused.
+`--onnx true` also publishes onnx/model.onnx, which runs without PyTorch (needs the extra `onnx`).
 Interrupted, the same command goes on. Log in first with `hf auth login`, or set HF_TOKEN.
 """
 

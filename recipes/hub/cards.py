@@ -35,6 +35,17 @@ def render_card(text: str, repo_id: str, results: str | None = None, claim: str 
     return card.content.replace(ADDRESS, repo_id)
 
 
+def with_section(text: str, section: str) -> str:
+    """The card with one more section, after its first one, which says how to load the model.
+
+    Args:
+        text: of README.md.
+        section: Markdown that begins with a heading `##`.
+    """
+    parts = re.split(r"^(?=## )", text, maxsplit=2, flags=re.MULTILINE)
+    return "".join([*parts[:2], section, *parts[2:]])
+
+
 CARDS = Path(__file__).resolve().parents[2] / "hub_cards"
 ADDRESS = "path/to/export"  # stands for the repository in a card until it is published
 DATA_ADDRESS = "path/to/this/folder"  # the same in the card of a data set

@@ -10,7 +10,7 @@ from commandline import UsageError, check_repo_id, option
 from corpora.facts import facts_of
 from hub.cards import ADDRESS, DATA_ADDRESS, eval_results, render_card
 from hub.never_published import check_model, files_of, refuse_secret_name, refuse_secret_text
-from hub.publication import Publication, text_of
+from hub.publication import ONNX_FILE, Publication, text_of
 from judging.tables import shown_figures, summary_markdown, what_it_tells
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -41,6 +41,7 @@ class PublishArguments:
     license: str | None = option(None, "Licence of the weights for the card, as the Hub spells it: cc-by-4.0.")
     base_model: str | None = option(None, "Hub id of the model it was trained from, for the card.")
     datasets: list[str] | None = field(default=None, metadata={"help": "Hub ids of its data sets, for the card."})
+    onnx: bool = option(False, "Publish the model for ONNX Runtime too, as onnx/model.onnx.")
     collection: str | None = option(None, "Title of a collection of the same owner that lists the repository.")
     fold: str | None = option(None, "Which fold's classifier, of a cross-validation; the first if left out.")
 
@@ -56,8 +57,8 @@ class PublishArguments:
             raise UsageError(f"export_dir {self.export_dir!r} is not a folder")
         if self.create_pr and (self.tag or self.revision != "main" or self.gated or self.collection):
             raise UsageError("create_pr takes no tag, revision, gated or collection: it only proposes a commit to main")
-        if self.repo_type != "model" and any(getattr(self, name) for name in (*FOR_THE_CARD, "fold")):
-            raise UsageError(f"{', '.join(FOR_THE_CARD)} and fold are for models")
+        if self.repo_type != "model" and any(getattr(self, name) for name in (*FOR_THE_CARD, "fold", "onnx")):
+            raise UsageError(f"{', '.join(FOR_THE_CARD)}, fold and onnx are for models")
         facts = facts_of(self.export_dir) if self.repo_type == "dataset" else None
         if facts and facts.no_copies and not self.private:
             raise UsageError(f"{facts.no_copies} Keep a copy for yourself with --private true")
@@ -67,7 +68,8 @@ def publication_of(args: PublishArguments) -> tuple[Publication, Path]:
     """Everything that would be sent, checked; and the folder that holds the model.
 
     Raises:
-        UsageError: a file that must not be published, or a model that others could not open.
+        UsageError: a file that must not be published, a model that others could not open, or one that cannot be had as
+            ONNX.
     """
     folder = Path(args.export_dir)
     extra, results, claim, figures, split = {}, None, None, None, None
@@ -117,7 +119,13 @@ def publication_of(args: PublishArguments) -> tuple[Publication, Path]:
         metadata = {name: getattr(args, name) for name in FOR_THE_CARD}
         if figures is not None:
             metadata["eval_results"] = _over_folds(card, figures, split)
-        files["README.md"] = render_card(card, args.repo_id, results, claim, **metadata).encode()
+        card = render_card(card, args.repo_id, results, claim, **metadata)
+        if args.onnx:
+            from hub.onnx_model import card_with_onnx, onnx_model  # few ask for it, and it takes seconds
+
+            extra[ONNX_FILE] = onnx_model(folder)
+            card = card_with_onnx(card, folder, args.repo_id)
+        files["README.md"] = card.encode()
     publication = Publication(
         Path(args.export_dir),
         args.repo_id,

@@ -7,6 +7,7 @@ from pathlib import Path
 
 from huggingface_hub import HfApi
 
+ONNX_FILE = "onnx/model.onnx"  # where optimum and transformers.js look for it in a repository
 SAME_COMMAND = "the same command goes on where this one stopped"  # how to go on after a failure
 
 for client in ("httpx", "httpx2"):

@@ -28,7 +28,7 @@ from huggingface_hub.utils import build_hf_headers, hf_raise_for_status
 
 from commandline import UsageError
 from hub.errors import TIMEOUT, explained, reason_of, with_retries
-from hub.publication import SAME_COMMAND, Publication, text_of
+from hub.publication import ONNX_FILE, SAME_COMMAND, Publication, text_of
 
 logger = logging.getLogger("publish")
 
@@ -311,8 +311,8 @@ def verify(publication: Publication, revision: str, local: Path, how_to_go_on: s
     """Load it from the Hub in a fresh process with an empty cache, and compare it with the folder.
 
     Args:
-        publication: what was sent: a model, which must answer as that of the folder, or a data set, of which every
-            row must be as there.
+        publication: what was sent: a model, which must answer as that of the folder (as ONNX too, if that was sent),
+            or a data set, of which every row must be as there.
         revision: the commit.
         local: the folder that was sent.
 
@@ -337,6 +337,7 @@ def verify(publication: Publication, revision: str, local: Path, how_to_go_on: s
             publication.repo_id,
             revision,
             str(local.resolve()),
+            *(name for name in publication.files if name == ONNX_FILE),
         ]
         done = subprocess.run(command, capture_output=True, text=True, env=environment, cwd=home)
     if done.returncode:
