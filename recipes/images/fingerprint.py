@@ -174,4 +174,8 @@ def merged_groups(known: Sequence[str | None], pairs: Sequence[SimilarPair]) -> 
 
 def looks_coloured(image: np.ndarray) -> bool:
     """Whether a decoded image `(H, W, 3)` in [0, 1] has colour, beyond what JPEG leaves in a grey one."""
-    return bool(((image.max(axis=2) - image.min(axis=2)) > COLOUR_DIFFERENCE).mean() > COLOUR_SHARE)
+    red, green, blue = np.moveaxis(
+        image, 2, 0
+    )  # one by one: over an axis of three, numpy's max takes ten times as long
+    highest, lowest = np.maximum(np.maximum(red, green), blue), np.minimum(np.minimum(red, green), blue)
+    return bool((highest - lowest > COLOUR_DIFFERENCE).mean() > COLOUR_SHARE)

@@ -326,7 +326,7 @@ class ClassificationDataset(ImagesAsEvaluated):
     ):
         super().__init__(dataset, transform, white_level=white_level)
         self.seed, self.augment = seed, augment
-        self.labels = np.array(dataset["label"])
+        self.labels = np.array(dataset["label"][:])
 
     def __getitem__(self, key: int) -> dict[str, Any]:
         epoch, index = divmod(int(key), len(self.dataset))
