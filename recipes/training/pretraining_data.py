@@ -200,8 +200,6 @@ def load_data(data_args: DataArguments, config: GLCMMAEConfig, seed: int) -> Pre
         train_images, known = datasets.concatenate_datasets([_plain(train_images), *more]), None
     parts = [judged(part, known) for part in (train_images, held_out_images) if part is not None]
     white, deep = white_and_depth(itertools.chain(*parts), data_args.white_level, known)
-    if data_args.cache_images and deep:
-        raise UsageError(f"cache_images keeps 8 bits, the images are deeper (white is {white:g}): set it to false")
     train = PretrainDataset(train_images, transform, cache=data_args.cache_images, **reading)
     held_out = None
     if held_out_images is not None:
