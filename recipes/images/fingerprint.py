@@ -130,7 +130,7 @@ def _stacked(items: Sequence[Fingerprint]) -> tuple[np.ndarray, np.ndarray, np.n
     thumbnails = np.stack([item.thumbnail for item in items])
     side = _THUMBNAIL_SIDE // _PARTS
     sums = thumbnails.reshape(-1, _PARTS, side, _PARTS, side).sum(axis=(2, 4)).reshape(len(items), -1) / side
-    left = (thumbnails**2).sum(axis=1) - (sums**2).sum(axis=1)
+    left = np.einsum("nd,nd->n", thumbnails, thumbnails) - (sums**2).sum(axis=1)
     return bits, thumbnails, np.column_stack([sums, np.sqrt(left.clip(0))])
 
 
