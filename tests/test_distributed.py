@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from helpers import encode, grey, write
 from test_finetune import corpus, exported, run, texture  # noqa: F401 - fixtures
 
 from training.models import StochasticDepth
@@ -47,6 +48,41 @@ def test_each_process_loses_layers_of_its_own(tmp_path):
     torch.manual_seed(7)
     alone = "".join(str(int(value > 0)) for value in StochasticDepth(0.5)(torch.ones(64, 1)))
     assert (tmp_path / "0").read_text() == alone != (tmp_path / "1").read_text()
+
+
+CACHES = """
+import sys
+from pathlib import Path
+sys.path[:0] = {paths!r}
+import datasets
+datasets.config.HF_DATASETS_CACHE = sys.argv[1] + "/cache"
+from accelerate import PartialState
+state = PartialState(cpu=True)
+from corpora.load import load_corpus
+from images.transform import ImageTransform
+from training.feeding import PretrainDataset, _ItemMaker
+decoded, decode = [], _ItemMaker.decode
+_ItemMaker.decode = lambda self, row: (decoded.append(row), decode(self, row))[1]
+images = load_corpus(sys.argv[1] + "/raw")
+dataset = PretrainDataset(images, ImageTransform(16), patch_size=8, num_channels=3, cache=True)
+known = (len(decoded), dataset._cache.file, [float(dataset[index]["pixel_values"].sum()) for index in range(6)])
+Path(sys.argv[1], str(state.process_index)).write_text(repr(known))
+"""
+
+
+@pytest.mark.slow
+def test_two_processes_share_one_file_of_decoded_images(tmp_path):
+    for index in range(6):
+        write(tmp_path / "raw" / f"{index}.png", encode(grey(40, 48, seed=index)))
+    script = tmp_path / "caches.py"
+    script.write_text(CACHES.format(paths=[str(RECIPES), str(ROOT)]))
+    command = [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node=2", "--standalone", str(script)]
+    done = subprocess.run([*command, str(tmp_path)], capture_output=True, text=True, timeout=200)
+    assert done.returncode == 0, done.stderr[-2000:]
+    first, second = ((tmp_path / name).read_text() for name in "01")
+    assert first.startswith("(6, ") and second.startswith("(0, "), "one decodes, the other waits"
+    assert first.removeprefix("(6") == second.removeprefix("(0")
+    assert len(list((tmp_path / "cache" / "glcm_mae_images").iterdir())) == 1
 
 
 # What SLURM would do, on one machine: the hosts of a job, and a command once on each of them.

@@ -1,6 +1,7 @@
 """What training is fed with: items, their randomness, the sampler, streams, the cache."""
 
-from types import SimpleNamespace
+import os
+import pickle
 
 import datasets
 import numpy as np
@@ -13,10 +14,11 @@ from test_data import (
     images,  # noqa: F401 - fixtures
 )
 
+from commandline import UsageError
 from corpora.load import load_corpus
 from corpora.record import BadImageError
 from images.transform import ImageTransform
-from training.feeding import EpochSampler, PretrainDataset, PretrainIterableDataset, collate
+from training.feeding import EpochSampler, PretrainDataset, PretrainIterableDataset, _ItemMaker, collate
 from training.pretraining_data import grey_statistics
 
 RANDOM = ImageTransform(32, random_resized_crop=True, horizontal_flip=True, vertical_flip=True)
@@ -81,36 +83,87 @@ def test_workers_change_nothing(images):
     assert isinstance(batches[0][0]["file_name"], list) and batches[0][0]["noise"].shape == (4, 16)
 
 
+@pytest.fixture
+def own_cache(tmp_path, monkeypatch):
+    """No test writes to the user's cache."""
+    monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", str(tmp_path / "cache"))
+    return tmp_path / "cache" / "glcm_mae_images"
+
+
 @pytest.mark.parametrize("workers", [0, 2])
-def test_cache_gives_the_same_images_to_8_bits(images, workers, monkeypatch):
+def test_cache_gives_the_same_items_to_the_last_bit(images, workers, own_cache, monkeypatch):
     transform = ImageTransform(32, horizontal_flip=True)
     plain = PretrainDataset(images, transform, patch_size=8, num_channels=3)
     cached = PretrainDataset(images, transform, patch_size=8, num_channels=3, cache=True)
+    expected = [[plain[epoch * 10 + index] for index in range(10)] for epoch in range(2)]
+    monkeypatch.setattr(type(cached._make_item), "decode", None)  # from here on, nothing is decoded
     for epoch in range(2):
         sampler = EpochSampler(10, 5, seed=0)
         sampler.set_epoch(epoch)
-        one, two = (
-            list(torch.utils.data.DataLoader(dataset, 5, sampler=sampler, num_workers=workers, collate_fn=collate))
-            for dataset in (plain, cached)
+        loader = torch.utils.data.DataLoader(cached, 5, sampler=sampler, num_workers=workers, collate_fn=collate)
+        for batch, keys in zip(loader, torch.tensor(list(sampler)).split(5), strict=True):
+            assert same(batch, collate([expected[epoch][int(key) % 10] for key in keys]))
+    assert len(list(own_cache.iterdir())) == 1
+
+
+@pytest.mark.parametrize("kind", ["16 bits", "grey", "colour at last", "one channel"])
+def test_cache_keeps_depth_and_colour(tmp_path, kind, own_cache):
+    bits, channels = (16 if kind == "16 bits" else 8), (1 if kind == "one channel" else 3)
+    for index in range(5):
+        colour = kind == "colour at last" and index == 4
+        image = np.random.default_rng(0).integers(0, 256, (40, 48, 3), np.uint8) if colour else None
+        write(
+            tmp_path / "raw" / f"{index}.png", encode(grey(40, 48, bits=bits, seed=index) if image is None else image)
         )
-        for expected, found in zip(one, two, strict=True):
-            assert found["file_name"] == expected["file_name"]
-            assert torch.equal(found["noise"], expected["noise"])
-            half_a_level = 0.5 / 255 / 0.5  # image_std is 0.5
-            torch.testing.assert_close(
-                found["pixel_values"], expected["pixel_values"], rtol=0, atol=half_a_level + 1e-6
-            )
-        # The second time, nothing is decoded: the workers have filled the memory of this process.
-        monkeypatch.setattr(type(cached._make_item), "decode", None)
-        assert all(cached[index]["pixel_values"].shape == (3, 32, 32) for index in range(10))
-        monkeypatch.undo()
+    images = load_corpus(str(tmp_path / "raw"))
+    transform = ImageTransform(32, resize="squash", image_mean=(0.4, 0.5, 0.6)[:channels], image_std=(0.3,) * channels)
+    plain, cached = (
+        PretrainDataset(images, transform, patch_size=8, num_channels=channels, cache=cache) for cache in (False, True)
+    )
+    assert all(same(plain[index], cached[index]) for index in range(5))
+    (file,) = own_cache.iterdir()
+    stored = 3 if kind == "colour at last" else 1  # grey takes a third
+    assert file.stat().st_size == 5 * stored * 32 * 32 * 4 + 128
 
 
-def test_cache_refuses_what_it_cannot_hold(images, monkeypatch):
+def test_cache_is_found_again_and_made_again_where_it_must_be(images, own_cache, monkeypatch, caplog):
+    decoded, decode = [], _ItemMaker.decode
+    monkeypatch.setattr(_ItemMaker, "decode", lambda self, row: (decoded.append(row), decode(self, row))[1])
+
+    def made(part=images, transform=PLAIN, **given):
+        decoded.clear()
+        dataset = PretrainDataset(part, transform, patch_size=8, num_channels=3, cache=True, **given)
+        return dataset, len(decoded)
+
+    first, count = made()
+    assert count == 10
+    again, count = made(seed=3, train=False)
+    assert count == 0 and torch.equal(again[7]["pixel_values"], first[7]["pixel_values"])
+    # What changes no pixel of the file has the same file; what does has another one.
+    assert made(transform=ImageTransform(32, image_mean=(0.1,) * 3, vertical_flip=True))[1] == 0
+    others = [{"transform": ImageTransform(32, resize="squash")}, {"transform": ImageTransform(16)}]
+    others += [{"part": images.select(range(9))}, {"part": images.select(range(9, -1, -1))}]
+    assert all(made(**other)[1] >= 9 for other in others)
+    worker = pickle.dumps(first)
+    assert len(worker) < len(pickle.dumps(images)) + 5000, "a worker that is spawned is sent no pixels"
+    assert same(pickle.loads(worker)[3], first[3])
+
+    file = first._cache.file
+    for damage in (lambda: os.truncate(file, file.stat().st_size - 1), lambda: file.write_bytes(b"no array")):
+        del first, again
+        damage()
+        caplog.clear()
+        first, count = made()
+        assert count == 10 and f"{file} is damaged" in caplog.text and "is made again" in caplog.text
+        again, count = made()
+        assert count == 0 and "damaged" not in caplog.text.split("made again", 1)[1]
+
+
+def test_cache_refuses_what_it_cannot_hold(images, own_cache):
     with pytest.raises(ValueError, match="cache_images.*random_resized_crop"):
         PretrainDataset(images, RANDOM, patch_size=8, num_channels=3, cache=True)
-    monkeypatch.setattr("shutil.disk_usage", lambda path: SimpleNamespace(free=1000))
-    with pytest.raises(ValueError, match="cache_images needs .* MiB of shared memory for 10 images"):
+    own_cache.parent.write_text("a file is in the way")
+    with pytest.raises(UsageError, match="cache_images: .*npy cannot be written .*HF_DATASETS_CACHE.*to false"):
         PretrainDataset(images, PLAIN, patch_size=8, num_channels=3, cache=True)
 
 

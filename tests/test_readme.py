@@ -279,7 +279,6 @@ STANDS_FOR: dict[str, Callable[[Reader, str], None]] = {
 }
 REPLACED = {  # text of the docs -> what is typed
     "--config ...": "--config recipes/configs/quickstart.yaml",
-    "--pretrain_options cache_images=false": "",  # is among those that make it small
 }
 NEEDS_GPUS = ("multi_gpu.yaml", "fsdp.yaml", ".sbatch")  # what starts commands that cannot run here
 

@@ -11,6 +11,7 @@ import datasets
 import numpy as np
 import pytest
 from helpers import encode, picture, write
+from sklearn.model_selection import StratifiedGroupKFold
 
 from commandline import UsageError
 from images.arguments import PrepareArguments
@@ -24,7 +25,7 @@ from images.fingerprint import (
 )
 from images.known import recall
 from images.overlap import SplitError
-from images.splits import load_known, load_prepared
+from images.splits import grouped_parts, load_known, load_prepared
 from prepare_corpus import prepare
 
 BENCHMARKS = Path(__file__).parents[1] / "recipes" / "benchmarks"
@@ -133,6 +134,26 @@ def test_what_is_known_is_of_these_files_as_they_are(corpus):
     file.write_bytes(data)
     os.utime(file, ns=(times.st_atime_ns, times.st_mtime_ns))
     assert load_known(str(corpus)) is None
+
+
+def test_a_fold_is_loaded_column_by_column_not_row_by_row(corpus, monkeypatch):
+    load_prepared(str(corpus), None, "0")
+    read, get = [], datasets.Dataset._getitem
+    monkeypatch.setattr(datasets.Dataset, "_getitem", lambda self, *args: (read.append(args), get(self, *args))[1])
+    parts, _ = load_prepared(str(corpus), None, "0")
+    assert read and not [args for args in read if isinstance(args[0], int)]
+    assert sum(map(len, parts.values())) == 24
+
+
+@pytest.mark.parametrize("seed", range(6))
+def test_folds_are_those_of_scikit_learn(seed):
+    random = np.random.default_rng(seed)
+    count, parts = int(random.integers(80, 160)), int(random.integers(2, 9))
+    labels = np.tile(np.arange(1 + seed % 4), count)[:count]
+    groups = random.permutation(count) // random.choice([1, 1, 3])  # few or many alike
+    expected = StratifiedGroupKFold(parts, shuffle=True, random_state=seed).split(labels, labels, groups)
+    for found, (_, test) in zip(grouped_parts(labels, groups, parts, seed), expected, strict=True):
+        assert found.tolist() == test.tolist()
 
 
 def replace_image(corpus, change, *, keep_times: bool) -> None:

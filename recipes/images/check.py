@@ -55,7 +55,7 @@ def verify_images(
     """
     if known is not None and white_level is None:
         if transform is not None:
-            for name, digest in zip(dataset["file_name"], dataset["sha256"], strict=True):
+            for name, digest in zip(dataset["file_name"][:], dataset["sha256"][:], strict=True):
                 height, width, _ = known.images[digest]
                 transform.check(np.broadcast_to(np.float32(0), (height, width, num_channels)), name)
         return dataset, []
@@ -144,10 +144,13 @@ def white_level_of(row: dict[str, Any], given: float | None) -> float | None:
     return given if stored is None else stored
 
 
-def judged(dataset: datasets.Dataset, known: Known | None) -> datasets.Dataset:
+def judged(dataset: datasets.Dataset, known: Known | None) -> Iterable[dict[str, Any]]:
     """Of a data set, what `white_and_depth` reads: no images, where these are known."""
-    needed = ("file_name", "sha256", "white_level") if known else dataset.column_names
-    return dataset.select_columns([name for name in needed if name in dataset.column_names])
+    if known is None:
+        return dataset
+    # As a list: taken one by one, rows of a data set cost 0.2 ms each.
+    needed = ("file_name", "sha256", "white_level")
+    return dataset.select_columns([name for name in needed if name in dataset.column_names]).to_list()
 
 
 def white_and_depth(

@@ -33,10 +33,10 @@ def check_overlap(
     Raises:
         SplitError: names the images on both sides.
     """
-    of_group = dict(zip(train["group"], train["file_name"], strict=True))
+    of_group = dict(zip(train["group"][:], train["file_name"][:], strict=True))
     shared = [
         (of_group[group], name, group)
-        for group, name in zip(test["group"], test["file_name"], strict=True)
+        for group, name in zip(test["group"][:], test["file_name"][:], strict=True)
         if group in of_group
     ]
     if shared:
@@ -44,7 +44,7 @@ def check_overlap(
         raise SplitError(f"{len(shared)} image(s) of one group are on both sides of the split: {first}")
     if not alike:
         return
-    names = train["file_name"], test["file_name"]
+    names = train["file_name"][:], test["file_name"][:]
     if known is None:
         found = similar_pairs(_fingerprints(train), _fingerprints(test))
         pairs = [(names[0][pair.first], names[1][pair.second]) for pair in found]
@@ -91,8 +91,8 @@ def examine(dataset: datasets.Dataset) -> Known:
     with ThreadPoolExecutor(min(8, os.cpu_count() or 1)) as pool:
         found = list(tqdm(pool.map(look, range(len(rows))), total=len(rows), desc="checking the corpus", leave=False))
     prints = [fingerprint for fingerprint, _ in found]
-    names, groups = dataset["file_name"], dataset["group"]
-    stored = zip(names, dataset["sha256"], prints, strict=True)
+    names, groups = dataset["file_name"][:], dataset["group"][:]
+    stored = zip(names, dataset["sha256"][:], prints, strict=True)
     changed = [name for name, digest, fingerprint in stored if digest != fingerprint.sha256]
     if changed:
         raise SplitError(

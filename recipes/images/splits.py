@@ -31,9 +31,31 @@ VALIDATION_FOLDS = 8  # the validation part is one in so many of what is not tes
 NEAR = np.log(2.5)  # how far the log odds of its share may be from that: 5 % to 26 % for one in 8
 
 
+class _Folds(StratifiedGroupKFold):
+    """The folds of scikit-learn to the last group, in an eighth of the time: the rule at its heart, for all at once.
+
+    Should scikit-learn call that by another name one day, its own takes over.
+    """
+
+    def _find_best_fold(self, y_counts_per_fold: np.ndarray, y_cnt: np.ndarray, group_y_counts: np.ndarray) -> int:
+        # (which fold would get the group, fold, class)
+        proposed = np.repeat(y_counts_per_fold[None], self.n_splits, axis=0)
+        proposed[np.diag_indices(self.n_splits)] += group_y_counts
+        spreads = (proposed / y_cnt).std(axis=1).mean(axis=1).tolist()
+        sizes = y_counts_per_fold.sum(axis=1).tolist()
+        best = 0
+        for fold in range(1, self.n_splits):
+            spread, least = spreads[fold], spreads[best]
+            # np.isclose, which takes longer than the rest
+            close = abs(spread - least) <= 1e-8 + 1e-5 * least
+            if spread < least or (close and sizes[fold] < sizes[best]):
+                best = fold
+        return best
+
+
 def grouped_parts(labels: np.ndarray, groups: np.ndarray, num_parts: int, seed: int) -> list[np.ndarray]:
     """Positions of each of `num_parts` parts: images of each class in proportion, no group in two of them."""
-    divide = StratifiedGroupKFold(num_parts, shuffle=True, random_state=seed)
+    divide = _Folds(num_parts, shuffle=True, random_state=seed)
     return [np.sort(test) for _, test in divide.split(np.zeros(len(labels)), labels, groups)]
 
 
@@ -274,8 +296,8 @@ def load_split(
     if known is None:
         stored = [image_sha256(image) for image in data.cast_column("image", datasets.Image(decode=False))["image"]]
     else:
-        stored = data["sha256"]
-    position = {name: index for index, name in enumerate(data["file_name"])}
+        stored = data["sha256"][:]
+    position = {name: index for index, name in enumerate(data["file_name"][:])}
     changed = [
         name for name, digest in splits["images"].items() if name not in position or stored[position[name]] != digest
     ]
@@ -409,7 +431,7 @@ def split_held_out(
         raise ValueError(f"held_out={held_out} of {total} images: {count} held out, {total - count} left to train on.")
 
     groups: dict[Any, list[int]] = {}
-    names = dataset["group"] if "group" in dataset.column_names else [None] * total
+    names = dataset["group"][:] if "group" in dataset.column_names else [None] * total
     for index, name in enumerate(names):
         groups.setdefault(index if name is None else f"group {name}", []).append(index)
     order = list(groups.values())

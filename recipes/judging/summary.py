@@ -38,9 +38,9 @@ def predictions_table(probabilities: np.ndarray, dataset: Any, class_names: Sequ
     table = pd.DataFrame(
         {
             "fold": str(fold),
-            "file_name": dataset["file_name"],
-            "group": dataset["group"],
-            "label": np.array(dataset["label"]),
+            "file_name": dataset["file_name"][:],
+            "group": dataset["group"][:],
+            "label": np.array(dataset["label"][:]),
             "prediction": probabilities.argmax(axis=1),
         }
     )

@@ -126,7 +126,7 @@ def classify_folds(
 def _measure(parts: dict[str, datasets.Dataset], known: dict[str, np.ndarray]) -> None:
     """Add the features of the images that are not known yet."""
     new = [
-        images.select([index for index, digest in enumerate(images["sha256"]) if digest not in known])
+        images.select([index for index, digest in enumerate(images["sha256"][:]) if digest not in known])
         for images in parts.values()
     ]
     images = datasets.concatenate_datasets(new)
@@ -143,7 +143,7 @@ def _measure(parts: dict[str, datasets.Dataset], known: dict[str, np.ndarray]) -
     with ThreadPoolExecutor(min(8, os.cpu_count() or 1)) as pool:
         found = pool.map(features, range(len(images)))
         bar = tqdm(found, total=len(images), desc="texture features", unit=" images", disable=not len(images))
-        known |= zip(images["sha256"], bar, strict=True)
+        known |= zip(images["sha256"][:], bar, strict=True)
 
 
 def _classify_fold(
@@ -155,11 +155,11 @@ def _classify_fold(
     balanced: bool,
     positive: Sequence[str] | None,
 ) -> None:
-    labels = {part: np.array(images["label"]) for part, images in parts.items()}
+    labels = {part: np.array(images["label"][:]) for part, images in parts.items()}
     for part in ("train", "validation"):
         if len(set(labels[part].tolist())) < 2:
             raise UsageError(f"the {part} part of fold {fold} has images of one class only")
-    features = {part: np.stack([known[digest] for digest in images["sha256"]]) for part, images in parts.items()}
+    features = {part: np.stack([known[digest] for digest in images["sha256"][:]]) for part, images in parts.items()}
     indices = positive_indices(class_names, positive)
 
     def judged(classifier, part: str):

@@ -231,7 +231,7 @@ def cross_validate(args: CrossValidationArguments) -> Path:
         args.positive_classes = [named] if isinstance(named, str) else named
     positive_indices(class_names, args.positive_classes)
     settings["positive_classes"] = args.positive_classes
-    labelled = (zip(part["file_name"], part["label"], strict=True) for part in parts.values())
+    labelled = (zip(part["file_name"][:], part["label"][:], strict=True) for part in parts.values())
     settings["labels_sha256"] = sha256_of_lines(sorted(f"{name} {label}" for part in labelled for name, label in part))
     settings["splits_sha256"] = hashlib.sha256(splits_file.read_bytes()).hexdigest()
     if args.mode == TEXTURE_FEATURES:

@@ -6,11 +6,8 @@ resume, the number of workers or processes and gradient accumulation change none
 
 import itertools
 import logging
-import math
-import shutil
 from collections.abc import Iterator
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import datasets
@@ -23,6 +20,7 @@ from images.check import white_level_of
 from images.decode import decode_image, to_8_bits
 from images.randomness import CLASSIFIER_SAMPLE, EVALUATION_SAMPLE, IMAGE_ORDER, TRAINING_SAMPLE, keyed_generator
 from images.transform import ImageTransform
+from training.image_cache import image_cache
 
 logger = logging.getLogger(__name__)
 
@@ -71,37 +69,15 @@ class _ItemMaker:
         white = white_level_of(row, self.white_level)
         return decode_image(row["image"], name=row["file_name"], num_channels=self.num_channels, white_level=white)
 
+    def fitted(self, row: dict[str, Any]) -> np.ndarray:
+        """float32 `(C, *image_size)` in [0, 1], all that is not random."""
+        return self.transform.fit(self.decode(row), name=row["file_name"])
+
     def from_cache(self, pixels: np.ndarray, name: str, generator: torch.Generator) -> dict[str, Any]:
-        """The item of an image that was decoded and fitted before: uint8 `(C, *image_size)`."""
+        """The item of an image that was `fitted` before; one channel is enough where all are the same."""
         noise = torch.rand(self.num_patches, generator=generator)
-        grey = pixels.astype(np.float32) / 255
-        pixel_values = self.transform.finish(grey, generator if self.train else None)
+        pixel_values = self.transform.finish(pixels, generator if self.train else None)
         return {"pixel_values": pixel_values, "noise": noise, "file_name": name}
-
-
-class _ImageCache:
-    """Decoded, fitted images, rounded to 8 bits, in memory that all workers of the process share.
-
-    Args:
-        num_images: how many.
-        shape: (C, H, W) of each.
-
-    Raises:
-        ValueError: if there is not enough shared memory.
-    """
-
-    def __init__(self, num_images: int, shape: tuple[int, ...]) -> None:
-        size = num_images * math.prod(shape)
-        shared_memory = Path("/dev/shm")
-        if shared_memory.is_dir() and shutil.disk_usage(shared_memory).free < size:
-            raise ValueError(
-                f"cache_images needs {size / 2**20:.0f} MiB of shared memory for {num_images} images, {shared_memory} "
-                f"has {shutil.disk_usage(shared_memory).free / 2**20:.0f} MiB left: enlarge it (docker run --shm-size) "
-                "or set cache_images to false."
-            )
-        self.images = torch.empty((num_images, *shape), dtype=torch.uint8).share_memory_()
-        self.filled = torch.zeros(num_images, dtype=torch.bool).share_memory_()
-        logger.info("cache_images: %.0f MiB for %d images", size / 2**20, num_images)
 
 
 class PretrainDataset(torch.utils.data.Dataset):
@@ -112,8 +88,8 @@ class PretrainDataset(torch.utils.data.Dataset):
     transform is deterministic and the noise depends on the index only, so that losses and pictures can be compared
     over time.
 
-    With `cache`, an image is decoded and resized once only and kept in memory, rounded to 8 bits: C * H * W bytes each
-    (49 KiB at 224 pixels and one channel, 147 KiB with three), in every process of a distributed run.
+    With `cache`, all images are decoded and resized at the start, into a file that all processes of a machine share,
+    this run and later ones (`ImageCache`). The items are the same to the last bit.
     """
 
     def __init__(
@@ -132,11 +108,13 @@ class PretrainDataset(torch.utils.data.Dataset):
         if cache and train and transform.random_resized_crop:
             raise ValueError("cache_images keeps resized images: it cannot go with random_resized_crop.")
         self.dataset = dataset
-        self._names = dataset["file_name"] if cache else None
-        self._cache = _ImageCache(len(dataset), (num_channels, *transform.image_size)) if cache else None
         self.seed = seed
         self.train = train
         self._make_item = _ItemMaker(transform, num_patches, num_channels, white_level, train)
+        self._names = dataset["file_name"][:] if cache else None
+        self._cache = None
+        if cache:
+            self._cache = image_cache(dataset, self._make_item.fitted, transform, num_channels, white_level)
 
     def __len__(self) -> int:
         return len(self.dataset)
@@ -147,15 +125,9 @@ class PretrainDataset(torch.utils.data.Dataset):
             raise IndexError(f"No item {key}: there are {len(self.dataset)} images.")
         random_key = (TRAINING_SAMPLE, self.seed, epoch, index) if self.train else (EVALUATION_SAMPLE, index)
         generator = keyed_generator(*random_key)
-        cache = self._cache
-        if cache is None:
+        if self._cache is None:
             return self._make_item(self.dataset[index], generator)
-        if not cache.filled[index]:
-            row = self.dataset[index]
-            fitted = self._make_item.transform.fit(self._make_item.decode(row), name=row["file_name"])
-            cache.images[index] = torch.from_numpy((fitted * 255).round().astype(np.uint8))
-            cache.filled[index] = True  # last: another worker may be about to read it
-        return self._make_item.from_cache(cache.images[index].numpy(), self._names[index], generator)
+        return self._make_item.from_cache(self._cache[index], self._names[index], generator)
 
 
 class EpochSampler(torch.utils.data.Sampler[int]):
@@ -326,7 +298,7 @@ class ClassificationDataset(ImagesAsEvaluated):
     ):
         super().__init__(dataset, transform, white_level=white_level)
         self.seed, self.augment = seed, augment
-        self.labels = np.array(dataset["label"])
+        self.labels = np.array(dataset["label"][:])
 
     def __getitem__(self, key: int) -> dict[str, Any]:
         epoch, index = divmod(int(key), len(self.dataset))

@@ -97,7 +97,7 @@ class FineTuning(Run):
             )
             return
         for part in ("test", "validation"):
-            known = zip(self.parts[part]["file_name"], self.parts[part]["sha256"], strict=True)
+            known = zip(self.parts[part]["file_name"][:], self.parts[part]["sha256"][:], strict=True)
             leaked = [file for file, digest in known if digest in self.seen]
             if leaked:
                 raise UsageError(
@@ -259,7 +259,7 @@ class FineTuning(Run):
         return {
             "white_level": self.white,
             "class_names": self.class_names,
-            "train_images_sha256": sha256_of_lines(self.datasets["train"].dataset["sha256"]),
+            "train_images_sha256": sha256_of_lines(self.datasets["train"].dataset["sha256"][:]),
             # of the images and their labels, in their order
             **{f"{part}_contents_sha256": self._contents_of(part) for part in PARTS},
             "transform": asdict(self.transform),
@@ -268,11 +268,11 @@ class FineTuning(Run):
 
     def _contents_of(self, part: str) -> str:
         images = self.datasets[part].dataset
-        pairs = zip(images["sha256"], images["label"], strict=True)
+        pairs = zip(images["sha256"][:], images["label"][:], strict=True)
         return sha256_of_lines([f"{digest} {label}" for digest, label in pairs])
 
     def _digests(self) -> set[str]:
-        return set().union(*(self.datasets[part].dataset["sha256"] for part in ("train", "validation")))
+        return set().union(*(self.datasets[part].dataset["sha256"][:] for part in ("train", "validation")))
 
     def _train(self) -> tuple[Classifier, dict[str, float]]:
         results = {}

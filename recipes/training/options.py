@@ -219,7 +219,7 @@ class DataArguments(ImageArguments):
     )
     held_out: float = option(0.1, "Images kept for evaluation: a share below 1, or a number; whole groups. 0: none.")
     cache_images: bool = option(
-        False, "Keep decoded, resized images in memory, in 8 bits: 147 KiB each at 224 pixels and three channels."
+        False, "Decode and resize once, into a file that all processes share: 196 KiB for a grey image at 224 pixels."
     )
     speckle_images: int = option(2560, "Number of generated images of the speckle corpus.")
     speckle_classes: str = option("easy", "Class set of the speckle corpus: easy or hard.")

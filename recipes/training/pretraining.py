@@ -79,7 +79,7 @@ class Pretraining(Run):
         # Once a run, though every export lists them: reading a whole corpus takes its time.
         parts = {} if self.is_stream else {"train": self.data.train, "held_out": self.data.held_out}
         self.digests = {
-            name: list(part.dataset["sha256"]) if self.data.known else image_digests(part.dataset)
+            name: part.dataset["sha256"][:] if self.data.known else image_digests(part.dataset)
             for name, part in parts.items()
             if part is not None
         }
@@ -88,7 +88,7 @@ class Pretraining(Run):
         labelled, count = self.data.labelled, self.args.probe_labels
         if labelled is None:
             raise UsageError("probe_labels needs a corpus with labels and held_out above 0")
-        num_classes = len(set(labelled.dataset["label"]))
+        num_classes = len(set(labelled.dataset["label"][:]))
         # The split is stratified: every class among the labelled images, and among the others.
         if num_classes < 2 or not num_classes <= count <= len(labelled) - num_classes:
             raise UsageError(
@@ -195,7 +195,7 @@ class Pretraining(Run):
 
     def _derived(self) -> dict[str, Any]:
         args = self.args
-        names = None if self.is_stream else self.data.train.dataset["file_name"]
+        names = None if self.is_stream else self.data.train.dataset["file_name"][:]
         derived = {
             "world_size": args.world_size,
             "num_train_images": None if self.is_stream else len(self.data.train),
@@ -360,7 +360,7 @@ class Pretraining(Run):
         labelled, held_out = self.data.labelled, self.data.held_out
         encoder = stock_encoder(self._whole_model()).to(self.args.device)
         features, test_features = (encoder_features(encoder, dataset) for dataset in (labelled, held_out))
-        labels, test_labels = (np.array(dataset.dataset["label"]) for dataset in (labelled, held_out))
+        labels, test_labels = (np.array(dataset.dataset["label"][:]) for dataset in (labelled, held_out))
         mean, std = probe_accuracy(features, labels, test_features, test_labels, num_labels=self.args.probe_labels)
         return {f"probe_{when}": mean, f"probe_{when}_std": std}
 

@@ -69,8 +69,8 @@ def _more_images(
 
 def _plain(images: datasets.Dataset, prefix: str = "") -> datasets.Dataset:
     """Only what a training without labels reads, in columns that are the same for every corpus."""
-    names = [f"{prefix}{name}" for name in images["file_name"]]
-    white = images["white_level"] if "white_level" in images.column_names else [None] * len(images)
+    names = [f"{prefix}{name}" for name in images["file_name"][:]]
+    white = images["white_level"][:] if "white_level" in images.column_names else [None] * len(images)
     # Written anew: datasets (5.2) counts no rows in a table that lost a column of its own, and could not add one.
     images = images.select_columns("image").cast_column("image", datasets.Image(decode=False)).flatten_indices()
     images = images.add_column("file_name", names, feature=datasets.Value("string"))
@@ -190,8 +190,8 @@ def load_data(data_args: DataArguments, config: GLCMMAEConfig, seed: int) -> Pre
     if pool is not None:
         pool, bad = verify_images(pool, **whole)
         skipped += bad
-        apart = set() if held_out_images is None else set(held_out_images["group"])
-        more.append(_plain(pool.select([i for i, group in enumerate(pool["group"]) if group not in apart])))
+        apart = set() if held_out_images is None else set(held_out_images["group"][:])
+        more.append(_plain(pool.select([i for i, group in enumerate(pool["group"][:]) if group not in apart])))
     if data_args.unlabelled_corpus:
         others, bad = _more_images(data_args, kept, checking, transform)
         skipped += [(name, "") for name in bad]
@@ -200,14 +200,12 @@ def load_data(data_args: DataArguments, config: GLCMMAEConfig, seed: int) -> Pre
         train_images, known = datasets.concatenate_datasets([_plain(train_images), *more]), None
     parts = [judged(part, known) for part in (train_images, held_out_images) if part is not None]
     white, deep = white_and_depth(itertools.chain(*parts), data_args.white_level, known)
-    if data_args.cache_images and deep:
-        raise UsageError(f"cache_images keeps 8 bits, the images are deeper (white is {white:g}): set it to false")
     train = PretrainDataset(train_images, transform, cache=data_args.cache_images, **reading)
     held_out = None
     if held_out_images is not None:
         held_out = PretrainDataset(held_out_images, transform, train=False, cache=data_args.cache_images, **reading)
     labelled = None
-    if held_out is not None and "label" in images.column_names and None not in images["label"]:
+    if held_out is not None and "label" in images.column_names and None not in images["label"][:]:
         labelled = PretrainDataset(labelled_images, transform, train=False, **reading)
     return PretrainingData(train, held_out, transform, labelled, [name for name, _ in skipped], white, deep, known)
 

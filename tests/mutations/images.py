@@ -383,6 +383,18 @@ MUTATIONS = [
     ),
     Mutation(
         "recipes/images/splits.py",
+        "(close and sizes[fold] < sizes[best])",
+        "(close and sizes[fold] > sizes[best])",
+        "tests/test_scale.py::test_folds_are_those_of_scikit_learn",
+    ),
+    Mutation(
+        "recipes/images/splits.py",
+        'stored = data["sha256"][:]',
+        'stored = data["sha256"]',
+        "tests/test_scale.py::test_a_fold_is_loaded_column_by_column_not_row_by_row",
+    ),
+    Mutation(
+        "recipes/images/splits.py",
         "_largest(groups[of_class])",
         "_largest(groups)",
         "tests/test_prepare_corpus.py::test_where_validation_cannot_have_its_share_the_patient_is_named",

@@ -16,6 +16,24 @@ MUTATIONS = [
         "tests/test_progress.py::test_how_far_a_training_is",
     ),
     Mutation(
+        "recipes/training/image_cache.py",
+        "if (pixels[num_channels:] != pixels[:1]).any():",
+        "if False:",
+        "tests/test_feeding.py::test_cache_keeps_depth_and_colour",
+    ),
+    Mutation(
+        "recipes/training/image_cache.py",
+        "how += (transform.resize, transform.resize_to, transform.resample)",
+        "how += (transform.resize_to, transform.resample)",
+        "tests/test_feeding.py::test_cache_is_found_again_and_made_again_where_it_must_be",
+    ),
+    Mutation(
+        "recipes/training/image_cache.py",
+        "        return ImageCache, (self.file,)",
+        "        return object.__reduce_ex__(self, 2)",
+        "tests/test_feeding.py::test_cache_is_found_again_and_made_again_where_it_must_be",
+    ),
+    Mutation(
         "recipes/training/arguments.py",
         "        if self.optim not in OPTIMIZERS or self.optim_args:",
         "        if self.optim not in OPTIMIZERS:",
