@@ -125,6 +125,9 @@ def offered(classifier, exported, finetuned, tmp_path_factory) -> dict[str, Path
     for name, base in (("fold_0", None), ("fold_1", "nowhere/at-all"), ("other", None)):
         shutil.copytree(exported, root / name / "pretrain" / "export")
         models[name] = with_base(classifier, root / name / "finetune" / "export", base)
+    # As finetune.py leaves it: the run says where it started, its export does not.
+    models["started"] = with_base(classifier, root / "started" / "export", None)
+    (root / "started" / "config.yaml").write_text(json.dumps({"model": {"model_name_or_path": str(exported)}}))
     for name, white in (("deep", 65535), ("twelve_bits", 4095)):
         models[name] = as_deep(classifier, root / name, white)
     mean = with_mean_pooling(ViTForImageClassification.from_pretrained(classifier))
@@ -174,7 +177,7 @@ def demo(server: str, script: str) -> list:
 import json
 from gradio_client import Client, handle_file
 client, found = Client({server + "/demo/"!r}, verbose=False), []
-names = ("seen", "label", "words", "note", "rebuilt", "matrices", "table", "figures")
+names = ("seen", "label", "words", "note", "rebuilt", "matrices", "foretold", "table", "figures", "warning")
 def submit(model, file, mask_ratio=0.75, seed=0, down=30, right=60):
     return client.submit(model, handle_file(file), mask_ratio, seed, down, right, api_name="/answer")
 def ask(*args, **more):
@@ -208,14 +211,15 @@ found += [client.predict("finetuned", handle_file({str(image)!r}), api_name="/ov
     assert picture and "no outline of a lesion" in meaning
     expected = {row["label"]: row["score"] for row in pipeline("image-classification", str(finetuned))(str(image))}
     assert probabilities(answer) == pytest.approx(expected, abs=1e-5)
-    assert "entropy" in answer["words"] and "0.250 to 0.750" in answer["figures"]
+    assert "entropy" in answer["words"] and "0.250 to 0.750" in answer["figures"] and not answer["warning"]
+    assert "states no sensitivity" in answer["words"] and "8 to train" in answer["words"]
     assert answer["note"] == "The reconstruction is by the base_model of finetuned."  # a folder here, of no name
     assert answer["seen"] and len(answer["table"]["data"]) == 25
     # Pictures are named by their content.
     differs = [{part for part in answer if answer[part] != other[part]} for other in others]
     assert "rebuilt" in differs[0] and "rebuilt" in differs[1] and not {"label", "seen"} & (differs[0] | differs[1])
     for chosen in differs[2:4]:
-        assert {"rebuilt", "matrices", "table"} <= chosen
+        assert {"seen", "rebuilt", "matrices", "foretold", "table"} <= chosen and "label" not in chosen
     assert {"seen", "label", "rebuilt", "matrices", "table"} <= differs[4]
     assert others[4]["note"].endswith("CT_small.dcm: window with centre -1024 and width 65536 (of the stored range).")
 
@@ -250,12 +254,15 @@ def test_a_missing_autoencoder_is_a_sentence(server, image, model, sentence):
     assert ("pass --base_model ORG/ENCODER to publish.py" in answer["note"]) == (model == "plain")
 
 
-def test_a_fold_shows_the_encoder_beside_it(server, image):
-    """A base_model that the card names goes first, and only a fold is looked into."""
-    fold, named, other = demo(server, f"found = [ask(name, {str(image)!r}) for name in ('fold_0', 'fold_1', 'other')]")
+def test_a_fold_shows_the_encoder_beside_it_and_a_run_the_one_that_it_started_from(server, image):
+    """A base_model that the card names goes first."""
+    names = ("fold_0", "fold_1", "other", "started")
+    fold, named, other, started = demo(server, f"found = [ask(name, {str(image)!r}) for name in {names!r}]")
     assert fold["note"] == "The reconstruction is by the encoder of the same fold as fold_0."
     assert fold["rebuilt"] and fold["matrices"]
     assert named["note"] == "No reconstruction: the base_model of fold_1 cannot be opened here."
+    assert started["note"] == "The reconstruction is by the encoder that started was trained from."
+    assert started["rebuilt"] == fold["rebuilt"]
     assert not named["rebuilt"] and not other["rebuilt"] and "names no base_model" in other["note"]
 
 
@@ -500,13 +507,9 @@ def test_in_a_browser(server, image, dicom, tmp_path, width, scheme):
     modules = os.environ.get("NODE_PATH", "")
     if not (chromium and node and (Path(modules) / "playwright-core").is_dir()):
         pytest.skip("needs chromium, node, and playwright-core in NODE_PATH")
-    command = [node, str(ROOT / "tests" / "space_browser.cjs"), chromium, f"{server}/demo/", "encoder"]
+    command = [node, str(ROOT / "tests" / "space_browser.cjs"), chromium, f"{server}/demo/", "encoder", "plain"]
     command += [str(image), str(dicom)]
     done = subprocess.run([*command, str(width), scheme, str(tmp_path)], capture_output=True, text=True, timeout=240)
     assert done.returncode == 0, done.stdout + done.stderr
-    assert {file.name for file in tmp_path.glob("*.png")} == {
-        "start.png",
-        "answer.png",
-        "classifier.png",
-        "autoencoder.png",
-    }
+    names = ("start", "answer", "patch", "features", "surprise", "sensitivity", "autoencoder", "classifier")
+    assert {file.stem for file in tmp_path.glob("*.png")} == set(names)

@@ -14,6 +14,7 @@ from sklearn.preprocessing import StandardScaler
 
 from corpora import speckle
 from corpora.speckle import CLASS_SETS, SpeckleClass, envelope, load_speckle, speckle_image
+from corpora.speckle_image import _scatterer_positions
 
 TINY = {"num_images": 7, "image_size": 16}
 RAYLEIGH_SNR = np.sqrt(np.pi / (4 - np.pi))
@@ -64,7 +65,7 @@ def test_speckle_size_follows_the_psf(axial, lateral):
 @pytest.mark.parametrize("regularity", [0.0, 0.5, 0.9, 1.0])
 def test_regularity_keeps_the_density(regularity):
     speckle_class = SpeckleClass("x", 1.0, 1.5, 3.0, regularity)
-    counts = [len(speckle._scatterer_positions(speckle_class, 128, np.random.default_rng(i))) for i in range(8)]
+    counts = [len(_scatterer_positions(speckle_class, 128, np.random.default_rng(i))) for i in range(8)]
     assert np.mean(counts) == pytest.approx(128**2 * 3.0 / speckle_class.cell_area, rel=0.02)
 
 

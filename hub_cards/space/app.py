@@ -15,7 +15,6 @@ import argparse
 import base64
 import contextlib
 import errno
-import functools
 import json
 import logging
 import os
@@ -24,173 +23,15 @@ from pathlib import Path
 
 import gradio as gr
 import uvicorn
-from answers import (
-    FUNCTIONS,
-    classify,
-    draw_reconstruction,
-    draw_texture,
-    enlarged,
-    overlay,
-    rebuild,
-    surprise_map,
-    texture,
-)
+from answers import FUNCTIONS
 from fastapi import FastAPI, Request
 from fastapi.responses import JSONResponse, RedirectResponse
-from opened_models import MAX_BYTES, Model, Offered, opened, read
-from PIL import Image
+from opened_models import MAX_BYTES, Offered, read
+from page import LOOK, build
 from transformers import pipeline
 
 logger = logging.getLogger("demo")
-CAVEAT = "**For research only.** This is not a medical device and must not be used for diagnosis."
 DEFAULT_MODEL = "runs/quickstart/export"
-
-
-def _shown_errors(function):
-    @functools.wraps(function)
-    def call(*args):
-        try:
-            return function(*args)
-        except ValueError as error:
-            raise gr.Error(str(error), print_exception=False) from error
-
-    return call
-
-
-def panels(model: Model, image: Image.Image, mask_ratio: float, seed: int, down: float, right: float) -> tuple:
-    """What the page shows: input, probabilities, words on them, reconstruction, matrices, table of features."""
-    shown = model.classifier or model.autoencoder
-    seen = enlarged(shown.picture(shown.pixels(image)[0]))
-    probabilities, words = (None, "") if model.classifier is None else classify(model, image)
-    if model.autoencoder is None:
-        return seen, probabilities, words, None, None, []
-    parts, patch = rebuild(model.autoencoder, image, mask_ratio, int(seed), down, right)
-    rows, columns = slice(patch.top, patch.top + patch.size), slice(patch.left, patch.left + patch.size)
-    squares = {part: parts[part][:, rows, columns] for part in ("original", "reconstruction")}
-    counts, features = zip(*(texture(model.autoencoder, square) for square in squares.values()), strict=True)
-    values = [[f"{float(value) + 0.0:.4g}" for value in found.values()] for found in features]  # no "-0"
-    table = [list(row) for row in zip(features[0], *values, strict=True)]
-    rebuilt = draw_reconstruction(model.autoencoder, parts, patch)
-    return seen, probabilities, words, rebuilt, draw_texture(model.autoencoder, squares, list(counts)), table
-
-
-def build(offered: Offered) -> gr.Blocks:
-    """The page."""
-    model = offered.open(offered.names[0])
-    # As in the training, within the slider's range. Read before the first answer, which sets it.
-    trained = 0.75 if model.autoencoder is None else min(max(model.autoencoder.model.config.mask_ratio, 0.1), 0.95)
-    # A first answer takes two seconds more than later ones: nobody shall wait for it.
-    panels(model, Image.new("RGB", (64, 64)), trained, 0, 50, 50)
-
-    def answer(model, image, mask_ratio, seed, down, right):
-        model, image, window = opened(offered, model, image)
-        seen, probabilities, words, *others = panels(model, image, mask_ratio, seed, down, right)
-        head = model.autoencoder if model.autoencoder and model.autoencoder.model.config.glcm_head_weight else None
-        visible = [gr.Column(visible=part is not None) for part in (seen, model.classifier, model.autoencoder, head)]
-        return seen, probabilities, words, f"{model.note} {window}".strip(), *others, model.figures, *visible
-
-    def answer_again(model, image, mask_ratio, seed, down, right):
-        return gr.skip() if image is None else answer(model, image, mask_ratio, seed, down, right)
-
-    def clear(image):
-        # A model that is opened for the first time takes its time.
-        return "" if image is None else "Working …", *[gr.Column(visible=False)] * 6
-
-    def explain(model, image):
-        found, pixels, _ = opened(offered, model, image)
-        if found.classifier is None:
-            raise ValueError(f"{model} has no classifier to explain")
-        return *overlay(found.classifier, pixels), gr.Column(visible=True)
-
-    def foretell(model, image):
-        found, pixels, _ = opened(offered, model, image)
-        if found.autoencoder is None:
-            raise ValueError(f"{model} has no autoencoder that could foretell a texture")
-        return *surprise_map(found.autoencoder, pixels), gr.Column(visible=True)
-
-    def picture(what):  # label and buttons would lie over it
-        return gr.Image(label=what, alt_text=what, show_label=False, buttons=[])
-
-    with gr.Blocks(title="GLCM-MAE", analytics_enabled=False) as page:
-        gr.Markdown(
-            f"# GLCM-MAE\n{CAVEAT}\n\nDrop an image: the page then shows the class probabilities (of a classifier), "
-            "a masked reconstruction and the texture of one patch (of an autoencoder)."
-        )
-        with gr.Row():
-            with gr.Column(min_width=300):
-                name = gr.Dropdown(
-                    offered.names,
-                    value=offered.names[0],
-                    label="Model, or the Hub id of another one" if offered.any_public else "Model",
-                    allow_custom_value=True,  # what is not offered is refused in our words
-                )
-                path = gr.File(label="Image or DICOM file (its first frame)", type="filepath")
-                go = gr.Button("Show", variant="primary")
-                note = gr.Markdown()
-            with gr.Column(min_width=300, visible=False) as given:
-                gr.Markdown("## What the model sees")
-                seen = picture("What the model sees")
-                with gr.Column(visible=False) as classified:
-                    label = gr.Label(label="Class probabilities")
-                    words = gr.Markdown()
-                    sensitive = gr.Button("Where is the model sensitive? (slower)")
-                    with gr.Accordion("Results that the model's card states", open=False):
-                        figures = gr.Markdown()
-        with gr.Column(visible=False) as explained:
-            gr.Markdown("## Where the model is sensitive")
-            heat, meaning = picture("Occlusion overlay"), gr.Markdown()
-        with gr.Column(visible=False) as reconstructed:
-            with gr.Row():
-                with gr.Column(min_width=300):
-                    gr.Markdown("## Masked reconstruction\nFramed: the chosen patch.")
-                    mask_ratio = gr.Slider(0.1, 0.95, trained, step=0.01, label="Mask ratio")
-                    seed = gr.Slider(0, 99, 0, step=1, label="Seed of the mask")
-                    rebuilt = picture("Masked reconstruction")
-                with gr.Column(min_width=300):
-                    gr.Markdown("## Texture of the chosen patch\nAlways a hidden one: what is visible is not learned.")
-                    down = gr.Slider(0, 100, 50, step=1, label="Patch, % from the top")
-                    right = gr.Slider(0, 100, 50, step=1, label="Patch, % from the left")
-                    matrices = picture("Co-occurrence matrices of the chosen patch")
-            with gr.Column(visible=False) as foretelling:
-                surprising = gr.Button("Where is the texture surprising? (slower)")
-                with gr.Column(visible=False) as foretold:
-                    surprises, caveat = picture("Surprise map"), gr.Markdown()
-            table = gr.Dataframe(
-                headers=["feature", "original", "rebuilt"],
-                label="Texture features of the patch",
-                interactive=False,
-                column_widths=["46%", "27%", "27%"],
-                wrap=True,
-                max_height=2000,  # all of it: no scrolling within the page
-            )
-        inputs = [name, path, mask_ratio, seed, down, right]
-        parts = [given, classified, reconstructed, foretelling]
-        outputs = [seen, label, words, note, rebuilt, matrices, table, figures, *parts]
-        # A new image or model: nothing of the former one may stay, whatever becomes of the new.
-        hidden = {"api_visibility": "private"}
-        for change, reply, api in (
-            (go.click, answer, {"api_name": "answer"}),
-            (name.input, answer_again, hidden),
-            (path.change, answer_again, hidden),
-        ):
-            cleared = change(clear, path, [note, explained, foretold, *parts], queue=False, **hidden)
-            cleared.then(_shown_errors(reply), inputs, outputs, concurrency_limit=2, **api)
-        for slider in (mask_ratio, seed, down, right):
-            # Not `release`, which a keyboard does not do. While an answer is on its way, only the last position waits.
-            slider.input(
-                _shown_errors(answer_again), inputs, outputs, concurrency_limit=2, trigger_mode="always_last", **hidden
-            )
-        sensitive.click(
-            _shown_errors(explain), [name, path], [heat, meaning, explained], api_name="overlay", concurrency_limit=1
-        )
-        surprising.click(
-            _shown_errors(foretell),
-            [name, path],
-            [surprises, caveat, foretold],
-            api_name="surprise",
-            concurrency_limit=1,
-        )
-    return page.queue(max_size=64)
 
 
 async def _body_of(request: Request) -> bytes:
@@ -319,9 +160,10 @@ def main() -> None:
         check_port(args.host, args.port)
     try:
         offered = Offered(args.model, args.any_public == "true")
+        logger.info("opening %s", offered.names[0])
         if args.serve == "true":
             app = serve(offered.names[0], offered)
-            app = gr.mount_gradio_app(app, build(offered), path="/demo", max_file_size=MAX_BYTES)
+            app = gr.mount_gradio_app(app, build(offered), path="/demo", max_file_size=MAX_BYTES, **LOOK)
             with contextlib.suppress(KeyboardInterrupt):
                 Server(uvicorn.Config(app, host=args.host, port=args.port, log_level="warning")).run()
             return
@@ -331,11 +173,16 @@ def main() -> None:
         hint = ": run `make quickstart` first, or name a model (--model, or the variable GLCM_MAE_MODEL)"
         raise SystemExit(f"error: {error}{hint if missing else ''}") from error
     if on_the_hub:
-        page.launch(max_file_size=MAX_BYTES)
+        page.launch(max_file_size=MAX_BYTES, **LOOK)
         return
     # Quiet: Gradio would advise a public link, which is nothing for medical images.
     page.launch(
-        server_name=args.host, server_port=args.port, quiet=True, prevent_thread_lock=True, max_file_size=MAX_BYTES
+        server_name=args.host,
+        server_port=args.port,
+        quiet=True,
+        prevent_thread_lock=True,
+        max_file_size=MAX_BYTES,
+        **LOOK,
     )
     logger.info("page at %s", page.local_url)
     page.block_thread()

@@ -4,7 +4,6 @@ import io
 import json
 import logging
 import math
-import re
 import struct
 import tempfile
 import warnings
@@ -22,6 +21,7 @@ import yaml
 from huggingface_hub import HfApi, metadata_load, snapshot_download
 from huggingface_hub.errors import HFValidationError, StrictDataclassError
 from huggingface_hub.utils import validate_repo_id
+from model_card import Card, read_card
 from PIL import Image
 from pydicom.filereader import read_file_meta_info
 from safetensors import SafetensorError
@@ -90,13 +90,15 @@ class Model:
 
     Attributes:
         classifier, autoencoder: `None` where there is none.
-        figures: the results that the card states, with their intervals, in Markdown.
+        card: what its card says.
+        trained_on: the name of the images that it knows; empty where its recipe does not tell.
         note: whose autoencoder is shown, or why a part is missing.
     """
 
     classifier: Network | None
     autoencoder: Network | None
-    figures: str
+    card: Card
+    trained_on: str
     note: str
 
 
@@ -163,7 +165,7 @@ def load(source: str, name: str, own: bool) -> Model:
     """Open a model. No code of a repository is run: the classes are this package's.
 
     A classifier's repository has no decoder. The autoencoder is then that of the `base_model` which its card names; if
-    it names none, that which a cross-validation left in the same fold.
+    it names none, that which a cross-validation left in the same fold, or which the run of the export started from.
 
     Args:
         source: Hub id or folder.
@@ -182,7 +184,8 @@ def load(source: str, name: str, own: bool) -> Model:
             autoencoder, note = _autoencoder(folder), f"{name} has no classifier: it shows reconstructions only."
         else:
             autoencoder, note = _autoencoder_of_base(folder, name, card, source, own)
-        trained_on, figures = _trained_on(folder), _figures(card)
+        trained_on = Path(_setting(folder, "data", "corpus")).name
+        said = read_card(card.read_text(encoding="utf-8") if card else "")
     except Refused:
         raise
     except UNUSABLE as error:
@@ -193,7 +196,7 @@ def load(source: str, name: str, own: bool) -> Model:
             f"model {name!r} is a {architecture} without a pretraining/ folder; allowed are {', '.join(CLASSIFIERS)}, "
             "and encoders with one"
         )
-    return Model(classifier, autoencoder, figures, f"{trained_on} {note}".strip())
+    return Model(classifier, autoencoder, said, trained_on, note)
 
 
 def _check_hub_id(source: str, what: str, refusal: type[ValueError] = Refused) -> None:
@@ -242,13 +245,12 @@ def _folder(source: str, own: bool, files: Sequence[str]) -> Path:
     return folder
 
 
-def _trained_on(folder: Path) -> str:
-    """The images that a model knows, as its recipe tells."""
+def _setting(folder: Path, part: str, name: str) -> str:
+    """What the `config.yaml` of a run or an export says; empty where it does not."""
     try:
-        corpus = yaml.safe_load((folder / "config.yaml").read_text(encoding="utf-8"))["data"]["corpus"]
+        return str(yaml.safe_load((folder / "config.yaml").read_text(encoding="utf-8"))[part][name] or "")
     except (OSError, KeyError, TypeError, yaml.YAMLError):
         return ""
-    return f"Trained on {Path(str(corpus)).name}; of other images its answers mean little."
 
 
 def _network(kind: type[PreTrainedModel], folder: Path, **where: str) -> Network:
@@ -282,6 +284,10 @@ def _autoencoder_of_base(
             beside = folder.resolve().parents[1] / "pretrain" / "export"  # as cross_validate.py leaves it
             if beside.is_dir():
                 base, called = str(beside), f"the encoder of the same fold as {name}"
+        if base is None and local and folder.resolve().name == "export":
+            started = _setting(folder.resolve().parent, "model", "model_name_or_path")  # the export names no folders
+            if started and Path(started).is_dir():
+                base, called = started, f"the encoder that {name} was trained from"
         if base is None:
             return None, (
                 f"No reconstruction: the card of {name} names no base_model, whose autoencoder could be shown. "
@@ -300,13 +306,6 @@ def _autoencoder_of_base(
     if autoencoder is None:
         return None, f"No reconstruction: {called}, has no pretraining/ folder."
     return autoencoder, f"The reconstruction is by {called}."
-
-
-def _figures(card: Path | None) -> str:
-    """The results that a card states, with their intervals. Its pictures are files of the repository: left out."""
-    _, mark, rest = (card.read_text(encoding="utf-8") if card else "").partition("<!-- results -->")
-    results = re.sub(r"!\[[^]]*\]\([^)]*\)", "", rest.partition("<!-- end of results -->")[0]).strip()
-    return results.replace("## ", "#### ") if mark and results else "The model's card states no results."
 
 
 def read(data: bytes, name: str, white: float) -> tuple[Image.Image, str]:
