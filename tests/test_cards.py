@@ -107,6 +107,7 @@ def test_card_of_a_pretraining_names_its_objective_and_no_other(preset, facts, t
         "mse": "1 x MSE",
     }
     assert row == (f"preset `{preset}`: " if facts else "") + terms[preset]
+    assert "| Encoder | 1 layers of width 32, patches of 8 pixels, images of 32 x 32; 0.0" in card
     assert ("glcm" in ModelCard(card).data.tags) == (preset != "mse")
     assert ("no texture\nterm" in card) == (preset == "mse")
     assert (

@@ -198,7 +198,12 @@ def test_card_has_no_gap_and_its_metadata_is_read(run):
     assert card.data.library_name == "transformers" and card.data.pipeline_tag == "image-feature-extraction"
     assert "{{" not in card.text and "None" not in card.text
     assert "48 images, 8 more held out" in card.text
-    assert f"| mse | {evaluations(run)[-1]['eval_mse']:.4g} |" in card.text
+    first, *_, last = evaluations(run)
+    assert "| | model | before training | patch mean | data-set mean |" in card.text
+    assert (
+        f"| mse | {last['eval_mse']:.4g} | {first['eval_mse']:.4g} | {last['eval_mse_patch_mean']:.4g} |" in card.text
+    )
+    assert "| Learning rate, at most | 0.00" in card.text
 
 
 @pytest.mark.slow

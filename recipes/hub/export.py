@@ -20,7 +20,7 @@ from transformers import (
 from transformers.utils import cached_file
 
 from corpora.speckle import CLASS_SETS, speckle_image
-from hub.cards import CARDS, eval_results
+from hub.cards import CARDS, eval_results, network_said
 from modeling_glcm_mae import GLCMMAEForPreTraining
 from output_folder import replaced_folder
 
@@ -113,7 +113,8 @@ def write_export(
         card_facts: what the template of the card fills in; a fact that is missing is left out of the card.
     """
     with replaced_folder(folder) as new:
-        stock_encoder(model).save_pretrained(new)
+        encoder = stock_encoder(model)
+        encoder.save_pretrained(new)
         model.save_pretrained(new / "pretraining")
         # transformers 5.23 looks for the code of a subfolder's model in the root.
         for code in (new / "pretraining").glob("*.py"):
@@ -124,7 +125,8 @@ def write_export(
             (new / name).write_text(text)
         for file in files:
             shutil.copy2(file, new / file.name)
-        write_card(new / "README.md", model, card_facts | {"preprocessing": _preprocessing(processor)})
+        said = {"preprocessing": _preprocessing(processor), "network": network_said(encoder)}
+        write_card(new / "README.md", model, card_facts | said)
 
 
 def write_classifier(
@@ -143,7 +145,7 @@ def write_classifier(
             (new / name).write_text(text)
         for file in files:
             shutil.copy2(file, new / file.name)
-        card_facts = card_facts | {"preprocessing": _preprocessing(processor)}
+        card_facts = card_facts | {"preprocessing": _preprocessing(processor), "network": network_said(model)}
         widget = [] if card_facts.get("deep") else widget_examples(new, model)
         corpus = card_facts["corpus"]
         results = eval_results(

@@ -379,6 +379,10 @@ class Pretraining(Run):
         on_hub = bool(re.fullmatch(r"[\w.-]+/[\w.-]+", corpus)) and not Path(corpus).exists()
         suffixes = ("", *(f"_{name}" for name in PREDICTORS))
         origin = origin_of(self.model_args.model_name_or_path, self.model_args.model_revision)
+        judged = (row for row in self.trainer.state.log_history if "eval_loss" in row and row["step"] == 0)
+        untrained = (
+            None if origin.described else next(judged, None)
+        )  # with weights of others it is not without training
         return {
             "deep": self.data.deep,
             "title": f"GLCM-MAE, pretrained on {Path(corpus).name} (preset {self.model_args.preset})",
@@ -397,8 +401,17 @@ class Pretraining(Run):
             "mse_images_per_update": self.args.mse_images_per_update,
             "num_train_epochs": None if self.is_stream else self.args.num_train_epochs,
             "picture": picture and picture.name,
+            "learning_rate": self.args.learning_rate,
+            "untrained": untrained is not None,
             "metrics": {
-                term: [f"{results[f'eval_{term}{suffix}']:.4g}" for suffix in suffixes]
+                term: [
+                    f"{found[f'eval_{term}{suffix}']:.4g}"
+                    for found, suffix in [
+                        (results, ""),
+                        *([] if untrained is None else [(untrained, "")]),
+                        *((results, f"_{name}") for name in PREDICTORS),
+                    ]
+                ]
                 for term in EVALUATED
                 if all(f"eval_{term}{suffix}" in results for suffix in suffixes)
             },
