@@ -44,9 +44,9 @@ def compared(original: Mapping[str, float], rebuilt: Mapping[str, float]) -> lis
     return [
         [
             f"{WORDS[name]} ({name})",
-            f"{original[name] + 0.0:.4g}",  # no "-0"
-            f"{rebuilt[name] + 0.0:.4g}",
-            f"{change + 0.0:+.0f} %",
+            f"{original[name] + 0.0:.3g}",  # no "-0"
+            f"{rebuilt[name] + 0.0:.3g}",
+            f"{round(change):+d} %",
         ]
         for name, change in sorted(changes.items(), key=lambda row: -abs(row[1]))
     ]

@@ -188,7 +188,7 @@ def build(offered: Offered) -> gr.Blocks:
                     )
                     with gr.Column(visible=False) as patching:
                         gr.Markdown("Click the picture to choose a patch, or move it here:")
-                        with gr.Row():
+                        with gr.Row(elem_id="move"):
                             down = gr.Slider(0, 100, 50, step=1, label="Down, %", min_width=160, buttons=[])
                             right = gr.Slider(0, 100, 50, step=1, label="Right, %", min_width=160, buttons=[])
             with gr.Column(scale=4, min_width=300):
@@ -227,7 +227,8 @@ def build(offered: Offered) -> gr.Blocks:
                                 label="Features",
                                 show_label=False,
                                 interactive=False,
-                                column_widths=["46%", "18%", "18%", "18%"],
+                                column_widths=["43%", "19%", "19%", "19%"],
+                                elem_id="features",
                                 wrap=True,
                                 max_height=2000,  # all of it: no scrolling within the page
                             )
@@ -239,7 +240,7 @@ def build(offered: Offered) -> gr.Blocks:
                             sensitive = gr.Button("Where is the model sensitive? (slower)", size="sm")
                             heat, meaning = gr.HTML(label="Sensitivity"), gr.Markdown(label="Meaning")
                         with gr.Tab("Results on its card"):
-                            results = gr.Markdown(label="Results")
+                            results = gr.Markdown(label="Results", elem_id="results")
         inputs = [name, path, mask_ratio, seed, down, right]
         parts = [warned, classified, patching, reconstructed, patched, featured, sensed, surprised]
         values = [seen, label, words, note, rebuilt, matrices, foretold, table, results, warning]
@@ -248,8 +249,11 @@ def build(offered: Offered) -> gr.Blocks:
         hidden = {"api_visibility": "private"}
         left = [note, state, waiting, examples, given, answered, heat, meaning, surprises, caveat]
         for change, api in ((path.change, {"api_name": "answer"}), (name.input, hidden)):
-            cleared = change(clear, path, left, queue=False, **hidden)
-            asked = cleared.then(_shown_errors(answer), inputs, outputs, concurrency_limit=2, **api)
+            cleared = change(clear, path, left, queue=False, show_progress="hidden", **hidden)
+            # Hidden: the page has its own wheel, over which gradio's would lie.
+            asked = cleared.then(
+                _shown_errors(answer), inputs, outputs, concurrency_limit=2, show_progress="hidden", **api
+            )
             asked.failure(lambda: FAILED, None, state, queue=False, **hidden)
         for button, file in taken.items():
             button.click(lambda file=file: file, None, path, **hidden)

@@ -4,6 +4,30 @@ from mutations.record import Mutation
 
 MUTATIONS = [
     Mutation(
+        "hub_cards/space/features.py",
+        "key=lambda row: -abs(row[1])",
+        "key=lambda row: -row[1]",
+        "tests/test_space_words.py::test_features_have_words_and_the_most_changed_comes_first",
+    ),
+    Mutation(
+        "hub_cards/space/model_card.py",
+        '"binary_{}", positive,',
+        '"macro_{}", positive,',
+        "tests/test_space_words.py::test_of_three_classes_the_answer_and_the_positive_class_are_told",
+    ),
+    Mutation(
+        "hub_cards/space/model_card.py",
+        "warning=claim if NOTHING_SHOWN in claim or UNJUDGED in claim else",
+        "warning=claim if UNJUDGED in claim else",
+        "tests/test_space_words.py::test_a_classifier_that_learned_nothing_says_so",
+    ),
+    Mutation(
+        "hub_cards/space/drawn.py",
+        "    name = html.escape(name)\n",
+        "",
+        "tests/test_space_words.py::test_names_that_others_chose_cannot_become_part_of_the_page",
+    ),
+    Mutation(
         "hub_cards/space/opened_models.py",
         "if (white != 255) if is_deep(data, name=name) else (1 < white <= 255):",
         "if white != 255:",
