@@ -124,7 +124,7 @@ def assert_published_with_onnx(hub, repo_id: str, before: dict[str, bytes]) -> s
     assert set(hub.repo(repo_id).tags) == {"v1"}
     card = hub.files(repo_id)["README.md"].decode()
     load, onnx, how = (card.index(f"\n## {name}") for name in ("Load it", "Run it without PyTorch", "How it was"))
-    assert load < onnx < how
+    assert load < onnx < how and "```\n\n## " in card[onnx : how + 4]
     return card[onnx:how]
 
 

@@ -44,7 +44,7 @@ def with_section(text: str, section: str) -> str:
         section: Markdown that begins with a heading `##`.
     """
     parts = re.split(r"^(?=## )", text, maxsplit=2, flags=re.MULTILINE)
-    return "".join([*parts[:2], section, *parts[2:]])
+    return "".join([*parts[:2], section.strip() + "\n\n", *parts[2:]])
 
 
 CARDS = Path(__file__).resolve().parents[2] / "hub_cards"
