@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import datasets
+import pandas as pd
 from tqdm.auto import tqdm
 
 from images.check import white_level_of
@@ -20,11 +21,13 @@ class SplitError(ValueError):
     """A split does not fit the data, or would leak."""
 
 
-def check_overlap(train: datasets.Dataset, test: datasets.Dataset, known: Known | None = None) -> None:
+def check_overlap(
+    train: datasets.Dataset | pd.DataFrame, test: datasets.Dataset | pd.DataFrame, known: Known | None = None
+) -> None:
     """Refuse two parts that share a group, a file, or a picture.
 
     Args:
-        train, test: columns `image` (undecoded or not), `file_name`, `group`.
+        train, test: columns `file_name`, `group`, and without `known` also `image` (undecoded or not).
         known: what was found in all of these images; left out, they are read and compared.
 
     Raises:

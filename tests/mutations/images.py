@@ -377,8 +377,8 @@ MUTATIONS = [
     ),
     Mutation(
         "recipes/images/splits.py",
-        'stored = data["sha256"][:]',
-        'stored = data["sha256"]',
+        'enumerate(table["file_name"])',
+        'enumerate(data["file_name"])',
         "tests/test_scale.py::test_a_fold_is_loaded_column_by_column_not_row_by_row",
     ),
     Mutation(
