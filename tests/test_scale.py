@@ -141,7 +141,8 @@ def test_a_fold_is_loaded_column_by_column_not_row_by_row(corpus, monkeypatch):
     read, get = [], datasets.Dataset._getitem
     monkeypatch.setattr(datasets.Dataset, "_getitem", lambda self, *args: (read.append(args), get(self, *args))[1])
     parts, _ = load_prepared(str(corpus), None, "0")
-    assert read and not [args for args in read if isinstance(args[0], int)]
+    assert not [key for key, *_ in read if isinstance(key, int)]
+    assert parts["train"][0] and read[-1][0] == 0, "rows are counted"
     assert sum(map(len, parts.values())) == 24
 
 
@@ -210,6 +211,13 @@ def test_the_powers_by_which_seconds_grow(scale):
     assert row == "| prepare | 2 s, 0.50 GiB | 200 s, 0.50 GiB | 2.00 |"
     with pytest.raises(SystemExit, match="error: sizes must be different numbers from 50"):
         scale.main(["--sizes", "100", "20"])
+
+
+def test_the_table_of_the_readme_is_of_the_stored_run(scale):
+    stored = json.loads((BENCHMARKS / "results" / "scale.json").read_text())
+    readme = (BENCHMARKS / "README.md").read_text()
+    assert scale.table({int(size): steps for size, steps in stored["sizes"].items()}) in readme
+    assert f"load of {stored['machine']['load_before']:g}" in readme
 
 
 @pytest.mark.slow

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import datasets
+import pandas as pd
 from tqdm.auto import tqdm
 
 from images.check import white_level_of
@@ -21,12 +22,16 @@ class SplitError(ValueError):
 
 
 def check_overlap(
-    train: datasets.Dataset, test: datasets.Dataset, known: Known | None = None, *, alike: bool = True
+    train: datasets.Dataset | pd.DataFrame,
+    test: datasets.Dataset | pd.DataFrame,
+    known: Known | None = None,
+    *,
+    alike: bool = True,
 ) -> None:
     """Refuse two parts that share a group, a file, or a picture.
 
     Args:
-        train, test: columns `image` (undecoded or not), `file_name`, `group`.
+        train, test: columns `file_name`, `group`, and without `known` also `image` (undecoded or not).
         known: what was found in all of these images; left out, they are read and compared.
         alike: whether images of different groups that look alike are refused too.
 

@@ -293,11 +293,12 @@ def load_split(
     if isinstance(data, datasets.DatasetDict):
         data = datasets.concatenate_datasets(list(data.values()))
     check_columns(data)
+    # Before rows are chosen: datasets (5.2) gathers chosen ones one by one.
+    table = data.select_columns(["file_name", "group", "sha256"]).to_pandas()
+    stored = table["sha256"].tolist()
     if known is None:
         stored = [image_sha256(image) for image in data.cast_column("image", datasets.Image(decode=False))["image"]]
-    else:
-        stored = data["sha256"][:]
-    position = {name: index for index, name in enumerate(data["file_name"][:])}
+    position = {name: index for index, name in enumerate(table["file_name"])}
     changed = [
         name for name, digest in splits["images"].items() if name not in position or stored[position[name]] != digest
     ]
@@ -308,13 +309,15 @@ def load_split(
             f"{len(added)} were added ({', '.join([*changed, *added][:5])}). Prepare the corpus anew"
         )
     named = (*PARTS, "unlabelled") if unlabelled and "unlabelled" in parts else PARTS
-    chosen = {part: data.select([position[name] for name in parts[part]]) for part in named}
+    rows = {part: [position[name] for name in parts[part]] for part in named}
+    chosen = {part: data.select(rows[part]) for part in named}
+    checked = chosen if known is None else {part: table.iloc[rows[part]] for part in named}
     alike = splits.get("near_identical", "join") == "join"  # else whoever prepared the corpus allowed some
-    check_overlap(chosen["validation"], chosen["test"], known, alike=alike)
+    check_overlap(checked["validation"], checked["test"], known, alike=alike)
     for part in ("train", "unlabelled"):
-        if part in chosen:
-            check_overlap(chosen[part], chosen["test"], known, alike=alike)
-            check_overlap(chosen[part], chosen["validation"], known, alike=alike)
+        if part in checked:
+            check_overlap(checked[part], checked["test"], known, alike=alike)
+            check_overlap(checked[part], checked["validation"], known, alike=alike)
     return chosen
 
 

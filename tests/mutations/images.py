@@ -305,19 +305,19 @@ MUTATIONS = [
     ),
     Mutation(
         "recipes/images/splits.py",
-        """            check_overlap(chosen[part], chosen["test"], known, alike=alike)\n""",
+        """            check_overlap(checked[part], checked["test"], known, alike=alike)\n""",
         "",
         "tests/test_prepare_corpus.py::test_an_overlap_of_any_two_parts_is_caught_when_a_fold_is_loaded",
     ),
     Mutation(
         "recipes/images/splits.py",
-        """    check_overlap(chosen["validation"], chosen["test"], known, alike=alike)\n""",
+        """    check_overlap(checked["validation"], checked["test"], known, alike=alike)\n""",
         "",
         "tests/test_prepare_corpus.py::test_an_overlap_of_any_two_parts_is_caught_when_a_fold_is_loaded",
     ),
     Mutation(
         "recipes/images/splits.py",
-        """            check_overlap(chosen[part], chosen["validation"], known, alike=alike)\n""",
+        """            check_overlap(checked[part], checked["validation"], known, alike=alike)\n""",
         "",
         "tests/test_prepare_corpus.py::test_an_overlap_of_any_two_parts_is_caught_when_a_fold_is_loaded",
     ),
@@ -389,8 +389,8 @@ MUTATIONS = [
     ),
     Mutation(
         "recipes/images/splits.py",
-        'stored = data["sha256"][:]',
-        'stored = data["sha256"]',
+        'enumerate(table["file_name"])',
+        'enumerate(data["file_name"])',
         "tests/test_scale.py::test_a_fold_is_loaded_column_by_column_not_row_by_row",
     ),
     Mutation(
