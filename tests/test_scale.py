@@ -136,13 +136,13 @@ def test_what_is_known_is_of_these_files_as_they_are(corpus):
     assert load_known(str(corpus)) is None
 
 
-def test_a_fold_is_loaded_column_by_column_not_row_by_row(corpus, monkeypatch):
+def test_a_fold_is_loaded_without_gathering_its_rows(corpus, monkeypatch):
     load_prepared(str(corpus), None, "0")
     read, get = [], datasets.Dataset._getitem
     monkeypatch.setattr(datasets.Dataset, "_getitem", lambda self, *args: (read.append(args), get(self, *args))[1])
     parts, _ = load_prepared(str(corpus), None, "0")
-    assert not [key for key, *_ in read if isinstance(key, int)]
-    assert parts["train"][0] and read[-1][0] == 0, "rows are counted"
+    assert not read
+    assert parts["train"][0] and read, "reading is noticed"
     assert sum(map(len, parts.values())) == 24
 
 

@@ -389,9 +389,9 @@ MUTATIONS = [
     ),
     Mutation(
         "recipes/images/splits.py",
-        'enumerate(table["file_name"])',
-        'enumerate(data["file_name"])',
-        "tests/test_scale.py::test_a_fold_is_loaded_column_by_column_not_row_by_row",
+        "checked = chosen if known is None else",
+        "checked = chosen if True else",
+        "tests/test_scale.py::test_a_fold_is_loaded_without_gathering_its_rows",
     ),
     Mutation(
         "recipes/images/splits.py",
