@@ -17,7 +17,8 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 # tqdm reads it when it is imported: a file gets a state every half minute, and not ten in a second.
-os.environ.setdefault("TQDM_MININTERVAL", "0.1" if sys.stderr.isatty() else "30")
+if not sys.stderr.isatty():
+    os.environ.setdefault("TQDM_MININTERVAL", "30")
 
 import yaml
 from huggingface_hub.errors import HFValidationError, StrictDataclassError

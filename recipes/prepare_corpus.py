@@ -28,14 +28,13 @@ from hub.contents import PublishArguments, publication_of
 from hub.repository import publish
 from images.arguments import MIN_SALT, PrepareArguments
 from images.pseudonyms import PRIVATE, publishable, with_written_names, write_names
-from output_folder import STAGING, WRITTEN_LIST, check_output, replaced_folder
+from output_folder import STAGING, STOPPED, WRITTEN_LIST, check_output, replaced_folder
 
 logger = logging.getLogger("prepare_corpus")
 CARD_TEMPLATE = Path(__file__).resolve().parent.parent / "hub_cards" / "dataset.md"
-STOPPED = "stopped"  # what was found by a preparation that could not make splits
 WRITTEN = (
     *("data", "splits.json", "report", "report.json", "report.md", "README.md", "config.yaml"),
-    *(".gitignore", PRIVATE, STOPPED),
+    *(".gitignore", PRIVATE),
 )
 NOT_PUBLISHED = ("salt", "data_dir", "table", "output_dir", "num_workers")  # a secret, and what is of this machine
 
@@ -66,8 +65,11 @@ def prepare(args: PrepareArguments) -> Path:
     from images.splits import SplitError, make_splits
 
     output = check_output(args.output_dir)
+    stopped = output / STOPPED
+    before_ours = () if stopped.exists() and not (stopped / WRITTEN_LIST).is_file() else (STOPPED,)
     occupied = output.exists() and any(
-        not entry.name.startswith(STAGING) and entry.name not in (STOPPED, WRITTEN_LIST) for entry in output.iterdir()
+        not entry.name.startswith(STAGING) and entry.name not in (*before_ours, WRITTEN_LIST)
+        for entry in output.iterdir()
     )
     if occupied and not args.overwrite_output_dir:
         raise UsageError(
@@ -122,15 +124,15 @@ def prepare(args: PrepareArguments) -> Path:
     try:
         splits = make_splits(table, official=official, known_as=known_as, **how)
     except SplitError as error:
-        with replaced_folder(output / STOPPED) as new:
+        with replaced_folder(stopped, None if before_ours else ("report", "report.json", "report.md")) as new:
             write_report(new, items, pairs, joined, conflicts, groups, reasons, {"official": None}, {})
         classes = [None if i in conflicts else item.record.label for i, item in enumerate(items)]
         names = [record.file_name for record in before]
-        why = told_of_few_groups(args.num_folds, classes, patients, groups, joined, names)
-        told = ". ".join(filter(None, (str(error), why, f"All that was found is in {output / STOPPED / 'report.md'}")))
+        why = told_of_few_groups(args.num_folds, args.near_identical, classes, patients, groups, joined, names)
+        told = ". ".join(filter(None, (str(error), why, f"All that was found is in {stopped / 'report.md'}")))
         raise SplitError(told) from error
     splits["near_identical"] = args.near_identical
-    with replaced_folder(output, WRITTEN) as new:
+    with replaced_folder(output, (*WRITTEN, *before_ours)) as new:
         counts = {}
         (new / "data").mkdir()
         for split in ("train", "validation", "test"):

@@ -13,9 +13,10 @@ from test_dicom import save
 from test_prepare_corpus import arguments, findings
 
 from commandline import UsageError
+from hub.never_published import files_of
 from images.arguments import PrepareArguments
-from images.fingerprint import SimilarPair
-from images.grouping import pairs_that_join
+from images.fingerprint import SimilarPair, merged_groups
+from images.grouping import pairs_that_join, told_of_few_groups
 from images.known import recall
 from images.splits import SplitError, load_prepared
 from prepare_corpus import prepare
@@ -78,6 +79,57 @@ def test_a_stopped_preparation_leaves_a_data_set_as_it_was(phantoms):
     load_prepared(str(out), None, "0")
 
 
+def test_what_stopped_is_never_published_and_what_others_put_there_stays(phantoms, tmp_path):
+    phantoms.near_identical = "patients"
+    out = prepare(phantoms)
+    phantoms.near_identical, phantoms.overwrite_output_dir, phantoms.keep_file_names = "join", True, True
+    with pytest.raises(SplitError):
+        prepare(phantoms)
+    assert "a0.png" in (out / "stopped" / "report.json").read_text()
+    files, left_out = files_of(out)
+    assert not [name for name in files if name.startswith("stopped")]
+    assert left_out["stopped/report.md"] == "of a preparation that was stopped"
+    assert "/stopped/" in (out / ".gitignore").read_text()
+
+    mine = write(tmp_path / "other" / "stopped" / "mine.txt", b"mine")
+    phantoms.output_dir, phantoms.overwrite_output_dir = str(tmp_path / "other"), False
+    with pytest.raises(UsageError, match="is not empty"):
+        prepare(phantoms)
+    assert mine.read_bytes() == b"mine"
+
+
+def test_images_that_may_be_apart_are_in_report_and_card(phantoms):
+    phantoms.near_identical = "patients"
+    out = prepare(phantoms)
+    assert "| pairs of near-identical images in different groups" in (out / "report.md").read_text()
+    card = (out / "README.md").read_text()
+    assert "45 pairs of images that look alike are in different groups" in card and "joined with every" not in card
+    phantoms.near_identical, phantoms.num_folds, phantoms.overwrite_output_dir = "join", 2, True
+    table = Path(phantoms.table)
+    table.write_text("\n".join(row for row in table.read_text().splitlines() if not row.startswith("a")))
+    card = (prepare(phantoms) / "README.md").read_text()
+    assert "joined with every image that shows (nearly) the same;" in card
+
+
+def test_advice_is_for_the_pair_and_not_what_was_followed():
+    copy = SimilarPair(0, 1, 2, 0.999, identical=False)
+    frame = SimilarPair(0, 1, 20, 0.96, identical=False)
+    over = [SimilarPair(0, 2, 20, 0.96, identical=False), SimilarPair(1, 2, 20, 0.96, identical=False)]
+
+    def told(rule, patients, pairs, classes=("a", "a", "b")):
+        groups = merged_groups(patients, pairs)
+        return told_of_few_groups(2, rule, classes, patients, groups, pairs, ["x", "y", "z"])
+
+    known, unknown = ["p", "q", "r"], [None] * 3
+    assert told("join", known, [frame]).endswith("pass --near_identical patients")
+    assert told("join", unknown, [frame]).endswith("pass --near_identical copies")
+    assert told("copies", known, [copy]).endswith("pass --near_identical patients")
+    assert "'x' and 'y'" in told("copies", unknown, [copy]) and "pass" not in told("copies", unknown, [copy])
+    assert "pass" not in told("patients", [None, "q", "r"], [copy])
+    assert "of 2 images 1 group(s) are left" in told("join", unknown, over)  # over an image of another class
+    assert told("join", known, []) == ""
+
+
 def test_which_pairs_join():
     patients = ["p", "q", None, "r", "s"]
     same = SimilarPair(0, 1, 0, 1.0, identical=True)
@@ -108,6 +160,14 @@ def test_the_report_shows_each_class_and_what_is_black_and_white(tmp_path):
     assert "](report/samples.png)" in (out / "report.md").read_text()
     shown = np.asarray(Image.open(io.BytesIO((out / "report" / "samples.png").read_bytes())).convert("L"))
     assert (shown < 10).mean() > 0.1 and shown.shape[1] > 600
+
+
+def test_a_corpus_of_which_nothing_is_left_says_so(tmp_path):
+    for label in "ab":
+        write(tmp_path / "raw" / label / "same.png", encode(picture(0)))
+    with pytest.raises(SplitError, match="no image is left .* copy with another label.*stopped/report.md"):
+        prepare(arguments(tmp_path / "raw"))
+    assert "same.png" in (tmp_path / "out" / "stopped" / "report.md").read_text()
 
 
 def test_what_a_grey_window_clips_is_told(tmp_path, caplog):

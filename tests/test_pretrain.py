@@ -149,15 +149,17 @@ def test_evaluation_stands_beside_trivial_predictors(run):
     assert rows[0]["eval_loss"] == pytest.approx(parts, rel=1e-5)
 
 
-def test_a_dry_run_checks_and_leaves_everything_as_it_was(images, run, tmp_path, capsys):
+def test_a_dry_run_checks_and_leaves_everything_as_it_was(images, run, tmp_path, capsys, monkeypatch):
     import pretrain
 
+    monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", str(tmp_path / "cache"))
     before = {path: path.stat().st_mtime_ns for path in run.rglob("*")}
-    given = TINY | {"corpus": images, "dry_run": True}
+    given = TINY | {"corpus": images, "dry_run": True, "cache_images": True}
     pretrain.main(options(**given, output_dir=run, overwrite_output_dir=True))
     assert {path: path.stat().st_mtime_ns for path in run.rglob("*")} == before
     pretrain.main(options(**given, output_dir=tmp_path / "new"))
     assert capsys.readouterr().out.count("nothing wrong found") == 2 and not (tmp_path / "new").exists()
+    assert not (tmp_path / "cache" / "glcm_mae_images").exists()
     with pytest.raises(SystemExit, match="48 training images are fewer than one batch of 64"):
         pretrain.main(options(**given | {"per_device_train_batch_size": 64}, output_dir=tmp_path / "new" / "deep"))
     assert not (tmp_path / "new").exists()

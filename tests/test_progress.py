@@ -75,16 +75,36 @@ def test_how_long_it_takes_is_said_once_and_early(monkeypatch, caplog):
         state.global_step += 1
         callback.on_step_end(None, state, None)
     said = [record.getMessage() for record in caplog.records if "updates are left" in record.getMessage()]
-    assert said == ["994 updates are left: about 0:33:08 at 16 images a second, without evaluations"]
+    assert said == ["994 updates are left: about 0:33:08 at 16 images a second"]
 
 
 @pytest.mark.parametrize(("settings", "share"), [({"max_steps": -1}, 0.25), ({"max_steps": 10}, 0.6)])
 def test_how_far_a_training_is(tmp_path, settings, share):
     assert cross_validation.share_done(tmp_path) == 0
+    for written in ("", "- a list", "training:"):  # it is being written, or of another version
+        (tmp_path / "config.yaml").write_text(written)
+        (tmp_path / "metrics.jsonl").write_text("")
+        assert cross_validation.share_done(tmp_path) == 0
     (tmp_path / "config.yaml").write_text(yaml.safe_dump({"training": {"num_train_epochs": 20.0, **settings}}))
     rows = [{"step": 5, "epoch": 4.0}, {"step": 6, "epoch": 5.0}]
     (tmp_path / "metrics.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows) + '{"step": 7, "epo')
     assert cross_validation.share_done(tmp_path) == share
+
+
+def test_the_time_left_is_by_what_was_done_since_the_start(monkeypatch):
+    now = [0.0]
+    monkeypatch.setattr("tqdm.std.time", lambda: now[0])
+    monkeypatch.delenv("TQDM_DISABLE", raising=False)
+    progress = cross_validation.Progress(num_folds=5, stages=1)
+    progress.tell("fold 0", 1.0)  # finished by an earlier call
+    progress.tell("fold 1", 0.0)
+    for second in range(0, 500, 2):  # of a training that takes 1,000 s and logs every 30
+        now[0] = second
+        progress.tell("fold 1", second // 30 * 30 / 1000)
+    left = progress.bar.format_dict
+    seconds = (left["total"] - left["n"]) / ((left["n"] - left["initial"]) / left["elapsed"])
+    assert seconds == pytest.approx(3500, rel=0.1)
+    assert f"about {progress.bar.format_interval(seconds)} left" in str(progress.bar)
 
 
 def test_the_bar_of_the_folds_shows_the_step_within_one(corpus, tmp_path, pretended, monkeypatch, capsys):  # noqa: F811

@@ -23,9 +23,10 @@ from images.fingerprint import (
     fingerprint,
     similar_pairs,
 )
+from images.folds import grouped_parts
 from images.known import recall
 from images.overlap import SplitError
-from images.splits import grouped_parts, load_known, load_prepared
+from images.splits import load_known, load_prepared
 from prepare_corpus import prepare
 
 BENCHMARKS = Path(__file__).parents[1] / "recipes" / "benchmarks"

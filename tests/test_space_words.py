@@ -89,6 +89,7 @@ def test_a_classifier_that_learned_nothing_says_so(space, classifier, tmp_path):
 def test_what_a_card_does_not_state_is_not_made_up(space):
     card = space.model_card.read_card("# A card of somebody else\n\n| Images | mine |\n")
     assert "no sensitivity" in space.model_card.how_good(card, ("a", "b"), "a")
+    assert "no sensitivity" in space.model_card.how_good(card, ("{x}", "b", "c"), "{x}")
     assert card.results == "The model's card states no results." and not card.warning
     assert space.model_card.on_whom(space.model_card.read_card(""), "") == ""
 

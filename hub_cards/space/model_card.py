@@ -60,7 +60,7 @@ def how_good(card: Card, class_names: Sequence[str], answer: str) -> str:
         found = re.search(r"`binary_` are of (.+?) against the rest", card.results)
         positive = found[1] if found else None
         if answer != positive:
-            said.append(_of(card, f"{{}}_{answer}", answer, "where it is the most probable class"))
+            said.append(_of(card, "{}_" + answer, answer, "where it is the most probable class"))
         if positive:
             said.append(_of(card, "binary_{}", positive, "where its probability is 0.5 or more"))
     said = " ".join(filter(None, said))
@@ -68,7 +68,7 @@ def how_good(card: Card, class_names: Sequence[str], answer: str) -> str:
 
 
 def _of(card: Card, called: str, name: str, threshold: str) -> str:
-    rates = [card.rates.get(called.format(kind)) for kind in ("sensitivity", "specificity")]
+    rates = [card.rates.get(called.replace("{}", kind)) for kind in ("sensitivity", "specificity")]
     if None in rates:
         return ""
     found, cleared = (

@@ -8,7 +8,7 @@ from pathlib import Path
 
 from commandline import UsageError
 from images.pseudonyms import PRIVATE
-from output_folder import WRITTEN_LIST, not_ours
+from output_folder import STOPPED, WRITTEN_LIST, not_ours
 
 logger = logging.getLogger("publish")
 
@@ -51,7 +51,9 @@ def files_of(folder: Path) -> tuple[dict[str, Path], dict[str, str]]:
         if file.is_dir() or file.name == WRITTEN_LIST:
             continue
         hidden = any(part.startswith(".") for part in parts) and name not in PLAIN_NAMES
-        if PRIVATE in parts:
+        if parts[0] == STOPPED:
+            left_out[name] = "of a preparation that was stopped"
+        elif PRIVATE in parts:
             left_out[name] = "the original names of files and patients: never published"
         elif hidden or NOT_OURS.intersection(parts) or any(part.startswith("checkpoint-") for part in parts):
             left_out[name] = "not part of an export"

@@ -23,36 +23,47 @@ def pairs_that_join(pairs: Sequence[SimilarPair], patients: Sequence[str | None]
 
 def told_of_few_groups(
     num_folds: int,
+    rule: str,
     classes: Sequence[str | None],
     patients: Sequence[str | None],
     groups: Sequence[str],
-    pairs: Sequence[SimilarPair],
+    joined: Sequence[SimilarPair],
     names: Sequence[str],
 ) -> str:
-    """Of the first class with fewer groups than folds: how that came, with a pair to look at, and what to do about it.
+    """Of the first class with fewer groups than folds: how that came, with a pair to look at, and what may help.
 
     Args:
         num_folds: of the splits.
+        rule: of `pairs_that_join`.
         classes, patients, groups, names: of each image; the classes and patients `None` where unknown.
-        pairs: that were joined.
+        joined: the pairs that were joined.
 
     Returns:
         Sentences; empty where likeness joined nothing in a class with too few groups.
     """
     for label in sorted({name for name in classes if name is not None}):
-        chosen = {i for i, name in enumerate(classes) if name == label}
+        chosen = [i for i, name in enumerate(classes) if name == label]
         known = {patients[i] for i in chosen} - {None}
         before = len(known) + sum(patients[i] is None for i in chosen)
-        after = len({groups[i] for i in chosen})
-        alike = [pair for pair in pairs if {pair.first, pair.second} <= chosen and not pair.identical]
-        apart = [pair for pair in alike if patients[pair.first] != patients[pair.second] or not known]
-        if after < min(num_folds, before) and apart:
+        after = {groups[i] for i in chosen}
+        apart = [
+            pair
+            for pair in joined
+            if not pair.identical
+            and groups[pair.first] in after
+            and (patients[pair.first] != patients[pair.second] or patients[pair.first] is None)
+        ]
+        if len(after) < min(num_folds, before) and apart:
             pair = min(apart, key=lambda pair: (-pair.bits, pair.correlation))
             ends = f"'{names[pair.first]}' and '{names[pair.second]}'"
-            return (
-                f"Class {label}: of {before} {'patients' if known else 'images'} {after} group(s) are left, since "
+            of_patients = all(patients[i] is not None for i in (pair.first, pair.second))
+            other = "patients" if of_patients else "copies" if not pair.is_copy else None
+            told = (
+                f"Class {label}: of {before} {'patients' if known else 'images'} {len(after)} group(s) are left, since "
                 f"images look alike, such as {ends} ({pair.bits} of 256 bits differ, correlation "
-                f"{pair.correlation:.2f}; the least alike of {len(apart)} pairs). If these do not show the same, pass "
-                f"--near_identical {'patients' if known else 'copies'}"
+                f"{pair.correlation:.2f}; the least alike of {len(apart)} pairs)"
             )
+            if other is None or other == rule:
+                return told
+            return f"{told}. If these do not show the same, pass --near_identical {other}"
     return ""

@@ -16,6 +16,7 @@ from pathlib import Path
 from PIL import Image
 
 from corpora.record import CorpusError
+from output_folder import STOPPED
 
 PRIVATE = "private"  # folder in a prepared data set that is never published
 COLUMNS = ("file_name", "patient", "written_name", "group", "left_out")
@@ -103,7 +104,7 @@ def write_names(
         for i, (item, group) in enumerate(zip(items, groups, strict=True))
     ]
     rows += [(name, None, pseudonym_of_file(salt, name), None, reason) for name, reason in problems]
-    (folder / ".gitignore").write_text(f"/{PRIVATE}/\n")
+    (folder / ".gitignore").write_text(f"/{PRIVATE}/\n/{STOPPED}/\n")
     (folder / PRIVATE).mkdir(mode=0o700)
     # Names that are not UTF-8 come out as the bytes that they are.
     with open(

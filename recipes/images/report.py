@@ -10,6 +10,7 @@ from statistics import fmean
 from typing import Any
 
 import matplotlib
+import numpy as np
 from matplotlib.figure import Figure
 from PIL import Image
 
@@ -19,13 +20,15 @@ from images.fingerprint import COPY_BITS, COPY_CORRELATION, MAX_BITS, MIN_CORREL
 MAX_PICTURES = 24  # pairs in a picture; all are listed in report.json
 LISTED = 20  # file names a finding in report.md
 SAMPLES = "report/samples.png"
-SAMPLES_SHOWN = 6  # of each class
+SAMPLES_SHOWN, CLASSES_SHOWN = 6, 20  # images of a class, and classes
+SIDE_SHOWN = 160  # pixels
 
 TITLES = {
     "identical_pairs": "pairs of byte-identical images",
     "near_identical_pairs": "pairs of near-identical images",
     "label_conflicts": "pairs of copies with different labels (left out)",
-    "suspected_conflicts": "pairs of near-identical images with different labels (kept, in one group)",
+    "suspected_conflicts": "pairs of near-identical images with different labels (kept)",
+    "apart": "pairs of near-identical images in different groups (as near_identical has it)",
     "across_official_split": "pairs of (near-)identical images across the official split",
     "patients_across_official_split": "patients on both sides of the official split",
     "excluded": "images left out for a conflict of labels",
@@ -93,6 +96,7 @@ def write_report(
         "near_identical_pairs": [pair for pair in pairs if not pair.identical],
         "label_conflicts": [pair for pair in pairs if pair.is_copy and differ(labels, pair)],
         "suspected_conflicts": [pair for pair in pairs if not pair.is_copy and differ(labels, pair)],
+        "apart": [pair for pair in pairs if groups[pair.first] != groups[pair.second]],
         "across_official_split": [pair for pair in pairs if differ(official, pair)],
     }
     sides: dict[str, set] = defaultdict(set)
@@ -102,7 +106,7 @@ def write_report(
     own = splits["official"]
     kept = [i for i in range(len(items)) if i not in conflicts]
     whites = Counter(items[i].white for i in kept)
-    usual = max(whites, key=whites.get)
+    usual = max(whites, key=whites.get, default=None)
     findings: dict[str, list] = {name: [described(pair) for pair in found] for name, found in chosen.items()}
     findings |= {
         "patients_across_official_split": sorted(name for name, found in sides.items() if len(found) > 1),
@@ -126,6 +130,8 @@ def write_report(
         unchecked |= {"across_official_split", "patients_across_official_split", "official_left_out"}
     if not patients:
         unchecked.add("patients_across_official_split")
+    if not chosen["apart"]:
+        unchecked.add("apart")
     if len(whites) < 2:
         unchecked.add("other_white")
     if len(set(labels) - {None}) < 2:
@@ -145,7 +151,7 @@ def write_report(
         "images_read": len(items),
         "images_written": sum(counts.values()),
         "num_groups": len(sizes),
-        "largest_group": max(sizes.values()),
+        "largest_group": max(sizes.values(), default=0),
         "share_of_pixels": {
             name: {"black": _mean(item.black for item in found), "white": _mean(item.bright for item in found)}
             for name, found in sorted(of_class.items())
@@ -167,7 +173,8 @@ def write_report(
     }
     (folder / "report.json").write_text(json.dumps(report, indent=1) + "\n")
     (folder / "report").mkdir()
-    _draw_samples(folder / SAMPLES, of_class)
+    if of_class:
+        _draw_samples(folder / SAMPLES, of_class)
     pictures = {}
     for name, found in chosen.items():
         if found:
@@ -183,8 +190,7 @@ def _markdown(report: dict[str, Any], findings: dict[str, list], pictures: dict[
         "",
         f"{report['images_read']} images read, {report['images_written']} written, in {report['num_groups']} groups "
         f"(the largest has {report['largest_group']} images).",
-        "",
-        f"![images of each class]({SAMPLES})",
+        *(["", f"![images of each class]({SAMPLES})"] if report["class_counts"] else []),
         "",
         "| class | images | pixels that are black | that are white |",
         "|---|---|---|---|",
@@ -228,17 +234,23 @@ def _mean(shares: Iterable[float]) -> float:
 @matplotlib.rc_context({"text.parse_math": False})  # a $ in a name is a dollar
 def _draw_samples(file: Path, of_class: dict[str, list]) -> None:
     """Images of each class, evenly spread, as a training will see their grey."""
-    figure = Figure(figsize=(1.6 * SAMPLES_SHOWN, 1.8 * len(of_class)), layout="constrained")
-    axes = figure.subplots(len(of_class), SAMPLES_SHOWN, squeeze=False)
+    largest = sorted(of_class, key=lambda name: -len(of_class[name]))[:CLASSES_SHOWN]
+    figure = Figure(figsize=(1.6 * SAMPLES_SHOWN, 1.8 * len(largest)), layout="constrained")
+    if len(largest) < len(of_class):
+        figure.suptitle(f"the {len(largest)} largest of {len(of_class)} classes")
+    axes = figure.subplots(len(largest), SAMPLES_SHOWN, squeeze=False)
     for axis in axes.flat:
         axis.axis("off")
-    for row, (name, items) in zip(axes, sorted(of_class.items()), strict=True):
+    for row, name in zip(axes, sorted(largest), strict=True):
+        items = of_class[name]
         for axis, k in zip(row, range(min(SAMPLES_SHOWN, len(items))), strict=False):
             item = items[k * len(items) // min(SAMPLES_SHOWN, len(items))]
             image = decode_image(
                 item.data.read(), name=item.record.file_name, num_channels=3, white_level=item.white_level
             )
-            axis.imshow(image, vmin=0, vmax=1)
+            shown = Image.fromarray((image * 255).round().astype(np.uint8))
+            shown.thumbnail((SIDE_SHOWN, SIDE_SHOWN))
+            axis.imshow(shown)
         row[0].set_title(f"{name}, {len(items)}", fontsize=8, loc="left")
     figure.savefig(file, dpi=80)
 

@@ -15,10 +15,10 @@ import pandas as pd
 import torch
 from accelerate import PartialState
 from accelerate.utils import gather_object
-from sklearn.model_selection import StratifiedGroupKFold
 
 from commandline import UsageError
 from corpora.load import parquet_files
+from images.folds import grouped_parts
 from images.known import Known, recall, remember
 from images.overlap import SplitError, bytes_of, check_columns, check_overlap, examine
 from images.randomness import HELD_OUT, keyed_generator
@@ -29,34 +29,6 @@ PARTS = ("train", "validation", "test")
 OFFICIAL = "official split"
 VALIDATION_FOLDS = 8  # the validation part is one in so many of what is not test, where there are as many groups
 NEAR = np.log(2.5)  # how far the log odds of its share may be from that: 5 % to 26 % for one in 8
-
-
-class _Folds(StratifiedGroupKFold):
-    """The folds of scikit-learn to the last group, in an eighth of the time: the rule at its heart, for all at once.
-
-    Should scikit-learn call that by another name one day, its own takes over.
-    """
-
-    def _find_best_fold(self, y_counts_per_fold: np.ndarray, y_cnt: np.ndarray, group_y_counts: np.ndarray) -> int:
-        # (which fold would get the group, fold, class)
-        proposed = np.repeat(y_counts_per_fold[None], self.n_splits, axis=0)
-        proposed[np.diag_indices(self.n_splits)] += group_y_counts
-        spreads = (proposed / y_cnt).std(axis=1).mean(axis=1).tolist()
-        sizes = y_counts_per_fold.sum(axis=1).tolist()
-        best = 0
-        for fold in range(1, self.n_splits):
-            spread, least = spreads[fold], spreads[best]
-            # np.isclose, which takes longer than the rest
-            close = abs(spread - least) <= 1e-8 + 1e-5 * least
-            if spread < least or (close and sizes[fold] < sizes[best]):
-                best = fold
-        return best
-
-
-def grouped_parts(labels: np.ndarray, groups: np.ndarray, num_parts: int, seed: int) -> list[np.ndarray]:
-    """Positions of each of `num_parts` parts: images of each class in proportion, no group in two of them."""
-    divide = _Folds(num_parts, shuffle=True, random_state=seed)
-    return [np.sort(test) for _, test in divide.split(np.zeros(len(labels)), labels, groups)]
 
 
 def _largest(groups: np.ndarray) -> tuple[Any, int]:
@@ -220,6 +192,8 @@ def make_splits(
             parts["unlabelled"] = sorted(pool["file_name"][~apart])
         return parts
 
+    if not len(table):
+        raise SplitError("no image is left to make folds of: each has a copy with another label, or no label")
     for label in np.unique(labels):
         of_class = groups[labels == label]
         count, (largest, size) = len(np.unique(of_class)), _largest(of_class)

@@ -116,8 +116,8 @@ def _where(found: Mapping[str, Any]) -> str:
 
 
 NO_PATIENTS = (
-    "**No patients are known**: images that look alike are kept together, but another image of a test patient may have "
-    "been trained on, and figures may be too good for that."
+    "**No patients are known**: at most images that look alike are kept together. Another image of a test patient may "
+    "have been trained on, and figures may be too good for that."
 )
 
 

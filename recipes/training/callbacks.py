@@ -100,7 +100,7 @@ class ImagesProgressCallback(ProgressCallback):
             self.estimated = True
             left = state.max_steps - state.global_step
             logger.info(
-                "%d updates are left: about %s at %.3g images a second, without evaluations",
+                "%d updates are left: about %s at %.3g images a second",
                 *(left, timedelta(seconds=round(left * seconds / steps)), steps * self.images_per_step / seconds),
             )
 

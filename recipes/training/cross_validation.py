@@ -56,13 +56,17 @@ class Progress:
 
     def __init__(self, num_folds: int, stages: int):
         form = "{desc}: {percentage:3.0f}% {bar} {elapsed}, about {remaining} left{postfix}"
-        self.bar = tqdm(total=num_folds * stages, desc=f"{num_folds} fold(s)", bar_format=form, miniters=0)
+        self.bar = tqdm(total=num_folds * stages, desc=f"{num_folds} fold(s)", bar_format=form, miniters=0, smoothing=0)
         self.shares: dict[str, float] = {}
         self.lock = Lock()
 
     def tell(self, training: str, share: float) -> None:
-        """Set how much of a training is done, 0 to 1."""
+        """Set how much of a training is done, 0 to 1. What is done when it is first told took none of this time."""
         with self.lock:
+            if self.shares.get(training) == share:
+                return  # of many looks at nothing new, a mean speed would be made
+            if training not in self.shares:
+                self.bar.initial += share
             self.shares[training] = share
             running = (f"{name} {done:.0%}" for name, done in self.shares.items() if done < 1)
             self.bar.set_postfix_str(", ".join(running), refresh=False)
@@ -72,10 +76,12 @@ class Progress:
 def share_done(folder: Path) -> float:
     """How much of the training in a folder is done, 0 to 1, by its last log."""
     settings, log = folder / "config.yaml", folder / "metrics.jsonl"
-    if not (settings.exists() and log.exists()):
-        return 0.0
-    training = yaml.safe_load(settings.read_text())["training"]
-    for line in reversed(log.read_text().splitlines()):
+    try:
+        training = yaml.safe_load(settings.read_text())["training"]
+        lines = log.read_text().splitlines()
+    except (OSError, TypeError, KeyError, yaml.YAMLError):
+        return 0.0  # they are not there yet, or being written
+    for line in reversed(lines):
         try:
             last = json.loads(line)
         except json.JSONDecodeError:
@@ -173,6 +179,7 @@ def _run(recipe: str, folder: Path, options: list[str], environment: dict[str, s
     command += ["--push_to_hub", "false"]  # every fold would take the place of the one before
     log = folder / "log.txt"
     logger.info("fold %s: %s, see %s", fold, step, log)
+    progress.tell(f"fold {fold} {step}", min(share_done(folder), 0.99) if "last" in going_on else 0.0)
     with log.open("a") as lines:
         try:
             if fcntl is not None:  # the recipe inherits the lock with its output: it holds while that recipe runs

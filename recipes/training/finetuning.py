@@ -406,7 +406,7 @@ class FineTuning(Run):
                 "data_facts": facts_of(self.data_args.corpus),
                 "counts": counts,
                 "learning_rate": self.args.learning_rate if self.model_args.mode == "finetune" else None,
-                "num_train_epochs": self.args.num_train_epochs,
+                "num_train_epochs": self.trainer.state.epoch,
                 "effective_batch_size": self.resolved["derived"]["effective_batch_size"],
                 "mode": self.model_args.mode,
                 "pooling": self.model_args.pooling,

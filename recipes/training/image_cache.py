@@ -7,6 +7,7 @@ there again by later runs.
 import hashlib
 import logging
 import os
+import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -69,26 +70,31 @@ def image_cache(
     whites = dataset["white_level"][:] if "white_level" in dataset.column_names else None
     key = hashlib.sha256(repr((how, whites, image_digests(dataset))).encode()).hexdigest()
     file = Path(datasets.config.HF_DATASETS_CACHE) / "glcm_mae_images" / f"{key}.npy"
-    with PartialState().local_main_process_first():
-        if file.exists():
-            try:
-                return ImageCache(file)
-            except (OSError, ValueError) as error:
-                logger.warning("cache_images: %s is damaged (%s) and is made again", file, error)
+    # Not by a barrier, which gives up after half an hour. If the first process fails, the launcher ends the others.
+    while not PartialState().is_local_main_process:
         try:
-            file.parent.mkdir(parents=True, exist_ok=True)
-            with replaced_file(file) as new:
-                # Most medical images are grey: a third is enough, until one is not.
-                if not _write(new, dataset, fitted, 1, transform.image_size):
-                    _write(new, dataset, fitted, num_channels, transform.image_size)
-        except OSError as error:
-            raise UsageError(
-                f"cache_images: {file} cannot be written ({error.strerror or error}). Make room there, let the "
-                "environment variable HF_DATASETS_CACHE name another folder, or set cache_images to false"
-            ) from error
-        size = file.stat().st_size / 2**20
-        logger.info("cache_images: %d images, %.0f MiB, in %s, which may be deleted", len(dataset), size, file)
-        return ImageCache(file)
+            return ImageCache(file)
+        except (OSError, ValueError):
+            time.sleep(1)
+    if file.exists():
+        try:
+            return ImageCache(file)
+        except (OSError, ValueError) as error:
+            logger.warning("cache_images: %s is damaged (%s) and is made again", file, error)
+    try:
+        file.parent.mkdir(parents=True, exist_ok=True)
+        with replaced_file(file) as new:
+            # Most medical images are grey: a third is enough, until one is not.
+            if not _write(new, dataset, fitted, 1, transform.image_size):
+                _write(new, dataset, fitted, num_channels, transform.image_size)
+    except OSError as error:
+        raise UsageError(
+            f"cache_images: {file} cannot be written ({error.strerror or error}). Make room there, let the "
+            "environment variable HF_DATASETS_CACHE name another folder, or set cache_images to false"
+        ) from error
+    size = file.stat().st_size / 2**20
+    logger.info("cache_images: %d images, %.0f MiB, in %s, which may be deleted", len(dataset), size, file)
+    return ImageCache(file)
 
 
 def _write(
@@ -102,12 +108,17 @@ def _write(
     shape = (len(dataset), num_channels, *size)
     header = {"descr": "<f4", "fortran_order": False, "shape": shape}
     # Not as a mapping: a full disk would kill the process then.
-    with file.open("wb") as opened, ThreadPoolExecutor(min(8, os.cpu_count() or 1)) as pool:
+    with (
+        file.open("wb") as opened,
+        ThreadPoolExecutor(min(8, os.cpu_count() or 1)) as pool,
+        tqdm(total=len(dataset), desc="caching images", unit=" images", leave=False) as bar,
+    ):
         np.lib.format.write_array_header_1_0(opened, header)
-        for start in tqdm(range(0, len(dataset), AT_ONCE), desc="caching images", unit_scale=AT_ONCE, leave=False):
+        for start in range(0, len(dataset), AT_ONCE):
             part = range(start, min(start + AT_ONCE, len(dataset)))
             for pixels in pool.map(lambda index: fitted(dataset[index]), part):
                 if (pixels[num_channels:] != pixels[:1]).any():
                     return False
                 opened.write(pixels[:num_channels].tobytes())
+                bar.update()
     return True

@@ -4,6 +4,7 @@ import copy
 import itertools
 import logging
 import re
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -72,7 +73,8 @@ class Pretraining(Run):
             raise UsageError(f"export_picture must not be true: {self.facts.no_copies}")
         self.model = build_model(self.model_args, data_args)
         self.seen = self._known_images()
-        self.data = load_data(data_args, self.model.config, args.seed)
+        cached = data_args.cache_images and not args.dry_run  # which writes nothing
+        self.data = load_data(replace(data_args, cache_images=cached), self.model.config, args.seed)
         if args.probe_labels:
             self._check_probe()
         self.statistics = self._look_at_grey_levels()

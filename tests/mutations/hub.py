@@ -4,6 +4,12 @@ from mutations.record import Mutation
 
 MUTATIONS = [
     Mutation(
+        "recipes/hub/never_published.py",
+        "        if parts[0] == STOPPED:",
+        "        if False:",
+        "tests/test_grouping.py::test_what_stopped_is_never_published_and_what_others_put_there_stays",
+    ),
+    Mutation(
         "hub_cards/space/features.py",
         "key=lambda row: -abs(row[1])",
         "key=lambda row: -row[1]",

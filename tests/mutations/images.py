@@ -346,19 +346,19 @@ MUTATIONS = [
         "tests/test_prepare_corpus.py::test_parts_have_their_share_of_each_class_and_whole_patients",
     ),
     Mutation(
-        "recipes/images/splits.py",
+        "recipes/images/folds.py",
         "divide.split(np.zeros(len(labels)), labels, groups)",
         "divide.split(np.zeros(len(labels)), np.arange(len(labels)) % 2, groups)",
         "tests/test_prepare_corpus.py::test_parts_have_their_share_of_each_class_and_whole_patients",
     ),
     Mutation(
-        "recipes/images/splits.py",
+        "recipes/images/folds.py",
         "divide.split(np.zeros(len(labels)), labels, groups)",
         "divide.split(np.zeros(len(labels)), labels, np.arange(len(labels)))",
         "tests/test_prepare_corpus.py::test_parts_have_their_share_of_each_class_and_whole_patients",
     ),
     Mutation(
-        "recipes/images/splits.py",
+        "recipes/images/folds.py",
         "shuffle=True, random_state=seed",
         "shuffle=True, random_state=0",
         "tests/test_prepare_corpus.py::test_seeds_shuffle_patients_and_orders_do_not_matter",
@@ -382,7 +382,7 @@ MUTATIONS = [
         "tests/test_prepare_corpus.py::test_a_patient_with_most_of_the_images_does_not_fill_the_validation_part",
     ),
     Mutation(
-        "recipes/images/splits.py",
+        "recipes/images/folds.py",
         "(close and sizes[fold] < sizes[best])",
         "(close and sizes[fold] > sizes[best])",
         "tests/test_scale.py::test_folds_are_those_of_scikit_learn",

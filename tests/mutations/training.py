@@ -4,6 +4,12 @@ from mutations.record import Mutation
 
 MUTATIONS = [
     Mutation(
+        "recipes/training/cross_validation.py",
+        "                self.bar.initial += share\n",
+        "                pass\n",
+        "tests/test_progress.py::test_the_time_left_is_by_what_was_done_since_the_start",
+    ),
+    Mutation(
         "recipes/training/callbacks.py",
         "and self.said.get(name) != value",
         "",
