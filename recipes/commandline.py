@@ -111,7 +111,8 @@ def answer_early(
     for word in words:
         name = word.partition("=")[0].removeprefix("--").replace("-", "_")
         if word.startswith("--") and name.removeprefix("no_") not in options:
-            sys.exit(f"error: unknown option: {word}{_nearest(name, options, '--')} ({HELP_ALL} lists all options)")
+            near = _nearest(name, options, "--")
+            sys.exit(f"error: unknown option or value: {word}{near} ({HELP_ALL} lists all options)")
 
 
 def _options_of_trainer() -> set[str]:

@@ -422,7 +422,7 @@ def test_mistakes_are_one_clear_line(raw, capsys):
         with pytest.raises(SystemExit) as stopped:
             prepare_corpus.main(["--output_dir", str(raw.parent / "out"), *options])
         assert str(stopped.value).startswith("error: ") and message in str(stopped.value), stopped.value
-        assert not (raw.parent / "out").exists()
+        assert not (raw.parent / "out" / "splits.json").exists()
     prepare_corpus.main(["--output_dir", str(raw.parent / "out"), "--data_dir", str(raw), "--bad_images", "skip"])
     assert len(findings(raw.parent / "out")["unreadable"]) == 1
     with pytest.raises(SystemExit, match="overwrite_output_dir"):

@@ -35,7 +35,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Sequence
-from dataclasses import asdict
+from dataclasses import asdict, fields
 from pathlib import Path
 from typing import Any
 
@@ -63,6 +63,7 @@ from training.arguments import PRETRAINING, DataArguments, ModelArguments, Pretr
 from training.feeding import PretrainDataset, collate
 from training.frozen import probe_accuracy
 from training.models import build_model
+from training.options import PretrainingOptions
 from training.pretraining import Pretraining
 
 CONFIG = Path(__file__).resolve().parents[1] / "configs" / "quickstart.yaml"
@@ -142,7 +143,7 @@ def settings_of(
     args: PretrainingArguments,
 ) -> dict[str, Any]:
     """All that decides what a run measures. Two runs of equal settings give equal results."""
-    training = {name: getattr(args, name) for name in (*PretrainingArguments.__annotations__, "seed")}
+    training = {name: getattr(args, name) for name in (*(found.name for found in fields(PretrainingOptions)), "seed")}
     chosen = {name: value for name, value in (training | vars(data_args)).items() if name not in NOT_SETTINGS}
     settings = {
         "pretraining": row,

@@ -7,7 +7,6 @@ from pathlib import Path
 from typing import Any
 
 from huggingface_hub import EvalResult, ModelCard, ModelCardData
-from transformers import PreTrainedModel
 from transformers.utils import cached_file
 
 RESULTS = re.compile(r"<!-- results -->.*<!-- end of results -->", re.DOTALL)
@@ -50,16 +49,6 @@ def with_section(text: str, section: str) -> str:
 CARDS = Path(__file__).resolve().parents[2] / "hub_cards"
 ADDRESS = "path/to/export"  # stands for the repository in a card until it is published
 DATA_ADDRESS = "path/to/this/folder"  # the same in the card of a data set
-
-
-def network_said(model: PreTrainedModel) -> str:
-    """An encoder's size in words: depth, width, patches, images, parameters; with its head, if it has one."""
-    config = model.config
-    height, width = config.image_size if isinstance(config.image_size, list | tuple) else (config.image_size,) * 2
-    return (
-        f"{config.num_hidden_layers} layers of width {config.hidden_size}, patches of {config.patch_size} pixels, "
-        f"images of {height} x {width}; {model.num_parameters() / 1e6:.2f} million parameters"
-    )
 
 
 @dataclass(frozen=True)

@@ -20,7 +20,7 @@ from transformers import (
 from transformers.utils import cached_file
 
 from corpora.speckle import CLASS_SETS, speckle_image
-from hub.cards import CARDS, eval_results, network_said
+from hub.cards import CARDS, eval_results
 from modeling_glcm_mae import GLCMMAEForPreTraining
 from output_folder import replaced_folder
 
@@ -90,6 +90,16 @@ def stock_encoder(model: GLCMMAEForPreTraining) -> ViTModel:
     weights["pooler.dense.bias"] = torch.zeros(config.hidden_size)
     encoder.load_state_dict(weights)
     return encoder.eval()
+
+
+def network_said(model: PreTrainedModel) -> str:
+    """An encoder's size in words: depth, width, patches, images, parameters; with its head, if it has one."""
+    config = model.config
+    height, width = config.image_size if isinstance(config.image_size, list | tuple) else (config.image_size,) * 2
+    return (
+        f"{config.num_hidden_layers} layers of width {config.hidden_size}, patches of {config.patch_size} pixels, "
+        f"images of {height} x {width}; {model.num_parameters() / 1e6:.2f} million parameters"
+    )
 
 
 def write_export(
