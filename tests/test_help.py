@@ -51,7 +51,10 @@ def test_help_does_not_import_what_the_work_needs(script):
     assert done.stdout.endswith("imported []\n")
 
 
-@pytest.mark.parametrize("script", SCRIPTS)
+@pytest.mark.parametrize(
+    "script",
+    [name if name in ("pretrain", "publish") else pytest.param(name, marks=pytest.mark.slow) for name in SCRIPTS],
+)
 def test_a_mistyped_option_does_not_wait_for_what_the_work_needs(script):
     code = (
         "import atexit, runpy, sys\n"
@@ -65,7 +68,7 @@ def test_a_mistyped_option_does_not_wait_for_what_the_work_needs(script):
     assert done.stdout.endswith("imported []\n")
 
 
-@pytest.mark.parametrize("config", ["cpu", "one_gpu"])
+@pytest.mark.parametrize("config", [pytest.param("cpu", marks=pytest.mark.slow), "one_gpu"])
 def test_the_launcher_adds_nothing_below_our_message(config, tmp_path):
     file = RECIPES / "configs" / "accelerate" / f"{config}.yaml"
     command = [
