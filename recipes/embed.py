@@ -31,7 +31,11 @@ def run(args: EmbedArguments) -> None:
     """Compute the features, and print where they are."""
     from training.embedding import embed  # here: it needs torch, and help does not
 
-    print(f"features {embed(args)}")
+    features = embed(args)
+    print(f"features {features}")
+    for picture in ("features.png", "neighbours.png"):
+        if (features.parent / picture).exists():
+            print(f"picture  {features.parent / picture}")
 
 
 def main(argv: Sequence[str] | None = None) -> None:

@@ -61,8 +61,11 @@ def onnx_model(folder: Path) -> bytes:
 
 def card_with_onnx(card: str, folder: Path, repo_id: str) -> str:
     """The card, which also says how the ONNX model is run."""
-    config = json.loads((folder / "config.json").read_text())
+    config, processor = (
+        json.loads((folder / name).read_text()) for name in ("config.json", "preprocessor_config.json")
+    )
     facts = {
+        "deep": processor["rescale_factor"] < 1 / 256,
         "repo_id": repo_id,
         "file": ONNX_FILE,
         "outputs": KINDS[config["architectures"][0]][1],
