@@ -108,6 +108,7 @@ def test_moving_pixels_restores_texture(tmp_path, capsys):
     assert f"| {rows['paper']['glcm_l1']:.2f} |" in printed[2]
 
 
+@pytest.mark.slow
 def test_no_step_leaves_the_blurred_patches(tmp_path):
     report = optimize(tmp_path, "--steps=1", "--learning_rate=0", "--rows", "linear16")
     row = report["rows"]["linear16"]

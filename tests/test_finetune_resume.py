@@ -151,6 +151,7 @@ def test_a_run_of_an_earlier_version_is_resumed_where_its_settings_tell_enough(
         _begun(corpus, old, "--model_name_or_path", str(exported))
 
 
+@pytest.mark.slow
 def test_a_resume_goes_on_counting_towards_early_stopping(corpus, exported, tmp_path):
     # A rate at which nothing changes: the first epoch stays the best one, and the fourth is the third without a better.
     options = ("--model_name_or_path", str(exported), "--early_stopping_patience", "3", "--save_total_limit", "9")

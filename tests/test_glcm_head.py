@@ -320,6 +320,7 @@ def test_one_channel_keeps_the_head(head_model, tmp_path):
     torch.testing.assert_close(ours.glcm_head_loss, theirs.glcm_head_loss)
 
 
+@pytest.mark.slow
 @pytest.mark.plain
 def test_custom_code_loads_without_the_package(head_model, tmp_path):
     folder = tmp_path / "glcm-mae-tiny"
@@ -386,6 +387,7 @@ assert model.decoder.glcm_head.weight.grad.full_tensor().any()
 """
 
 
+@pytest.mark.slow
 def test_a_sharded_model_foretells_and_learns(tiny_fields, tmp_path):
     fields = json.dumps(tiny_fields | {"glcm_head_weight": 1.0})
     command = [sys.executable, "-c", SHARDED, str(tmp_path / "store"), fields]

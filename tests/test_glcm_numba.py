@@ -106,6 +106,7 @@ def test_a_numba_that_cannot_be_imported_is_said_once(error, tmp_path):
     assert done.stderr.count(said) == 1
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="needs os.fork")
 def test_a_forked_process_has_threads_of_its_own():
     # As a DataLoader's workers do. Threads of the parent would never answer.

@@ -70,6 +70,7 @@ def test_deterministic_algorithms_give_equal_bits(deterministic):
         assert torch.equal(losses, results[0][0]) and torch.equal(gradient, results[0][1])
 
 
+@pytest.mark.slow
 def test_one_program_takes_many_patches(monkeypatch):
     from modeling_glcm_mae import glcm_triton
 

@@ -145,6 +145,7 @@ def test_it_loads_offline_from_its_folder_alone(tmp_path):
     assert "folds: `(n,)`" in description
 
 
+@pytest.mark.slow
 def test_figures_need_no_evaluate():
     code = "import sys, judging.summary, training.finetuning; print('evaluate' in sys.modules)"
     environment = os.environ | {"PYTHONPATH": os.pathsep.join(map(str, (RECIPES.parent, RECIPES)))}

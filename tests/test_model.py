@@ -646,6 +646,7 @@ torch.testing.assert_close(model.reconstruct(pixel_values, noise=noise).reconstr
 """
 
 
+@pytest.mark.slow
 def test_a_sharded_model_reconstructs(tiny_fields, tmp_path):
     fields = ", ".join(f"{name}={value}" for name, value in tiny_fields.items())
     command = [sys.executable, "-c", SHARDED.format(fields=fields), str(tmp_path / "store")]

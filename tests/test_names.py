@@ -120,7 +120,7 @@ def test_nothing_that_is_published_names_files_patients_or_this_machine(out, roo
 def test_the_private_table_leads_back_to_each_file_and_only_its_owner_can_read_it(out, root):
     assert (out / "private").stat().st_mode & 0o777 == 0o700
     assert (out / "private" / "names.csv").stat().st_mode & 0o777 == 0o600
-    assert (out / ".gitignore").read_text() == "/private/\n"
+    assert (out / ".gitignore").read_text() == "/private/\n/stopped/\n"
     names = names_of(out)
     assert len(names) == 64
     written = {row["file_name"]: row for part in datasets.load_dataset(str(out)).values() for row in part}

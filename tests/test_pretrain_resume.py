@@ -258,6 +258,7 @@ def test_a_training_in_two_stages_goes_on_in_either_as_if_it_had_not_been_stoppe
         trained(images, staged, "--resume_from_checkpoint=last", mse_images_per_update=16)
 
 
+@pytest.mark.slow
 def test_checkpoints_between_stages_are_as_many_as_in_one_and_may_lie_elsewhere(images, tmp_path):  # noqa: F811
     given = {"mse_images_per_update": 24, "save_steps": 0.25}
     staged = trained(images, tmp_path / "staged", **given)
