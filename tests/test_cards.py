@@ -36,6 +36,7 @@ from hub.cards import ADDRESS, DATA_ADDRESS, Origin, origin_of
 from hub.contents import ROOT, with_export
 from hub.export import write_classifier, write_export
 from hub.never_published import files_of
+from hub.onnx_model import card_with_onnx
 from hub.publication import Publication
 from hub.repository import finish, open_repository, send
 from images.arguments import PrepareArguments
@@ -52,10 +53,10 @@ REPO = "org/glcm-mae-tiny"
 PROCESSOR = ImageTransform(32, resize="squash").processor()
 
 
-def export(folder: Path, config, **facts) -> str:
+def export(folder: Path, config, processor=PROCESSOR, **facts) -> str:
     """Write an export of an untrained model; returns its card."""
     given = {"title": "Tiny", "repo_id": ADDRESS, "corpus": "speckle"} | facts
-    write_export(folder, GLCMMAEForPreTraining(config), PROCESSOR, {"config.yaml": "a: 1\n"}, [], given)
+    write_export(folder, GLCMMAEForPreTraining(config), processor, {"config.yaml": "a: 1\n"}, [], given)
     return (folder / "README.md").read_text()
 
 
@@ -183,6 +184,21 @@ def test_the_card_of_a_classifier_of_deep_images_gives_8_bit_ones_their_white(tm
     assert by_hand == pytest.approx(right, abs=1e-4)
     dark = names["pipeline"]("image-classification", str(tmp_path / "export"))(image)  # what it is without the factor
     assert {row["label"]: row["score"] for row in dark} != pytest.approx(right, abs=1e-2)
+
+
+@pytest.mark.parametrize("white", [4095, 65535])
+def test_cards_of_an_encoder_of_deep_images_give_8_bit_ones_their_white(white, tiny_config, tmp_path):
+    transform = ImageTransform(32, resize="squash")
+    card = export(tmp_path / "export", tiny_config("mse"), transform.processor(white, deep=True), deep=True)
+    code = re.findall(r"```python\n(.*?)```", card, re.DOTALL)[0].replace(ADDRESS, str(tmp_path / "export"))
+    image = Image.fromarray(grey(32, 32))
+    names = {"image": image}
+    exec(compile(code, "card", "exec"), names)
+    right = transform.processor()(images=image.convert("RGB"), return_tensors="pt")["pixel_values"]
+    torch.testing.assert_close(names["inputs"]["pixel_values"], right)
+    assert 'from_pretrained("me/x", rescale_factor=1 / 255)' in card_with_onnx(card, tmp_path / "export", "me/x")
+    card = export(tmp_path / "plain", tiny_config("mse"), transform.processor(200))  # 8 bits, with a white of its own
+    assert "rescale_factor" not in card_with_onnx(card, tmp_path / "plain", "me/x")
 
 
 def test_a_checkpoint_in_a_folder_tells_where_it_comes_from_and_not_where_it_lies(tiny_config, tmp_path):

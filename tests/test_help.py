@@ -36,16 +36,21 @@ def listed(text: str) -> list[str]:
     return re.findall(r"^  --(\w+) (?:TEXT|N|X|true|\[)", text, re.MULTILINE)
 
 
-@pytest.mark.parametrize("script", SCRIPTS)
-def test_help_does_not_import_what_the_work_needs(script):
+def started(script: str, *options: str) -> subprocess.CompletedProcess:
+    """What a script says in a process of its own, and last which of the heavy libraries it has imported."""
     code = (
         "import atexit, runpy, sys\n"
         f"atexit.register(lambda: print('imported', sorted(set({HEAVY}) & set(sys.modules))))\n"
-        f"sys.argv = ['{script}.py', '--help']\n"
+        f"sys.argv = {[f'{script}.py', *options]}\n"
         f"runpy.run_path('{script}.py', run_name='__main__')\n"
     )
     environment = {"PYTHONPATH": f"{RECIPES}:{RECIPES.parent}"}
-    done = subprocess.run([sys.executable, "-c", code], cwd=RECIPES, env=environment, capture_output=True, text=True)
+    return subprocess.run([sys.executable, "-c", code], cwd=RECIPES, env=environment, capture_output=True, text=True)
+
+
+@pytest.mark.parametrize("script", SCRIPTS)
+def test_help_does_not_import_what_the_work_needs(script):
+    done = started(script, "--help")
     assert done.returncode == 0, done.stderr
     assert "--config FILE.yaml" in done.stdout
     assert done.stdout.endswith("imported []\n")
@@ -56,14 +61,7 @@ def test_help_does_not_import_what_the_work_needs(script):
     [name if name in ("pretrain", "publish") else pytest.param(name, marks=pytest.mark.slow) for name in SCRIPTS],
 )
 def test_a_mistyped_option_does_not_wait_for_what_the_work_needs(script):
-    code = (
-        "import atexit, runpy, sys\n"
-        f"atexit.register(lambda: print('imported', sorted(set({HEAVY}) & set(sys.modules))))\n"
-        f"sys.argv = ['{script}.py', '--help_al', 'x']\n"
-        f"runpy.run_path('{script}.py', run_name='__main__')\n"
-    )
-    environment = {"PYTHONPATH": f"{RECIPES}:{RECIPES.parent}"}
-    done = subprocess.run([sys.executable, "-c", code], cwd=RECIPES, env=environment, capture_output=True, text=True)
+    done = started(script, "--help_al", "x")
     assert done.returncode == 1 and "--help_al" in done.stderr.splitlines()[-1]
     assert done.stdout.endswith("imported []\n")
 

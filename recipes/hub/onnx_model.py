@@ -65,7 +65,8 @@ def card_with_onnx(card: str, folder: Path, repo_id: str) -> str:
         json.loads((folder / name).read_text()) for name in ("config.json", "preprocessor_config.json")
     )
     facts = {
-        "deep": processor["rescale_factor"] < 1 / 256,
+        # The processor of deep images converts none to RGB; see ImageTransform.processor.
+        "deep": not processor.get("do_convert_rgb") and not np.isclose(processor["rescale_factor"], 1 / 255),
         "repo_id": repo_id,
         "file": ONNX_FILE,
         "outputs": KINDS[config["architectures"][0]][1],

@@ -382,9 +382,8 @@ class Pretraining(Run):
         suffixes = ("", *(f"_{name}" for name in PREDICTORS))
         origin = origin_of(self.model_args.model_name_or_path, self.model_args.model_revision)
         judged = (row for row in self.trainer.state.log_history if "eval_loss" in row and row["step"] == 0)
-        untrained = (
-            None if origin.described else next(judged, None)
-        )  # with weights of others it is not without training
+        # With the weights of others, the first evaluation is not of before any training.
+        untrained = None if origin.described else next(judged, None)
         return {
             "deep": self.data.deep,
             "title": f"GLCM-MAE, pretrained on {Path(corpus).name} (preset {self.model_args.preset})",
