@@ -45,15 +45,18 @@ from modeling_glcm_mae.glcm_head import num_pairs, pair_distribution, pair_diver
 
 PATCH_SIZE = 16
 MASKED = 0.75
+DISTINCT = 32  # images: to generate a large batch takes longer than to measure it
 SHOWN = ("value", "lowest", "highest")
 EIGHT_OFFSETS = [[0, 1], [1, 0], [1, 1], [1, -1], [0, 2], [2, 2], [2, 0], [2, -2]]
 
 
 def images(count: int, size: int, mean: float = 0.456, std: float = 0.224) -> torch.Tensor:
-    """Speckle of all classes in turn, normalised: `(count, 1, size, size)`."""
+    """Speckle of all classes in turn, normalised: `(count, 1, size, size)`. From `DISTINCT` on they come again."""
     classes = CLASS_SETS["hard"]
-    made = [torch.from_numpy(speckle_image(classes[i % len(classes)], size, [3, i])) for i in range(count)]
-    return ((torch.stack(made).float() / 255 - mean) / std).unsqueeze(1)
+    distinct = min(count, DISTINCT)
+    made = [torch.from_numpy(speckle_image(classes[i % len(classes)], size, [3, i])) for i in range(distinct)]
+    made = torch.stack(made).repeat(-(-count // distinct), 1, 1)[:count]
+    return ((made.float() / 255 - mean) / std).unsqueeze(1)
 
 
 def masked_patches(count: int, size: int, device: str) -> tuple[torch.Tensor, torch.Tensor]:
