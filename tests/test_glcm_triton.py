@@ -46,10 +46,35 @@ def test_kernel_is_the_definition_for_wide_supports(seed, sharpness):
 
 
 @pytest.mark.gpu
-@pytest.mark.parametrize(("dtype", "tolerance"), [(torch.float32, 1e-5), (torch.float64, 1e-9)])
 @pytest.mark.parametrize("seed", range(100))
-def test_compiled_kernel_is_the_definition(seed, dtype, tolerance):
-    check(seed, [2.5, 5.0, 30.0, 100.0], dtype, tolerance, patches_at_once=5)
+def test_compiled_kernel_is_the_definition(seed):
+    check(seed, [2.5, 5.0, 30.0, 100.0], torch.float64, 1e-9, patches_at_once=5)
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("seed", range(100))
+def test_compiled_kernel_is_as_exact_as_the_definition(seed):
+    """In float32, where steep kernels leave three digits of a gradient whichever way it is rounded.
+
+    A compiled kernel fuses products with sums, PyTorch does not: they differ by as much as each is off.
+    """
+    drawn = draw(np.random.default_rng(seed), [2.5, 5.0, 30.0, 100.0], torch.float32, 5)
+    (pred, target), arguments = (part.to(DEVICE) for part in drawn[:2]), drawn[2]
+
+    def answers(backend: str, dtype: torch.dtype) -> list[torch.Tensor]:
+        own = pred.to(dtype).requires_grad_()
+        losses = glcm_loss(own, target.to(dtype), backend=backend, reduction="none", **arguments)
+        weights = torch.arange(1, len(own) + 1, dtype=dtype, device=DEVICE)
+        gradient = [] if arguments["kernel"] == "hard" else torch.autograd.grad((weights * losses).sum(), own)
+        return [part.detach().double() for part in (losses, *gradient)]
+
+    exact = answers("dense", torch.float64)
+    defined, found = answers("dense", torch.float32), answers("triton", torch.float32)
+    # The definition misses this part of the weight of a pixel; the kernel takes it to be 1.
+    missed = 10 * math.exp(-arguments["levels"] * arguments["sharpness"]) if arguments["kernel"] == "sigmoid" else 0
+    for truth, of_definition, of_kernel in zip(exact, defined, found, strict=True):
+        allowed = (1e-5 + missed) * truth.norm() + 4 * (of_definition - truth).norm()
+        assert (of_kernel - truth).norm() <= allowed
 
 
 @pytest.mark.parametrize("kernel", ["sigmoid", "linear"])

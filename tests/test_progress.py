@@ -107,6 +107,15 @@ def test_the_time_left_is_by_what_was_done_since_the_start(monkeypatch):
     assert f"about {progress.bar.format_interval(seconds)} left" in str(progress.bar)
 
 
+def test_folds_go_on_without_a_bar(monkeypatch):
+    bar = cross_validation.tqdm
+    monkeypatch.setattr(cross_validation, "tqdm", lambda **given: bar(**given, disable=True))  # as by TQDM_DISABLE
+    progress = cross_validation.Progress(num_folds=2, stages=1)
+    progress.tell("fold 0", 0.5)
+    progress.tell("fold 0", 1.0)
+    assert progress.shares == {"fold 0": 1.0}
+
+
 def test_the_bar_of_the_folds_shows_the_step_within_one(corpus, tmp_path, pretended, monkeypatch, capsys):  # noqa: F811
     monkeypatch.setattr(cross_validation, "SECONDS_BETWEEN_LOOKS", 0.02)
     monkeypatch.delenv("TQDM_DISABLE", raising=False)

@@ -65,7 +65,7 @@ class Progress:
         with self.lock:
             if self.shares.get(training) == share:
                 return  # of many looks at nothing new, a mean speed would be made
-            if training not in self.shares:
+            if training not in self.shares and not self.bar.disable:  # by TQDM_DISABLE it has no beginning
                 self.bar.initial += share
             self.shares[training] = share
             running = (f"{name} {done:.0%}" for name, done in self.shares.items() if done < 1)

@@ -1,5 +1,6 @@
 """A training, from its arguments to its export: the steps that pretraining and fine-tuning share."""
 
+import errno
 import json
 import logging
 import math
@@ -285,7 +286,12 @@ def prepare_run(run: type[Run], *arguments: Any) -> Callable[[], None] | None:
     finally:
         if PartialState().is_main_process:
             for folder in filter(Path.exists, made):  # by Trainer
-                folder.rmdir()
+                try:
+                    folder.rmdir()
+                except OSError as error:
+                    if folder == output_dir or error.errno != errno.ENOTEMPTY:
+                        raise
+                    break  # another run has begun beside this one
     if PartialState().is_main_process:
         print(f"nothing wrong found; output_dir {output_dir} is as it was")
     return None
