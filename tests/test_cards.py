@@ -22,6 +22,7 @@ from PIL import Image
 from safetensors import SafetensorError
 from safetensors.torch import save_file
 from transformers import (
+    AutoImageProcessor,
     TrainerControl,
     TrainerState,
     ViTConfig,
@@ -36,11 +37,10 @@ from hub.cards import ADDRESS, DATA_ADDRESS, Origin, origin_of
 from hub.contents import ROOT, with_export
 from hub.export import write_classifier, write_export
 from hub.never_published import files_of
-from hub.onnx_model import card_with_onnx
 from hub.publication import Publication
 from hub.repository import finish, open_repository, send
 from images.arguments import PrepareArguments
-from images.transform import ImageTransform
+from images.transform import ImageTransform, transform_of_processor
 from judging.summary import summarise
 from modeling_glcm_mae import GLCMMAEForPreTraining
 from prepare_corpus import prepare
@@ -69,7 +69,7 @@ def classifier(folder: Path, pooling: str = "cls", processor=PROCESSOR, **facts)
     with torch.no_grad():
         model.classifier.weight.mul_(50)  # so that CLS token and mean are told apart
     model.config.architectures = [type(model).__name__]
-    given = {"title": "Tiny", "repo_id": ADDRESS, "corpus": "busi", "fold": "0", "mode": "finetune", "deep": False}
+    given = {"title": "Tiny", "repo_id": ADDRESS, "corpus": "busi", "fold": "0", "mode": "finetune"}
     given |= {"counts": {"train": 8, "validation": 2, "test": 2}, "pooling": pooling}
     write_classifier(folder, model, processor, {"config.yaml": "a: 1\n"}, [], given | facts)
     return (folder / "README.md").read_text()
@@ -132,7 +132,7 @@ def test_pipeline_is_named_only_where_it_opens_the_encoder(channels, tag, tiny_c
     extract = pipeline("image-feature-extraction", str(tmp_path / "export"), device="cpu")
     with nullcontext() if tag else pytest.raises(ValueError, match="channel|shape|mean"):
         assert np.array(extract(Image.fromarray(grey(40, 48)))).shape == (1, 17, 32)
-    assert "values / 255, mean 0.66, std 0.18" in card and "| Epochs | 6 |" in card
+    assert "values of 8-bit images / 255, mean 0.66, std 0.18" in card and "| Epochs | 6 |" in card
     assert f"\n{channels} channel{'s' if tag else ''}; " in card
 
 
@@ -167,9 +167,10 @@ def test_card_of_a_classifier_opens_it_in_three_ways(pooling, facts, tmp_path):
         assert data.eval_results[0].dataset_split == "test part of fold 0"
 
 
-def test_the_card_of_a_classifier_of_deep_images_gives_8_bit_ones_their_white(tmp_path):
-    deep = ImageTransform(32, resize="squash").processor(65535, deep=True)
-    card = classifier(tmp_path / "export", processor=deep, deep=True)
+def test_a_classifier_of_deep_images_answers_8_bit_ones(tmp_path):
+    deep = ImageTransform(32, resize="squash").processor(65535)
+    card = classifier(tmp_path / "export", processor=deep)
+    assert "`value / 65535 * 255`" in card and "values of 8-bit images / 255" in card
     code = "\n".join(re.findall(r"```python\n(.*?)```", card, re.DOTALL)).replace(ADDRESS, str(tmp_path / "export"))
     image = Image.fromarray(grey(32, 32))
     names = {"image": image}
@@ -182,23 +183,23 @@ def test_the_card_of_a_classifier_of_deep_images_gives_8_bit_ones_their_white(tm
     assert answers == pytest.approx(right, abs=1e-4)
     by_hand = dict(zip(("benign", "malignant"), names["probabilities"].tolist(), strict=True))
     assert by_hand == pytest.approx(right, abs=1e-4)
-    dark = names["pipeline"]("image-classification", str(tmp_path / "export"))(image)  # what it is without the factor
-    assert {row["label"]: row["score"] for row in dark} != pytest.approx(right, abs=1e-2)
+    # One that is cut off by `pipeline` is refused by the processor.
+    with pytest.raises(ValueError, match="outside the range"):
+        names["processor"](images=Image.fromarray(grey(40, 40, bits=16)))
 
 
 @pytest.mark.parametrize("white", [4095, 65535])
-def test_cards_of_an_encoder_of_deep_images_give_8_bit_ones_their_white(white, tiny_config, tmp_path):
+def test_an_encoder_of_deep_images_takes_8_bit_ones(white, tiny_config, tmp_path):
     transform = ImageTransform(32, resize="squash")
-    card = export(tmp_path / "export", tiny_config("mse"), transform.processor(white, deep=True), deep=True)
+    card = export(tmp_path / "export", tiny_config("mse"), transform.processor(white))
+    assert f"`value / {white} * 255`" in card
     code = re.findall(r"```python\n(.*?)```", card, re.DOTALL)[0].replace(ADDRESS, str(tmp_path / "export"))
     image = Image.fromarray(grey(32, 32))
     names = {"image": image}
     exec(compile(code, "card", "exec"), names)
     right = transform.processor()(images=image.convert("RGB"), return_tensors="pt")["pixel_values"]
     torch.testing.assert_close(names["inputs"]["pixel_values"], right)
-    assert 'from_pretrained("me/x", rescale_factor=1 / 255)' in card_with_onnx(card, tmp_path / "export", "me/x")
-    card = export(tmp_path / "plain", tiny_config("mse"), transform.processor(200))  # 8 bits, with a white of its own
-    assert "rescale_factor" not in card_with_onnx(card, tmp_path / "plain", "me/x")
+    assert transform_of_processor(AutoImageProcessor.from_pretrained(tmp_path / "export"), 32) == (transform, white)
 
 
 def test_a_checkpoint_in_a_folder_tells_where_it_comes_from_and_not_where_it_lies(tiny_config, tmp_path):

@@ -215,7 +215,7 @@ def test_a_corpus_of_float_files_keeps_its_white_level_through_folds_and_exports
         export = tmp_path / run / "export"
         assert yaml.safe_load((tmp_path / run / "config.yaml").read_text())["derived"]["white_level"] == 0.5
         processor = AutoImageProcessor.from_pretrained(export)
-        assert processor.rescale_factor == pytest.approx(2)
+        assert processor.white_level == 0.5 and processor.rescale_factor == pytest.approx(1 / 255)
         with pytest.raises(ValueError):
             processor(image, return_tensors="pt")
         assert "more than 8 bits" in (export / "README.md").read_text()

@@ -440,7 +440,7 @@ def test_exported_processor_knows_16_bit_images(tmp_path, monkeypatch):
         losses.append(json.loads((tmp_path / "run" / "all_results.json").read_text())["train_loss"])
     assert losses[0] == losses[1], "the cache keeps all 16 bits"
     processor = AutoImageProcessor.from_pretrained(tmp_path / "run" / "export")
-    assert processor.rescale_factor == pytest.approx(1 / 65535)
+    assert processor.white_level == 65535 and processor.rescale_factor == pytest.approx(1 / 255)
 
 
 @pytest.mark.slow

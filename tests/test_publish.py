@@ -85,7 +85,7 @@ def written_classifier(folder: Path, pooling: str) -> Path:
     model.config.architectures = [type(model).__name__]
     facts = {"title": "Tiny classifier", "repo_id": ADDRESS, "corpus": "speckle", "fold": "0", "mode": "finetune"}
     facts |= {"counts": {"train": 8, "validation": 2, "test": 2}, "pooling": pooling, "values": {"accuracy": 0.5}}
-    facts |= {"figures": [("accuracy", "0.500", "0.250 to 0.750")], "base_model": None, "deep": False}
+    facts |= {"figures": [("accuracy", "0.500", "0.250 to 0.750")], "base_model": None}
     write_classifier(
         folder, model, ImageTransform(32, resize="squash").processor(), {"config.yaml": "a: 1\n"}, [], facts
     )

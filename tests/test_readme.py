@@ -289,6 +289,9 @@ SIZES |= {"decoder_num_attention_heads": 2, "decoder_intermediate_size": 32, "re
 TRAINING = {"max_steps": 4, "per_device_train_batch_size": 4, "use_cpu": "true", "dataloader_num_workers": 0}
 PRETRAINING = TRAINING | {"held_out": 4, "num_pictures": 2, "logging_steps": 1, "save_strategy": "steps"}
 PRETRAINING |= {"save_steps": 2, "eval_strategy": "no", "cache_images": "false"}
+# In two stages, which end with whole epochs.
+STAGED = {name: value for name, value in PRETRAINING.items() if name != "max_steps"}
+STAGED |= {"num_train_epochs": 2, "mse_images_per_update": 8}
 SPECKLE = {"speckle_images": 80, "held_out": 20, "probe_labels": 20}
 FINETUNING = {name: value for name, value in TRAINING.items() if name != "max_steps"} | {"num_train_epochs": 1}
 
@@ -306,7 +309,8 @@ def small(command: str) -> dict[str, object]:
         found |= SPECKLE if "quickstart.yaml" in command else {}
         return found | ({} if "--resume_from_checkpoint" in command else {"overwrite_output_dir": "true"})
     if recipe == "cross_validate" and "--mode texture_features" not in command:
-        given = {"pretrain_options": PRETRAINING | SIZES, "finetune_options": FINETUNING}
+        training = STAGED if "pretrain_paper.yaml" in command else PRETRAINING
+        given = {"pretrain_options": training | SIZES, "finetune_options": FINETUNING}
         return {name: " ".join(f"{key}={value}" for key, value in values.items()) for name, values in given.items()}
     known = {"finetune": FINETUNING, "prepare_corpus": {"num_folds": 2}, "explain": {"max_images": 2}}
     return known.get(recipe, {})

@@ -259,7 +259,7 @@ def _network(kind: type[PreTrainedModel], folder: Path, **where: str) -> Network
         raise ValueError(f"weights are missing: {', '.join(sorted(report['missing_keys']))}")
     processor = AutoImageProcessor.from_pretrained(folder, trust_remote_code=False)
     # `read` makes every image one of 8 bits, also for models that were trained on deeper ones.
-    white = round(1 / processor.rescale_factor, 6)
+    white = getattr(processor, "white_level", None) or round(1 / processor.rescale_factor, 6)
     processor.rescale_factor, processor.do_convert_rgb = 1 / 255, model.config.num_channels == 3
     return Network(model.eval(), processor, white)
 

@@ -135,7 +135,7 @@ def write_export(
             (new / name).write_text(text)
         for file in files:
             shutil.copy2(file, new / file.name)
-        said = {"preprocessing": _preprocessing(processor), "network": network_said(encoder)}
+        said = _processor_said(processor) | {"network": network_said(encoder)}
         write_card(new / "README.md", model, card_facts | said)
 
 
@@ -155,8 +155,8 @@ def write_classifier(
             (new / name).write_text(text)
         for file in files:
             shutil.copy2(file, new / file.name)
-        card_facts = card_facts | {"preprocessing": _preprocessing(processor), "network": network_said(model)}
-        widget = [] if card_facts.get("deep") else widget_examples(new, model)
+        card_facts = card_facts | _processor_said(processor) | {"network": network_said(model)}
+        widget = widget_examples(new, model)
         corpus = card_facts["corpus"]
         results = eval_results(
             corpus, corpus, card_facts.get("values") or {}, f"test part of fold {card_facts['fold']}"
@@ -198,8 +198,8 @@ CARD_TEMPLATE = CARDS / "pretrained.md"
 CLASSIFIER_TEMPLATE = CARDS / "classifier.md"
 
 
-def _preprocessing(processor: ViTImageProcessorPil) -> str:
-    """What the processor does, in words for a card."""
+def _processor_said(processor: ViTImageProcessorPil) -> dict[str, Any]:
+    """For a card: what the processor does, in words, and the white of the deep images that the model was trained on."""
     steps = []
     if processor.do_resize:
         steps.append("resized to " + " x ".join(f"{value}" for value in dict(processor.size).values() if value))
@@ -207,12 +207,12 @@ def _preprocessing(processor: ViTImageProcessorPil) -> str:
         steps.append(
             "centre crop to " + " x ".join(f"{value}" for value in dict(processor.crop_size).values() if value)
         )
-    steps.append(f"values / {1 / processor.rescale_factor:.6g}")
+    steps.append(f"values of 8-bit images / {1 / processor.rescale_factor:.6g}")
     for name, values in (("mean", processor.image_mean), ("std", processor.image_std)):
         # One number where all channels have the same.
         found = [f"{value:.6g}" for value in (values if isinstance(values, list | tuple) else [values])]
         steps.append(f"{name} {found[0] if len(set(found)) == 1 else ' '.join(found)}")
-    return ", ".join(steps)
+    return {"preprocessing": ", ".join(steps), "white": getattr(processor, "white_level", None)}
 
 
 def widget_examples(folder: Path, model: PreTrainedModel) -> list[dict[str, Any]]:

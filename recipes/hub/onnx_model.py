@@ -61,12 +61,8 @@ def onnx_model(folder: Path) -> bytes:
 
 def card_with_onnx(card: str, folder: Path, repo_id: str) -> str:
     """The card, which also says how the ONNX model is run."""
-    config, processor = (
-        json.loads((folder / name).read_text()) for name in ("config.json", "preprocessor_config.json")
-    )
+    config = json.loads((folder / "config.json").read_text())
     facts = {
-        # The processor of deep images converts none to RGB; see ImageTransform.processor.
-        "deep": not processor.get("do_convert_rgb") and not np.isclose(processor["rescale_factor"], 1 / 255),
         "repo_id": repo_id,
         "file": ONNX_FILE,
         "outputs": KINDS[config["architectures"][0]][1],

@@ -173,6 +173,9 @@ class ImageTransform:
         and letterbox a strip so thin that a side rounds to 0 pixels (it raises). With `resize="none"` it leaves the
         size alone; the model then refuses other sizes.
 
+        So it is for 8-bit images, as `pipeline` and the Hub's widget make them, whatever the model was trained on. The
+        white of deep ones is kept as `white_level`, which transformers carries along and does not read.
+
         Args:
             white_level: as for `decode_image`; the default stands for 8-bit images.
             deep: the images are deeper than 8 bits; by default if `white_level` is above 255. With three channels the
@@ -185,6 +188,7 @@ class ImageTransform:
             "squash": dict(zip(("height", "width"), self.fitted_size(height, width), strict=True)),
         }.get(self.resize, {"height": height, "width": width})
         white = white_level or 255
+        deep = white > 255 if deep is None else deep
         return ViTImageProcessorPil(
             do_resize=self.resize != "none",
             size=size,
@@ -192,13 +196,21 @@ class ImageTransform:
             do_center_crop=self.resize in ("shortest", "letterbox") or self.resize_to is not None,
             crop_size={"height": height, "width": width},
             do_rescale=True,
-            rescale_factor=1 / white,
+            rescale_factor=1 / (255 if deep else white),
             do_normalize=True,
             image_mean=list(self.image_mean),
             image_std=list(self.image_std),
             # Conversion to RGB cuts deep files to 8 bits: without it they are refused for their number of channels.
-            do_convert_rgb=len(self.image_mean) == 3 and not (white > 255 if deep is None else deep),
+            do_convert_rgb=len(self.image_mean) == 3 and not deep,
+            **({"white_level": float(white)} if deep else {}),
         )
+
+
+def white_of_processor(processor: Any) -> float:
+    """The grey value of white of the images that a model was trained on, by its image processor."""
+    if not processor.do_rescale:
+        return 1.0
+    return getattr(processor, "white_level", None) or round(1 / processor.rescale_factor, 6)
 
 
 def transform_of_processor(
@@ -226,10 +238,9 @@ def transform_of_processor(
         for name, default in (("image_mean", 0.0), ("image_std", 1.0))
     )
     mean, std = (tuple(values * 3) if len(values) == 1 else tuple(values) for values in (mean, std))
-    white = round(1 / processor.rescale_factor, 6) if processor.do_rescale else 1.0
     resample = int(processor.resample) if processor.do_resize else Image.Resampling.BILINEAR
     found = {"resize": resize, "resize_to": resize_to, "resample": resample, "image_mean": mean, "image_std": std}
-    return ImageTransform(image_size, **found | instead), white
+    return ImageTransform(image_size, **found | instead), white_of_processor(processor)
 
 
 def _resize_of_processor(

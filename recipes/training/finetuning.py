@@ -410,7 +410,6 @@ class FineTuning(Run):
                 "effective_batch_size": self.resolved["derived"]["effective_batch_size"],
                 "mode": self.model_args.mode,
                 "pooling": self.model_args.pooling,
-                "deep": self.deep,
                 "claim": what_it_tells(self.class_names, summary, "on the test part"),
                 "calibration": {name: results[name] for name in (*CALIBRATION, "not_calibrated") if name in results},
                 "figures": figure_rows(summary) if summary else [],

@@ -385,7 +385,6 @@ class Pretraining(Run):
         # With the weights of others, the first evaluation is not of before any training.
         untrained = None if origin.described else next(judged, None)
         return {
-            "deep": self.data.deep,
             "title": f"GLCM-MAE, pretrained on {Path(corpus).name} (preset {self.model_args.preset})",
             "repo_id": ADDRESS,
             "corpus": corpus if on_hub else Path(corpus).name,

@@ -407,14 +407,20 @@ MUTATIONS = [
     ),
     Mutation(
         "recipes/images/transform.py",
-        "not (white > 255 if deep is None else deep)",
-        "white <= 255",
+        "deep = white > 255 if deep is None else deep",
+        "deep = white > 255",
         "tests/test_decoding.py::test_saved_processor_refuses_float_and_32_bit_files_rather_than_cutting_them",
     ),
     Mutation(
         "recipes/images/transform.py",
-        "**found | instead), white",
-        "**found), white",
+        "rescale_factor=1 / (255 if deep else white)",
+        "rescale_factor=1 / white",
+        "tests/test_cards.py::test_a_classifier_of_deep_images_answers_8_bit_ones",
+    ),
+    Mutation(
+        "recipes/images/transform.py",
+        "**found | instead), white_of",
+        "**found), white_of",
         "tests/test_finetune.py::test_a_field_given_takes_the_place_of_itself_alone",
     ),
     Mutation(
