@@ -111,7 +111,7 @@ def answer_early(
     for word in words:
         name = word.partition("=")[0].removeprefix("--").replace("-", "_")
         if word.startswith("--") and name.removeprefix("no_") not in options:
-            near = _nearest(name, options, "--")
+            near = nearest(name, options, "--")
             sys.exit(f"error: unknown option or value: {word}{near} ({HELP_ALL} lists all options)")
 
 
@@ -152,7 +152,7 @@ def parse_args(dataclass_types: Sequence[type], argv: Sequence[str] | None = Non
         for key, value in values.items():
             if key not in known:
                 raise UsageError(
-                    f"{config_file.config}: unknown key {key!r}{_nearest(key, known)} ({HELP_ALL} lists all keys)"
+                    f"{config_file.config}: unknown key {key!r}{nearest(key, known)} ({HELP_ALL} lists all keys)"
                 )
             given = _as_options(key, value, several=known[key].nargs in ("+", "*"))
             try:
@@ -172,11 +172,12 @@ def _refuse_unknown(unknown: Sequence[str], known: dict[str, Action]) -> None:
     if unknown:
         name = unknown[0].partition("=")[0].lstrip("-").replace("-", "_")
         raise UsageError(
-            f"unknown option or value: {' '.join(unknown)}{_nearest(name, known, '--')} ({HELP_ALL} lists all options)"
+            f"unknown option or value: {' '.join(unknown)}{nearest(name, known, '--')} ({HELP_ALL} lists all options)"
         )
 
 
-def _nearest(name: str, known: Collection[str], prefix: str = "") -> str:
+def nearest(name: str, known: Collection[str], prefix: str = "") -> str:
+    """The end of a message about an unknown name: what may have been meant, or nothing."""
     close = difflib.get_close_matches(name, known, n=1)
     return f"; did you mean {prefix}{close[0]}?" if close else ""
 

@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -169,9 +170,11 @@ def test_a_classifier_with_one_answer_for_all_is_named(corpus, exported, tmp_pat
         in card
     )
     assert "of the positive class, fine (the second of the two; `positive_classes` names another)" in card
+    rows = [line for line in card.splitlines() if line.startswith(("| accuracy |", "| auroc |"))]
+    table = pd.read_parquet(folder / "predictions.parquet")
+    assert len(rows) == 2 and set(rows) <= set(tables.summary_markdown(summary.summarise(table)).splitlines())
     published = {found.metric_name: found.metric_value for found in ModelCard(card).data.eval_results}
     assert published | {"sensitivity": 0, "specificity": 1, "balanced_accuracy": 0.5, "auroc": 0.5} == published
-    table = pd.read_parquet(folder / "predictions.parquet")
     both = pd.concat([table, table.assign(fold="1", prediction=np.arange(len(table)) % 2)])
     assert summary.collapsed_folds(both) == {"0": name}
     text = tables.summary_markdown(summary.summarise(both))
@@ -201,6 +204,11 @@ def test_folds_of_a_corpus_that_was_prepared_anew_are_not_mixed(corpus, tmp_path
 def test_a_mistake_in_the_fine_tuning_is_known_before_the_pretraining(corpus, tmp_path):
     pretraining = write(tmp_path / "pretrain.yaml", TINY_PRETRAINING.encode())
     given = ["--corpus", str(corpus), "--output_dir", str(tmp_path / "out"), "--pretrain_config", str(pretraining)]
+    unknown = "pretrain_options: pretrain.py has no option mask_ration; did you mean mask_ratio?"
+    with pytest.raises(SystemExit, match=f"^error: {re.escape(unknown)}$"):
+        cross_validate.main([*given, "--pretrain_options", "num-train-epochs=1", "mask_ration=0.5"])
+    with pytest.raises(SystemExit, match="finetune_options: finetune.py has no option mask_ratio"):
+        cross_validate.main([*given, "--finetune_options", "mask_ratio=0.5"])
     wrong = [*given, "--finetune_options", "metric_for_best_model=eval_best", "use_cpu=true"]
     with pytest.raises(SystemExit, match="would fail after the pretraining: metric_for_best_model must be one of"):
         cross_validate.main(wrong)

@@ -6,6 +6,7 @@ import shutil
 import socket
 import subprocess
 import sys
+import warnings
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -414,7 +415,10 @@ def test_the_probe_is_chosen_on_the_validation_part():
         for part, values in labels.items()
     }
     model = _head(4)
-    fit_probe(model, features, labels, balanced=False)
+    features = {part: values.astype(np.float32) for part, values in features.items()}
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")  # of scikit-learn, on probabilities that do not sum to 1
+        fit_probe(model, features, labels, balanced=False)
     with torch.no_grad():
         answer = model.classifier(torch.from_numpy(features["test"]).float()).softmax(dim=1).numpy()
     scaler = StandardScaler().fit(features["train"])

@@ -333,6 +333,8 @@ def test_two_folds_that_tell_all_images_apart_have_an_auroc_of_1(quick):
     assert summary["figures"]["sensitivity"]["pooled"]["value"] == 0.5
     text = summary_markdown(summary)
     assert "| auroc | 1.000 | 0.000 | 1.000 | 1.000 to 1.000 |" in text and "no common scale" in text
+    alone = summary_markdown(summarise(table[table["fold"] == table["fold"].iloc[0]]))
+    assert "| auroc | 1.000 | 1.000 to 1.000 |" in alone and "deviation" not in alone and "All folds" not in alone
 
 
 def test_a_draw_without_the_auroc_of_a_fold_is_left_out(quick):

@@ -63,6 +63,16 @@ def test_what_a_pretraining_prints_is_short_and_says_nothing_twice(tmp_path, bar
     assert done.stderr.count("\r") < 20
 
 
+def test_figures_of_two_classes_are_not_said_twice(capsys):
+    callback, state = callbacks.ImagesProgressCallback(32, bars=False), TrainerState(is_world_process_zero=True)
+    figures = {"epoch": 1.0, "eval_accuracy": 0.8, "eval_auroc": 0.7, "eval_binary_auroc": 0.7}
+    callback.on_log(None, state, None, logs=dict(figures))
+    assert capsys.readouterr().out == "epoch 1: eval_accuracy 0.8, eval_auroc 0.7\n"
+    of_three = {"epoch": 2.0, "eval_macro_auroc": 0.75, "eval_binary_auroc": 0.72}
+    callback.on_log(None, state, None, logs=of_three)
+    assert capsys.readouterr().out == "epoch 2: eval_macro_auroc 0.75, eval_binary_auroc 0.72\n"
+
+
 def test_how_long_it_takes_is_said_once_and_early(monkeypatch, caplog):
     caplog.set_level("INFO")
     now = [100.0]

@@ -7,7 +7,13 @@ import numpy as np
 
 NOTHING_SHOWN = "It has learned nothing that can be shown"  # begins the card of such a classifier
 # What a run says of its probabilities: the temperature, and expected calibration errors (not of every mode all).
-CALIBRATION = ("temperature", "validation_ece_uncalibrated", "validation_ece", "test_ece_uncalibrated", "test_ece")
+CALIBRATION = {  # and how a table calls it
+    "temperature": "temperature",
+    "validation_ece_uncalibrated": "validation, before",
+    "validation_ece": "validation",
+    "test_ece_uncalibrated": "test, before",
+    "test_ece": "test",
+}
 OF_CLASSES = ("sensitivity", "specificity", "auroc", "f1")
 
 # Where all images get one answer.
@@ -121,6 +127,12 @@ NO_PATIENTS = (
 )
 
 
+ALL_FOLDS_SAID = (
+    "All folds: the answers of all counted together; for AUROC the mean over folds, because scores of different models "
+    "have no common scale. Intervals are of this figure. "
+)
+
+
 def summary_markdown(summary: dict[str, Any], title: str | None = None) -> str:
     """The summary as a table.
 
@@ -152,23 +164,22 @@ def summary_markdown(summary: dict[str, Any], title: str | None = None) -> str:
     least = summary.get("always_commonest")
     if least is not None:
         lines += [always_commonest_said(least), ""]
-    lines += [
-        "| figure | mean over folds | standard deviation | all folds | 95 % interval |",
-        "|---|---|---|---|---|",
-    ]
+    folds = list(next(iter(summary["figures"].values()))["folds"])
+    one = len(folds) == 1
+    header = [f"fold {folds[0]}"] if one else ["mean over folds", "standard deviation", "all folds"]
+    lines += [f"| figure | {' | '.join(header)} | 95 % interval |", "|---" * (len(header) + 2) + "|"]
     shown_names = shown_figures(summary["figures"], summary["classes"], summary["positive_classes"])
     for name, called in shown_names.items():
         found = summary["figures"][name]
         pooled = found["pooled"]
-        cells = (found["mean"], found["std"], pooled["value"])
+        cells = (pooled["value"],) if one else (found["mean"], found["std"], pooled["value"])
         shown = " | ".join("" if np.isnan(value) else f"{value:.3f}" for value in cells)
         lines.append(f"| {called} | {shown} | {pooled['low']:.3f} to {pooled['high']:.3f} |")
     lines += [
         "",
         figures_explained(summary["classes"], summary["positive_classes"]),
-        "All folds: the answers of all counted together; for AUROC the mean over folds, because scores of different "
-        "models have no common scale. Intervals are of this figure, by a bootstrap of whole groups within folds. They "
-        "do not cover the choice of folds.",
+        ("" if one else ALL_FOLDS_SAID)
+        + "Intervals are by a bootstrap of whole groups within folds. They do not cover the choice of folds.",
     ]
     left_out = {called: summary["figures"][name]["pooled"]["undefined"] for name, called in shown_names.items()}
     if any(left_out.values()):
@@ -184,18 +195,26 @@ def summary_markdown(summary: dict[str, Any], title: str | None = None) -> str:
 
 
 def _calibration_lines(calibration: Mapping[str, Mapping[str, float]]) -> list[str]:
-    """A row for each fold, and their mean where there are several."""
-    columns = {name: [fold.get(name, np.nan) for fold in calibration.values()] for name in CALIBRATION}
+    """A row for each fold, and their mean where there are several; without what no fold has."""
+    columns = {
+        name: [fold.get(name, np.nan) for fold in calibration.values()]
+        for name in CALIBRATION
+        if any(name in fold for fold in calibration.values())
+    }
     rows = {fold: [values[at] for values in columns.values()] for at, fold in enumerate(calibration)}
     if len(rows) > 1:
         rows["mean"] = [float(np.mean(values)) for values in columns.values()]
     return [
-        "Expected calibration error of the answers (15 bins of equal width; Naeini et al. 2015, Guo et al. 2017), "
-        "before and after the logits are divided by the temperature, which is fitted to the validation part. All other "
-        "figures are of the calibrated probabilities.",
+        "Expected calibration error of the answers (15 bins of equal width; Naeini et al. 2015, Guo et al. 2017)"
+        + (
+            ", before and after the logits are divided by the temperature, which is fitted to the validation part. All "
+            "other figures are of the calibrated probabilities."
+            if "temperature" in columns
+            else "."
+        ),
         "",
-        "| fold | temperature | validation, before | validation | test, before | test |",
-        "|---|---|---|---|---|---|",
+        f"| fold | {' | '.join(CALIBRATION[name] for name in columns)} |",
+        "|---" * (len(columns) + 1) + "|",
         *(
             f"| {fold} | {' | '.join('' if np.isnan(value) else f'{value:.3f}' for value in values)} |"
             for fold, values in rows.items()

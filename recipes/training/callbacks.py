@@ -84,7 +84,11 @@ class ImagesProgressCallback(ProgressCallback):
         new = {
             name: value
             for name, value in logs.items()
-            if name != "epoch" and not NOT_SAID.fullmatch(name) and self.said.get(name) != value
+            if name != "epoch"
+            and not NOT_SAID.fullmatch(name)
+            and self.said.get(name) != value
+            # Of two classes, these are the others again.
+            and not (name.startswith("eval_binary_") and "eval_auroc" in logs)
         }
         self.said |= new
         if new:

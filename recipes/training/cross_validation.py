@@ -21,7 +21,7 @@ import torch
 import yaml
 from tqdm.auto import tqdm
 
-from commandline import UsageError
+from commandline import UsageError, nearest
 from corpora.load import parquet_files
 from images.splits import load_prepared, sha256_of_lines
 from judging.summary import compare_all, draw_comparison, draw_curves, summarise
@@ -121,6 +121,20 @@ def _finetune_options(args: CrossValidationArguments, fold: str) -> list[str]:
     config = ["--config", args.finetune_config] if args.finetune_config else []
     positive = ["--positive_classes", *args.positive_classes] if args.positive_classes else []
     return [*config, *_of_fold(args, fold), *_options(args.finetune_options), *positive]
+
+
+def _refuse_unknown_options(args: CrossValidationArguments) -> None:
+    """See that the recipes have the options of `pretrain_options` and `finetune_options`.
+
+    Raises:
+        UsageError: one has not; names it.
+    """
+    for name, arguments in (("pretrain_options", PRETRAINING), ("finetune_options", FINETUNING)):
+        known = {found.name for kind in arguments for found in fields(kind)}
+        for entry in getattr(args, name) or ():
+            option = entry.split("=", 1)[0].replace("-", "_")
+            if option not in known:
+                raise UsageError(f"{name}: {name.split('_')[0]}.py has no option {option}{nearest(option, known)}")
 
 
 def _rehearse_fine_tuning(args: CrossValidationArguments, fold: str, environment: dict[str, str]) -> None:
@@ -284,6 +298,7 @@ def _train_folds(
     for job in range(args.jobs):
         devices.put(names[job % max(num_gpus, 1)] if num_gpus else "")
 
+    _refuse_unknown_options(args)
     first = {**os.environ, **({"CUDA_VISIBLE_DEVICES": names[0]} if num_gpus else {})}
     _rehearse_fine_tuning(args, folds[0], first)
     _keep_settings(settings, output)

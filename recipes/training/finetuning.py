@@ -388,7 +388,8 @@ class FineTuning(Run):
         summary = None
         if values:
             commonest = {str(self.data_args.fold): int(np.bincount(self.datasets["train"].labels).argmax())}
-            summary = summarise(table, self.data_args.positive_classes, self.args.seed, commonest=commonest)
+            # With the draws of cross_validate.py, whose summary of this fold is then the same.
+            summary = summarise(table, self.data_args.positive_classes, commonest=commonest)
         write_classifier(
             self.export,
             model,

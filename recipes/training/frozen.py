@@ -101,7 +101,7 @@ def all_columns(probabilities: np.ndarray, classes: np.ndarray, num_classes: int
     """A column for every class, 0 for those that no training image has."""
     every = np.zeros((len(probabilities), num_classes))
     every[:, classes] = probabilities
-    return every
+    return every / every.sum(axis=1, keepdims=True)  # those of float32 do not quite sum to 1
 
 
 @torch.no_grad()
