@@ -87,6 +87,20 @@ def test_tensorboard_shows_figures_and_pictures(images, tmp_path):  # noqa: F811
         np.testing.assert_array_equal(np.asarray(Image.open(stored)), np.asarray(image.convert("RGB")))
 
 
+@pytest.mark.parametrize("tracker", ["wandb", "trackio"])
+def test_other_trackers_get_the_pictures_too(tracker, images, tmp_path, monkeypatch):  # noqa: F811
+    # Before it is imported, which is when it looks where to write.
+    for name, value in {"WANDB_MODE": "offline", "WANDB_DIR": tmp_path, "TRACKIO_DIR": tmp_path / "trackio"}.items():
+        monkeypatch.setenv(name, str(value))
+    pytest.importorskip(tracker, reason=f"needs the package {tracker}")
+    out = tmp_path / "run"
+    given = TINY | {"corpus": images, "output_dir": out, "picture_every_epochs": 1, "report_to": tracker}
+    pretrain.main(options(**given))
+    pictures = [*(tmp_path / tracker).rglob("*.png")]
+    drawn = {file.read_bytes() for file in (out / "reconstructions").glob("*.png")}
+    assert len(drawn) == 2 and {file.read_bytes() for file in pictures} == drawn
+
+
 def test_a_tracker_that_is_not_installed_is_named(images, tmp_path):  # noqa: F811
     with pytest.raises(
         SystemExit, match=r"report_to must be none or .*installed here \(.*tensorboard.*\), got no_such"

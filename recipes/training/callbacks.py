@@ -14,7 +14,7 @@ from PIL import Image
 from safetensors import SafetensorError
 from tqdm.auto import tqdm
 from transformers import ProgressCallback, TrainerCallback
-from transformers.integrations import TensorBoardCallback
+from transformers.integrations import TensorBoardCallback, TrackioCallback, WandbCallback
 
 from commandline import UsageError
 from hub.contents import with_export
@@ -141,7 +141,7 @@ def _json_or_none(line: str) -> dict | None:
 class PictureCallback(TrainerCallback):
     """Draw the same held-out images with the same masks every `every_epochs` epochs and at the end.
 
-    With `report_to tensorboard`, the pictures stand there too.
+    With `report_to` tensorboard, wandb or trackio, the pictures stand there too.
 
     Args:
         trainer: whose model is drawn.
@@ -178,18 +178,23 @@ class PictureCallback(TrainerCallback):
                 self.folder / name, model.config, pixel_values, rebuilt, self.image_mean, self.image_std, surprising
             )
             for callback in self.trainer.callback_handler.callbacks:
-                if isinstance(callback, TensorBoardCallback):
-                    _show_in_tensorboard(callback, self.folder / name, step)
+                _show(callback, self.folder / name, step)
 
 
-def _show_in_tensorboard(callback: TensorBoardCallback, picture: Path, step: int) -> None:
-    from torch.utils.tensorboard import SummaryWriter  # here: it takes its time, and few ask for it
+def _show(callback: TrainerCallback, picture: Path, step: int) -> None:
+    """Send a picture to the tracker that a callback reports to, if it is one that shows pictures."""
+    name = "reconstructions"
+    if isinstance(callback, TensorBoardCallback):
+        with Image.open(picture) as image:
+            callback.tb_writer.add_image(name, np.asarray(image.convert("RGB")), step, dataformats="HWC")
+    elif isinstance(callback, WandbCallback):
+        import wandb
 
-    # At the end of the training the callback has closed its own.
-    writer = callback.tb_writer or SummaryWriter(callback.logging_dir)
-    with Image.open(picture) as image:
-        writer.add_image("reconstructions", np.asarray(image.convert("RGB")), step, dataformats="HWC")
-    writer.flush()
+        wandb.log({name: wandb.Image(str(picture)), "train/global_step": step})
+    elif isinstance(callback, TrackioCallback):
+        import trackio
+
+        trackio.log({name: trackio.Image(str(picture)), "train/global_step": step})
 
 
 class OneAnswerCallback(TrainerCallback):

@@ -181,7 +181,9 @@ class FinetuningOptions:
     restore_callback_states_from_checkpoint: bool = option(
         True, "Whether a resume goes on counting towards early_stopping_patience."
     )
-    report_to: str = option("none", "tensorboard for its files in output_dir/runs; none for metrics.jsonl alone.")
+    report_to: str = option(
+        "none", "tensorboard for its files in output_dir/runs, wandb, trackio; none for metrics.jsonl alone."
+    )
     dataloader_num_workers: int = option(2, "Processes that decode images.")
     remove_unused_columns: bool = option(False, "Must stay false: the items are made as the model takes them.")
 

@@ -275,7 +275,9 @@ class PretrainingOptions:
     save_strategy: str = option("epoch", "When to save a checkpoint.")
     save_total_limit: int | None = option(2, "Checkpoints to keep.")
     hub_strategy: str = option("end", "With push_to_hub, publish at the end; every_save: at every checkpoint too.")
-    report_to: str = option("none", "tensorboard for its files in output_dir/runs; none for metrics.jsonl alone.")
+    report_to: str = option(
+        "none", "tensorboard for its files in output_dir/runs, wandb, trackio; none for metrics.jsonl alone."
+    )
     dataloader_num_workers: int = option(2, "Processes that decode images.")
     remove_unused_columns: bool = option(False, "Must stay false: the items are made as the model takes them.")
     logging_nan_inf_filter: bool = option(False, "Must stay false: a loss that is not finite stops the run.")

@@ -183,12 +183,12 @@ class Pretraining(Run):
         if data.held_out is not None and args.num_pictures:
             transform = data.transform
             batch = collate([data.held_out[i] for i in range(min(args.num_pictures, len(data.held_out)))])
-            trainer.add_callback(
-                PictureCallback(
-                    *(trainer, batch, transform.image_mean, transform.image_std),
-                    *(self.picture.parent, args.picture_every_epochs),
-                )
+            pictures = PictureCallback(
+                *(trainer, batch, transform.image_mean, transform.image_std),
+                *(self.picture.parent, args.picture_every_epochs),
             )
+            # Before the trackers, which take nothing more once they have heard that the training has ended.
+            trainer.callback_handler.callbacks.insert(0, pictures)
         return trainer
 
     @property
