@@ -79,10 +79,10 @@ def test_two_processes_share_one_file_of_decoded_images(tmp_path):
     command = [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node=2", "--standalone", str(script)]
     done = subprocess.run([*command, str(tmp_path)], capture_output=True, text=True, timeout=200)
     assert done.returncode == 0, done.stderr[-2000:]
-    first, second = ((tmp_path / name).read_text() for name in "01")
-    assert first.startswith("(6, ") and second.startswith("(0, "), "one decodes, the other waits"
-    assert first.removeprefix("(6") == second.removeprefix("(0")
-    assert len(list((tmp_path / "cache" / "glcm_mae_images").iterdir())) == 1
+    waited, wrote = sorted((tmp_path / name).read_text() for name in "01")
+    assert wrote.startswith("(6, ") and waited.startswith("(0, "), "one decodes, the other waits"
+    assert wrote.removeprefix("(6") == waited.removeprefix("(0")
+    assert len(list((tmp_path / "cache" / "glcm_mae_images").glob("*.npy"))) == 1
 
 
 # What SLURM would do, on one machine: the hosts of a job, and a command once on each of them.

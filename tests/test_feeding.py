@@ -2,11 +2,13 @@
 
 import os
 import pickle
+from concurrent.futures import ThreadPoolExecutor
 
 import datasets
 import numpy as np
 import pytest
 import torch
+from filelock import FileLock
 from helpers import encode, grey, truncated_png, write, write_folder
 from test_data import (
     ONE_CHANNEL,
@@ -18,6 +20,7 @@ from commandline import UsageError
 from corpora.load import load_corpus
 from corpora.record import BadImageError
 from images.transform import ImageTransform
+from output_folder import FILE_STAGING
 from training.feeding import EpochSampler, PretrainDataset, PretrainIterableDataset, _ItemMaker, collate
 from training.pretraining_data import grey_statistics
 
@@ -103,7 +106,7 @@ def test_cache_gives_the_same_items_to_the_last_bit(images, workers, own_cache, 
         loader = torch.utils.data.DataLoader(cached, 5, sampler=sampler, num_workers=workers, collate_fn=collate)
         for batch, keys in zip(loader, torch.tensor(list(sampler)).split(5), strict=True):
             assert same(batch, collate([expected[epoch][int(key) % 10] for key in keys]))
-    assert len(list(own_cache.iterdir())) == 1
+    assert len(list(own_cache.glob("*.npy"))) == 1
 
 
 @pytest.mark.parametrize("kind", ["16 bits", "grey", "colour at last", "one channel"])
@@ -121,7 +124,7 @@ def test_cache_keeps_depth_and_colour(tmp_path, kind, own_cache):
         PretrainDataset(images, transform, patch_size=8, num_channels=channels, cache=cache) for cache in (False, True)
     )
     assert all(same(plain[index], cached[index]) for index in range(5))
-    (file,) = own_cache.iterdir()
+    (file,) = own_cache.glob("*.npy")
     stored = 3 if kind == "colour at last" else 1  # grey takes a third
     assert file.stat().st_size == 5 * stored * 32 * 32 * 4 + 128
 
@@ -157,6 +160,27 @@ def test_cache_is_found_again_and_made_again_where_it_must_be(images, own_cache,
         assert count == 10 and f"{file} is damaged" in caplog.text and "is made again" in caplog.text
         again, count = made()
         assert count == 0 and "damaged" not in caplog.text.split("made again", 1)[1]
+
+
+def test_a_cache_that_was_cut_short_is_cleared_away_and_others_of_other_files_are_not(images, own_cache):
+    file = PretrainDataset(images, PLAIN, patch_size=8, num_channels=3, cache=True)._cache.file
+    file.unlink()
+    cut, other = (write(own_cache / f"{FILE_STAGING}{name}" / name, b"half") for name in (file.name, "other.npy"))
+    PretrainDataset(images, PLAIN, patch_size=8, num_channels=3, cache=True)
+    assert file.exists() and not cut.parent.exists() and other.exists()
+
+
+def test_one_process_writes_the_cache_and_another_waits(images, own_cache):
+    file = PretrainDataset(images, PLAIN, patch_size=8, num_channels=3, cache=True)._cache.file
+    kept = file.rename(file.with_suffix(".kept"))
+    pool = ThreadPoolExecutor()
+    with FileLock(f"{file}.lock"):
+        waiting = pool.submit(PretrainDataset, images, PLAIN, patch_size=8, num_channels=3, cache=True)
+        with pytest.raises(TimeoutError):
+            waiting.result(timeout=1)
+        kept.rename(file)
+        written = file.stat().st_mtime_ns
+    assert waiting.result(60)._cache.file == file and file.stat().st_mtime_ns == written
 
 
 def test_cache_refuses_what_it_cannot_hold(images, own_cache):

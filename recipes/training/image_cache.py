@@ -7,7 +7,7 @@ there again by later runs.
 import hashlib
 import logging
 import os
-import time
+import shutil
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -15,13 +15,13 @@ from typing import Any
 
 import datasets
 import numpy as np
-from accelerate import PartialState
+from filelock import FileLock
 from tqdm.auto import tqdm
 
 from commandline import UsageError
 from images.splits import image_digests
 from images.transform import ImageTransform
-from output_folder import replaced_file
+from output_folder import FILE_STAGING, replaced_file
 
 logger = logging.getLogger(__name__)
 
@@ -55,7 +55,7 @@ def image_cache(
     num_channels: int,
     white_level: float | None,
 ) -> ImageCache:
-    """The cache of these images. If there is none yet, one process of each machine writes it, and the others wait.
+    """The cache of these images. If there is none yet, one process of the machine writes it, and the others wait.
 
     Args:
         dataset: columns `image` (undecoded), `file_name`, and where known `white_level`.
@@ -70,23 +70,25 @@ def image_cache(
     whites = dataset["white_level"][:] if "white_level" in dataset.column_names else None
     key = hashlib.sha256(repr((how, whites, image_digests(dataset))).encode()).hexdigest()
     file = Path(datasets.config.HF_DATASETS_CACHE) / "glcm_mae_images" / f"{key}.npy"
-    # Not by a barrier, which gives up after half an hour. If the first process fails, the launcher ends the others.
-    while not PartialState().is_local_main_process:
-        try:
-            return ImageCache(file)
-        except (OSError, ValueError):
-            time.sleep(1)
-    if file.exists():
-        try:
-            return ImageCache(file)
-        except (OSError, ValueError) as error:
-            logger.warning("cache_images: %s is damaged (%s) and is made again", file, error)
+    try:
+        return ImageCache(file)
+    except (OSError, ValueError):
+        pass  # said below, if another process does not mend it before
     try:
         file.parent.mkdir(parents=True, exist_ok=True)
-        with replaced_file(file) as new:
-            # Most medical images are grey: a third is enough, until one is not.
-            if not _write(new, dataset, fitted, 1, transform.image_size):
-                _write(new, dataset, fitted, num_channels, transform.image_size)
+        # Of this and of other runs one process writes. Not by a barrier, which gives up after half an hour.
+        with FileLock(f"{file}.lock"):
+            if file.exists():
+                try:
+                    return ImageCache(file)
+                except (OSError, ValueError) as error:
+                    logger.warning("cache_images: %s is damaged (%s) and is made again", file, error)
+            for left in file.parent.glob(f"{FILE_STAGING}*/{file.name}"):  # by a run that was killed
+                shutil.rmtree(left.parent)
+            with replaced_file(file) as new:
+                # Most medical images are grey: a third is enough, until one is not.
+                if not _write(new, dataset, fitted, 1, transform.image_size):
+                    _write(new, dataset, fitted, num_channels, transform.image_size)
     except OSError as error:
         raise UsageError(
             f"cache_images: {file} cannot be written ({error.strerror or error}). Make room there, let the "

@@ -35,6 +35,12 @@ MUTATIONS = [
     ),
     Mutation(
         "recipes/training/image_cache.py",
+        "                shutil.rmtree(left.parent)",
+        "                pass",
+        "tests/test_feeding.py::test_a_cache_that_was_cut_short_is_cleared_away_and_others_of_other_files_are_not",
+    ),
+    Mutation(
+        "recipes/training/image_cache.py",
         "        return ImageCache, (self.file,)",
         "        return object.__reduce_ex__(self, 2)",
         "tests/test_feeding.py::test_cache_is_found_again_and_made_again_where_it_must_be",
