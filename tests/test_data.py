@@ -265,7 +265,8 @@ def test_saved_processor_refuses_16_bit_files_rather_than_cutting_them():
 def test_processor_without_resize_equals_on_16_bit():
     transform = ImageTransform(image_size=(40, 56), resize="none", image_mean=(0.5,), image_std=(0.25,))
     data = encode(grey(bits=16))
-    pixel_values = transform.processor(65535)(Image.open(io.BytesIO(data)), return_tensors="pt").pixel_values[0]
+    processor, image = transform.processor(65535), Image.open(io.BytesIO(data))
+    pixel_values = processor(image, return_tensors="pt", rescale_factor=1 / processor.white_level).pixel_values[0]
     torch.testing.assert_close(pixel_values, transform(decode(data)), atol=1e-5, rtol=0)
 
 

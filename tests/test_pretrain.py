@@ -163,15 +163,6 @@ def test_a_dry_run_checks_and_leaves_everything_as_it_was(images, run, tmp_path,
     with pytest.raises(SystemExit, match="48 training images are fewer than one batch of 64"):
         pretrain.main(options(**given | {"per_device_train_batch_size": 64}, output_dir=tmp_path / "new" / "deep"))
     assert not (tmp_path / "new").exists()
-    begin = pretraining.Pretraining.__init__
-
-    def beside_another_run(*arguments):
-        begin(*arguments)
-        (tmp_path / "new" / "other").mkdir()
-
-    monkeypatch.setattr(pretraining.Pretraining, "__init__", beside_another_run)
-    pretrain.main(options(**given, output_dir=tmp_path / "new" / "deep"))
-    assert [path.name for path in (tmp_path / "new").iterdir()] == ["other"]
 
 
 def test_another_data_set_is_held_against_its_own_trivial_predictors(images, tmp_path):

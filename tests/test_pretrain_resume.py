@@ -299,3 +299,19 @@ def test_whole_epochs_are_whole_whatever_floats_say(tmp_path):
     given = {"mse_images_per_update": 512, "num_train_epochs": 100, "output_dir": tmp_path, "use_cpu": True}
     for share in (0.07, 0.29, 0.55):  # 100 of each are not whole in floats
         parse_args((PretrainingArguments,), options(**given, mse_epochs=share))
+
+
+def test_a_dry_run_leaves_what_another_run_has_begun_beside_it(images, tmp_path, monkeypatch):  # noqa: F811
+    import pretrain
+    from training import pretraining
+
+    given = TINY | {"corpus": images, "dry_run": True}
+    begin = pretraining.Pretraining.__init__
+
+    def beside_another_run(*arguments):
+        begin(*arguments)
+        (tmp_path / "new" / "other").mkdir()
+
+    monkeypatch.setattr(pretraining.Pretraining, "__init__", beside_another_run)
+    pretrain.main(options(**given, output_dir=tmp_path / "new" / "deep"))
+    assert [path.name for path in (tmp_path / "new").iterdir()] == ["other"]

@@ -174,7 +174,8 @@ class ImageTransform:
         size alone; the model then refuses other sizes.
 
         So it is for 8-bit images, as `pipeline` and the Hub's widget make them, whatever the model was trained on. The
-        white of deep ones is kept as `white_level`, which transformers carries along and does not read.
+        white of deep ones is kept as `white_level`, which transformers carries along and does not read; those that need
+        no resizing can be given with `rescale_factor=1 / processor.white_level`.
 
         Args:
             white_level: as for `decode_image`; the default stands for 8-bit images.

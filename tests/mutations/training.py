@@ -667,9 +667,9 @@ MUTATIONS = [
         "tests/test_pretrain.py::test_two_processes_equal_one_at_twice_the_batch",
     ),
     Mutation(
-        "recipes/training/callbacks.py",
-        "callback.tb_writer or SummaryWriter(callback.logging_dir)",
-        "callback.tb_writer",
+        "recipes/training/pretraining.py",
+        "callbacks.insert(0, pictures)",
+        "callbacks.append(pictures)",
         "tests/test_training_curves.py::test_tensorboard_shows_figures_and_pictures",
     ),
     Mutation(
