@@ -10,6 +10,10 @@ own training part only, by recipes/configs/laptop/; with `_all` on the other cor
 official training part). The chest X-rays are judged on their official split, with three seeds. With --pretrain_options
 and --finetune_options as cross_validate.py has them, at any size.
 
+--labelled_groups 25 50 100 runs the learning curve of the rows instead: fine-tuned on so many groups (patients, where
+they are known) of each training part, with the encoders of the whole rows, which must be in `output_dir`, and with as
+many updates.
+
 Each row of a corpus is a run of cross_validate.py in `output_dir`, which goes on where it was interrupted, and lands in
 the JSON file when it is finished: its settings, its command, its commit (`-dirty` with changes that are in none), and
 every answer to a test image.
@@ -34,7 +38,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 from side_by_side import markdown_table
 
 from images.splits import sha256_of_lines
-from judging.summary import class_names_of, compare_all
+from judging.summary import class_names_of, compare_all, summarise
 from output_folder import replaced_file
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -74,29 +78,51 @@ COLUMNS = {  # title -> figure, the first of these that there is
 COMPARED = ("accuracy", "balanced accuracy", "AUROC")  # with the baseline
 
 
-def command(corpus: str, row: str, seed: int, options: argparse.Namespace) -> list[str]:
-    """The call of cross_validate.py for one row, relative to the repository."""
+def command(corpus: str, row: str, seed: int, options: argparse.Namespace, labelled: int | None = None) -> list[str]:
+    """The call of cross_validate.py for one row, with all labels or few, relative to the repository."""
     facts = CORPORA[corpus]
+    whole = Path(options.output_dir, corpus, row, f"seed_{seed}")
     words = ["recipes/cross_validate.py", "--corpus", str(Path(options.data_dir, corpus))]
-    words += ["--output_dir", str(Path(options.output_dir, corpus, row, f"seed_{seed}"))]
+    words += ["--output_dir", str(Path(options.output_dir, corpus, key_of(row, labelled), f"seed_{seed}"))]
     words += ["--folds", *facts["folds"]] if facts["folds"] else []
     words += ["--positive_classes", *facts["positive"]] if facts["positive"] else []
     if row == CLASSICAL:
-        return [*words, "--mode", "texture_features"]
+        few = ["--labelled_groups", str(labelled)] if labelled else []
+        return [*words, "--mode", "texture_features", *few]
     sizes = yaml.safe_load((ROOT / CONFIGS / "pretrain.yaml").read_text())
     of_finetuning = [*_once([f"num_train_epochs={facts['epochs'][1]}"], options.finetune_options), f"seed={seed}"]
     if ROWS[row] is None:
         names = ("image_size", "patch_size", "hidden_size", "num_hidden_layers", "num_attention_heads")
         given = dict(entry.split("=", 1) for entry in options.pretrain_options)
         of_finetuning += [f"{name}={given.get(name, sizes[name])}" for name in (*names, "intermediate_size")]
+    elif labelled:
+        words += ["--checkpoint", str(whole / "fold_{fold}" / "pretrain" / "export")]
     else:
         words += ["--pretrain_config", f"{CONFIGS}/pretrain.yaml", "--pretrain_options"]
         epochs = [f"num_train_epochs={EPOCHS_OF_ALL if row.endswith(ALL) else facts['epochs'][0]}"]
         others = [f"unlabelled_corpus={Path(options.data_dir, name)}" for name in CORPORA if name != corpus]
         words += [*ROWS[row], *(others if row.endswith(ALL) else []), *_once(epochs, options.pretrain_options)]
         words.append(f"seed={seed}")
+    if labelled:
+        of_finetuning += [f"labelled_groups={labelled}", f"max_steps={_updates_of_all(corpus, options)}"]
+        # An epoch of few images is too short to judge after each.
+        of_finetuning += ["eval_strategy=steps", "eval_steps=0.05", "save_strategy=steps", "save_steps=0.05"]
     words += ["--finetune_config", f"{CONFIGS}/finetune.yaml", "--finetune_options", *of_finetuning]
     return [*words, "--jobs", str(options.jobs)]
+
+
+def key_of(row: str, labelled: int | None) -> str:
+    """What a row is called in the results."""
+    return f"{row}@{labelled}" if labelled else row
+
+
+def _updates_of_all(corpus: str, options: argparse.Namespace) -> int:
+    """Updates of a fine-tuning with all labels, in the mean over the folds."""
+    splits = json.loads(Path(options.data_dir, corpus, "splits.json").read_text())
+    folds = [splits[name] for name in CORPORA[corpus]["folds"] or []] or splits["folds"]
+    images = sum(len(fold["train"]) for fold in folds) / len(folds)
+    batch = yaml.safe_load((ROOT / CONFIGS / "finetune.yaml").read_text())["per_device_train_batch_size"]
+    return round(CORPORA[corpus]["epochs"][1] * images / batch)
 
 
 def _once(usual: list[str], given: list[str]) -> list[str]:
@@ -153,7 +179,8 @@ def tables(found: dict[str, Any]) -> str:
         rows = {
             row: [runs[seed] for seed in (seeds if row != CLASSICAL else sorted(runs)[:1])]
             for row, runs in found.get(corpus, {}).items()
-            if row == CLASSICAL or sorted(runs) == seeds  # with other seeds it is not finished, and cannot be paired
+            if row == CLASSICAL
+            or (row in ROWS and sorted(runs) == seeds)  # with other seeds it is not finished, and cannot be paired
         }
         if len(rows) < 2 or BASELINE not in rows:
             continue
@@ -185,8 +212,48 @@ def tables(found: dict[str, Any]) -> str:
                     for title in COMPARED
                 ]
                 less.append([f"`{row}`", *(f"{value:+.1f} ({low:+.1f} to {high:+.1f})" for value, low, high in points)])
-        text += [markdown_table(lines), markdown_table(less)]
+        text += [markdown_table(lines), markdown_table(less), *_learning_curve(found[corpus], seeds, facts)]
     return "\n\n".join(text)
+
+
+def _learning_curve(rows: dict[str, Any], seeds: list[str], facts: dict[str, Any]) -> list[str]:
+    """A table of the rows that ran with few labels, one column for each number of groups; nothing if none did."""
+    counts = sorted({int(name.split("@")[1]) for name in rows if "@" in name})
+    lines = []
+    for row in ROWS:
+        cells = []
+        for count in [*counts, None]:
+            runs = rows.get(key_of(row, count), {})
+            wanted = sorted(runs)[:1] if row == CLASSICAL else seeds
+            if not runs or not set(wanted) <= set(runs):
+                cells.append("")
+                continue
+            table = table_of([runs[seed] for seed in wanted])
+            figures = {name: found["pooled"] for name, found in summarise(table, facts["positive"])["figures"].items()}
+            shown = [figures[next(name for name in COLUMNS[title] if name in figures)] for title in COMPARED[1:]]
+            cells.append(", ".join("{value:.3f} ({low:.3f} to {high:.3f})".format(**found) for found in shown))
+        if any(cells[:-1]):
+            lines.append([f"`{row}`", *cells])
+    header = [f"{facts['title']}: {', '.join(COMPARED[1:])}", *(f"{count} groups" for count in counts), "all"]
+    return [markdown_table([header, *lines])] if lines else []
+
+
+def run_one(
+    corpus: str, row: str, seed: int, labelled: int | None, found: dict[str, Any], options: argparse.Namespace
+) -> None:
+    """Run one row, if it is not in `found` yet, and keep it there and in the JSON file."""
+    key = key_of(row, labelled)
+    if str(seed) in found.get(corpus, {}).get(key, {}):
+        return
+    words = command(corpus, row, seed, options, labelled)
+    print(f"{corpus}, {key}, seed {seed}", flush=True)
+    if subprocess.run([sys.executable, *words], cwd=ROOT).returncode:
+        sys.exit(f"error: {shlex.join(words)} failed; the same command goes on")
+    output = ROOT / options.output_dir / corpus / key / f"seed_{seed}"
+    found.setdefault(corpus, {}).setdefault(key, {})[str(seed)] = record(words, output)
+    options.json.parent.mkdir(parents=True, exist_ok=True)
+    with replaced_file(options.json) as new:
+        new.write_text(json.dumps(found, indent=1) + "\n")
 
 
 def main(argv: Sequence[str] | None = None) -> None:
@@ -199,6 +266,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument("--corpora", nargs="+", choices=CORPORA, default=list(CORPORA))
     parser.add_argument("--rows", nargs="+", choices=ROWS, default=list(ROWS))
     parser.add_argument("--seeds", nargs="+", type=int, help="those of the corpus if left out")
+    parser.add_argument("--labelled_groups", nargs="+", type=int, default=[None], help="the learning curve, instead")
     parser.add_argument("--pretrain_options", nargs="+", default=[], help="more options of pretrain.py, as NAME=VALUE")
     parser.add_argument("--finetune_options", nargs="+", default=[], help="more options of finetune.py, as NAME=VALUE")
     parser.add_argument("--jobs", type=int, default=1, help="folds at once")
@@ -210,17 +278,8 @@ def main(argv: Sequence[str] | None = None) -> None:
     for corpus in options.corpora:
         for row in options.rows:
             for seed in options.seeds or CORPORA[corpus]["seeds"][: 1 if row == CLASSICAL else None]:
-                if str(seed) in found.get(corpus, {}).get(row, {}):
-                    continue
-                words = command(corpus, row, seed, options)
-                print(f"{corpus}, {row}, seed {seed}", flush=True)
-                if subprocess.run([sys.executable, *words], cwd=ROOT).returncode:
-                    sys.exit(f"error: {shlex.join(words)} failed; the same command goes on")
-                output = ROOT / options.output_dir / corpus / row / f"seed_{seed}"
-                found.setdefault(corpus, {}).setdefault(row, {})[str(seed)] = record(words, output)
-                options.json.parent.mkdir(parents=True, exist_ok=True)
-                with replaced_file(options.json) as new:
-                    new.write_text(json.dumps(found, indent=1) + "\n")
+                for labelled in options.labelled_groups:
+                    run_one(corpus, row, seed, labelled, found, options)
     print(tables(found))
 
 

@@ -1,7 +1,13 @@
 """Parts of whole groups, with the classes in proportion: StratifiedGroupKFold of scikit-learn, for many groups."""
 
+import datasets
 import numpy as np
+import pandas as pd
+import torch
 from sklearn.model_selection import StratifiedGroupKFold
+
+from commandline import UsageError
+from images.randomness import FEW_GROUPS, keyed_generator
 
 
 class _Folds(StratifiedGroupKFold):
@@ -30,3 +36,34 @@ def grouped_parts(labels: np.ndarray, groups: np.ndarray, num_parts: int, seed: 
     """Positions of each of `num_parts` parts: images of each class in proportion, no group in two of them."""
     divide = _Folds(num_parts, shuffle=True, random_state=seed)
     return [np.sort(test) for _, test in divide.split(np.zeros(len(labels)), labels, groups)]
+
+
+def few_groups(train: datasets.Dataset, count: int) -> datasets.Dataset:
+    """The images of `count` of the groups, drawn class by class: the same for every run, fewer among more.
+
+    Classes get groups in proportion (Sainte-Laguë), each at least one; a group is of its commonest class.
+
+    Args:
+        train: columns `label` and `group`.
+        count: from the number of classes to that of groups.
+
+    Raises:
+        UsageError: `count` is not.
+    """
+    table = pd.DataFrame({"group": train["group"][:], "label": train["label"][:]})
+    commonest = table.groupby("group")["label"].agg(lambda labels: labels.mode()[0])
+    groups = {label: sorted(part.index) for label, part in commonest.groupby(commonest)}
+    if not len(groups) <= count <= len(commonest):
+        raise UsageError(
+            f"labelled_groups must be from {len(groups)}, the classes, to {len(commonest)}, the groups (patients, "
+            f"where they are known) of the training part, got {count}"
+        )
+    taken = dict.fromkeys(groups, 1)
+    for _ in range(count - len(groups)):
+        open_ = [label for label, names in groups.items() if taken[label] < len(names)]
+        taken[max(open_, key=lambda label: len(groups[label]) / (2 * taken[label] + 1))] += 1
+    chosen = set()
+    for label, names in groups.items():
+        order = torch.randperm(len(names), generator=keyed_generator(FEW_GROUPS, int(label))).tolist()
+        chosen |= {names[position] for position in order[: taken[label]]}
+    return train.select(np.flatnonzero(table["group"].isin(chosen)))

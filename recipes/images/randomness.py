@@ -16,6 +16,8 @@ CLASSIFIER_SAMPLE = 5
 """Crop, flip and augmentation of an image of fine-tuning: with the seed, the epoch and the image."""
 MIXING = 6
 """Mixup and cutmix of a batch of fine-tuning: with the seed and the batch's items."""
+FEW_GROUPS = 7
+"""Which groups have labels where only a few are to have them: with the class."""
 
 
 def keyed_generator(*key: int) -> torch.Generator:

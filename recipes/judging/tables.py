@@ -129,7 +129,7 @@ NO_PATIENTS = (
 
 ALL_FOLDS_SAID = (
     "All folds: the answers of all counted together; for AUROC the mean over folds, because scores of different models "
-    "have no common scale. Intervals are of this figure. "
+    "have no common scale. "
 )
 
 

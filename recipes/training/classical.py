@@ -23,6 +23,7 @@ from tqdm.auto import tqdm
 from commandline import UsageError
 from images.check import white_level_of
 from images.decode import decode_image
+from images.folds import few_groups
 from images.splits import load_prepared
 from judging.summary import figures_of, predictions_table
 from judging.tables import positive_indices
@@ -92,6 +93,7 @@ def classify_folds(
     folds: Sequence[str],
     output: Path,
     class_weights: str = "none",
+    labelled_groups: int | None = None,
     positive: Sequence[str] | None = None,
 ) -> list[Path]:
     """Fit to the training part of every fold, and predict; a fold that is finished is left as it is.
@@ -102,6 +104,7 @@ def classify_folds(
         output: receives fold_<k>/texture_features, with the files of a fine-tuning: predictions.parquet,
             validation_predictions.parquet, all_results.json.
         class_weights: none or balanced.
+        labelled_groups: train on so many groups only, as `few_groups` draws them.
         positive: classes that count as positive, for all_results.json.
 
     Returns:
@@ -117,6 +120,8 @@ def classify_folds(
             logger.info("%s is finished", folder)
             continue
         parts, class_names = load_prepared(corpus, splits_file, fold)
+        if labelled_groups is not None:
+            parts["train"] = few_groups(parts["train"], labelled_groups)
         _measure(parts, known)
         folder.mkdir(parents=True, exist_ok=True)
         _classify_fold(parts, class_names, fold, folder, known, class_weights == "balanced", positive)

@@ -91,6 +91,7 @@ class LabelledDataArguments(ImageArguments):
             "white_level",
             "positive_classes",
             "class_weights",
+            "labelled_groups",
         ),
         "from an image to a tensor": (*TENSORS, "randaugment", "random_erasing", "mixup", "cutmix"),
     }
@@ -120,6 +121,11 @@ class LabelledDataArguments(ImageArguments):
     mixup: float = option(0.0, "Parameter of mixup's Beta distribution (0.8 in MAE); 0: none.")
     cutmix: float = option(0.0, "Parameter of CutMix's Beta distribution (1.0 in MAE); 0: none.")
     class_weights: str = option("none", "none, or balanced: the loss of a class is weighted by 1 / its frequency.")
+    labelled_groups: int | None = option(
+        None,
+        "Train on so many groups (patients) of the training part only, to see what more labels would be worth: drawn "
+        "class by class, the same in every run of a fold, fewer among more. All if left out.",
+    )
     random_resized_crop: bool | None = option(None, "Train on random crops. Left out: yes, unless resize is none.")
     crop_scale: list[float] = field(
         default_factory=lambda: [0.5, 1.0], metadata={"help": "Share of the area of a random crop, smallest largest."}

@@ -258,7 +258,8 @@ def cross_validate(args: CrossValidationArguments) -> Path:
     if args.mode == TEXTURE_FEATURES:
         settings["texture_features"] = {"levels": LEVELS, "distances": list(DISTANCES), "tiles": TILES}
         _keep_settings(settings, output)
-        done = classify_folds(args.corpus, args.splits_file, folds, output, args.class_weights, args.positive_classes)
+        how = {"class_weights": args.class_weights, "labelled_groups": args.labelled_groups}
+        done = classify_folds(args.corpus, args.splits_file, folds, output, **how, positive=args.positive_classes)
     else:
         done = _train_folds(args, folds, settings, output)
     table = pd.concat([pd.read_parquet(folder / "predictions.parquet") for folder in done], ignore_index=True)

@@ -22,6 +22,7 @@ from hub.cards import ADDRESS, origin_of
 from hub.export import TRAINING_IMAGES, write_classifier
 from images.augment import Augmentation, Mixing
 from images.check import MIXED_DEPTHS, judged, verify_images, white_and_depth
+from images.folds import few_groups
 from images.splits import PARTS, load_known, load_prepared, sha256_of_lines
 from images.transform import ImageTransform, transform_of_processor
 from judging.summary import FIGURES, collapsed_folds, figures_of, predictions_table, summarise
@@ -72,6 +73,8 @@ class FineTuning(Run):
             )
         if self.class_names is None:
             raise UsageError(f"corpus {data_args.corpus!r} has no labels to learn")
+        if data_args.labelled_groups is not None:
+            self.parts["train"] = few_groups(self.parts["train"], data_args.labelled_groups)
         self.positive = positive_indices(self.class_names, data_args.positive_classes)
         self._refuse_leaks()
         self.model = load_classifier(

@@ -24,6 +24,9 @@ class CrossValidationArguments:
     class_weights: str | None = option(
         None, "For mode texture_features: none, or balanced, by which a class weighs 1 / its frequency."
     )
+    labelled_groups: int | None = option(
+        None, "For mode texture_features: train on so many groups (patients) of each training part, as in finetune.py."
+    )
     folds: list[str] | None = field(
         default=None, metadata={"help": "Folds to run: numbers, or official. All numbered folds if left out."}
     )
@@ -79,11 +82,13 @@ class CrossValidationArguments:
             if self.push_to_hub:
                 raise UsageError(f"push_to_hub: there is no model to publish in mode {self.mode}")
             self.class_weights = self.class_weights or "none"
-        elif self.class_weights is not None:
-            raise UsageError(
-                f"class_weights is for mode {TEXTURE_FEATURES}; of a fine-tuning, give it as finetune_options: "
-                f"class_weights={self.class_weights}"
-            )
+        else:
+            for name in ("class_weights", "labelled_groups"):
+                if getattr(self, name) is not None:
+                    raise UsageError(
+                        f"{name} is for mode {TEXTURE_FEATURES}; of a fine-tuning, give it as finetune_options: "
+                        f"{name}={getattr(self, name)}"
+                    )
         if self.class_weights not in (None, "none", "balanced"):
             raise UsageError(f"class_weights must be none or balanced, got {self.class_weights!r}")
 
