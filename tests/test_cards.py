@@ -63,7 +63,13 @@ def export(folder: Path, config, processor=PROCESSOR, **facts) -> str:
 def classifier(folder: Path, pooling: str = "cls", processor=PROCESSOR, **facts) -> str:
     """The same of a classifier."""
     names = {0: "benign", 1: "malignant"}
-    sizes = {"image_size": 32, "patch_size": 8, "hidden_size": 32, "num_hidden_layers": 1, "num_attention_heads": 2}
+    sizes = {
+        "image_size": facts.pop("image_size", 32),
+        "patch_size": 8,
+        "hidden_size": 32,
+        "num_hidden_layers": 1,
+        "num_attention_heads": 2,
+    }
     model = ViTForImageClassification(ViTConfig(**sizes, intermediate_size=32, id2label=names))
     model = with_mean_pooling(model) if pooling == "mean" else model
     with torch.no_grad():
@@ -73,6 +79,13 @@ def classifier(folder: Path, pooling: str = "cls", processor=PROCESSOR, **facts)
     given |= {"counts": {"train": 8, "validation": 2, "test": 2}, "pooling": pooling}
     write_classifier(folder, model, processor, {"config.yaml": "a: 1\n"}, [], given | facts)
     return (folder / "README.md").read_text()
+
+
+def test_examples_of_a_classifier_that_resizes_nothing_have_its_size(tmp_path):
+    processor = ImageTransform((32, 48), resize="none").processor()
+    card = classifier(tmp_path / "export", processor=processor, image_size=(32, 48))
+    with Image.open(tmp_path / "export" / "examples" / "speckle_1.png") as image:
+        assert image.size == (48, 32) and "speckle_1.png" in card
 
 
 def assert_tables_are_whole(card: str) -> None:

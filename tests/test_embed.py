@@ -268,3 +268,14 @@ def test_neighbours_that_cannot_be_are_named(folder, tmp_path, encoder_folder, o
     with pytest.raises(SystemExit, match=f"error: .*{message}"):
         run(folder, tmp_path / "out", *options, *encoder)
     assert not (tmp_path / "out").exists()
+
+
+def test_neighbours_of_images_of_one_name_are_refused_at_once(tmp_path, encoder_folder):
+    # As `push_to_hub` of datasets writes the images of folders.
+    rows = [{"bytes": encode(grey(seed=seed)), "path": f"{seed % 2}.png"} for seed in range(4)]
+    (tmp_path / "table").mkdir()
+    table = datasets.Dataset.from_dict({"image": rows}, features=datasets.Features(image=datasets.Image()))
+    table.to_parquet(tmp_path / "table" / "train.parquet")
+    options = ["--features=mean", "--neighbours=1", f"--model_name_or_path={encoder_folder}"]
+    with pytest.raises(SystemExit, match="neighbours needs images of different names, but '0.png' is there twice"):
+        run(tmp_path / "table", tmp_path / "out", *options)

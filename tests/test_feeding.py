@@ -165,12 +165,17 @@ def test_cache_is_found_again_and_made_again_where_it_must_be(images, own_cache,
 def test_a_cache_that_was_cut_short_is_cleared_away_and_others_of_other_files_are_not(images, own_cache):
     file = PretrainDataset(images, PLAIN, patch_size=8, num_channels=3, cache=True)._cache.file
     file.unlink()
-    cut, other = (write(own_cache / f"{FILE_STAGING}{name}" / name, b"half") for name in (file.name, "other.npy"))
+    names = {"cut": file.name, "going on": file.name, "other": "other.npy"}
+    left = {kind: write(own_cache / f"{FILE_STAGING}{kind}" / name, b"half") for kind, name in names.items()}
+    for kind in ("cut", "other"):
+        os.utime(left[kind], (0, 0))
     PretrainDataset(images, PLAIN, patch_size=8, num_channels=3, cache=True)
-    assert file.exists() and not cut.parent.exists() and other.exists()
+    assert file.exists() and [kind for kind, path in left.items() if path.exists()] == ["going on", "other"]
+    assert not left["cut"].parent.exists()
 
 
-def test_one_process_writes_the_cache_and_another_waits(images, own_cache):
+def test_one_process_writes_the_cache_and_another_waits(images, own_cache, caplog):
+    caplog.set_level("INFO")
     file = PretrainDataset(images, PLAIN, patch_size=8, num_channels=3, cache=True)._cache.file
     kept = file.rename(file.with_suffix(".kept"))
     pool = ThreadPoolExecutor()
@@ -181,6 +186,7 @@ def test_one_process_writes_the_cache_and_another_waits(images, own_cache):
         kept.rename(file)
         written = file.stat().st_mtime_ns
     assert waiting.result(60)._cache.file == file and file.stat().st_mtime_ns == written
+    assert f"another process writes {file}" in caplog.text
 
 
 def test_cache_refuses_what_it_cannot_hold(images, own_cache):

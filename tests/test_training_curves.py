@@ -2,16 +2,23 @@
 
 import json
 import shutil
+import sys
+import types
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
+import torch
 from matplotlib.figure import Figure
 from PIL import Image
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from test_pretrain import TINY, images, options  # noqa: F401 - fixture
+from transformers.integrations import WandbCallback
 
 import pretrain
 from judging.training_curves import draw_training_curves
+from modeling_glcm_mae import GLCMMAEForPreTraining
+from training.callbacks import PictureCallback
 
 
 def lines_of(figure: Figure) -> dict[str, dict[str, list[tuple[float, float]]]]:
@@ -95,10 +102,43 @@ def test_other_trackers_get_the_pictures_too(tracker, images, tmp_path, monkeypa
     pytest.importorskip(tracker, reason=f"needs the package {tracker}")
     out = tmp_path / "run"
     given = TINY | {"corpus": images, "output_dir": out, "picture_every_epochs": 1, "report_to": tracker}
-    pretrain.main(options(**given))
+    pretrain.main(options(**given, export_picture=True))
     pictures = [*(tmp_path / tracker).rglob("*.png")]
     drawn = {file.read_bytes() for file in (out / "reconstructions").glob("*.png")}
     assert len(drawn) == 2 and {file.read_bytes() for file in pictures} == drawn
+
+
+@pytest.mark.parametrize("give_out", [True, False])
+def test_a_tracker_on_other_machines_gets_pictures_only_if_they_may_be_given_out(
+    give_out, tiny_config, tmp_path, monkeypatch
+):
+    sent, wandb = [], types.ModuleType("wandb")
+    wandb.Image, wandb.log = str, sent.append
+    monkeypatch.setitem(sys.modules, "wandb", wandb)
+    trainer = SimpleNamespace(
+        model=GLCMMAEForPreTraining(tiny_config("texture")),
+        args=SimpleNamespace(device="cpu"),
+        is_world_process_zero=lambda: True,
+        callback_handler=SimpleNamespace(callbacks=[WandbCallback.__new__(WandbCallback)]),
+    )
+    batch = {"pixel_values": torch.rand(2, 3, 32, 32), "noise": torch.rand(2, 16)}
+    callback = PictureCallback(trainer, batch, (0.5,) * 3, (0.5,) * 3, tmp_path, 0, give_out)
+    callback.on_train_end(None, SimpleNamespace(global_step=3), None)
+    picture = tmp_path / "last.png"
+    expected = {"reconstructions": str(picture), "train/global_step": 3}
+    assert picture.exists() and sent == ([expected] if give_out else [])
+
+
+def test_pictures_of_ones_own_images_are_not_given_out_unasked(images, tmp_path, monkeypatch):  # noqa: F811
+    asked = []
+    made = PictureCallback.__init__
+    monkeypatch.setattr(
+        PictureCallback, "__init__", lambda self, *given: (asked.append(given[-1]), made(self, *given))[1]
+    )
+    given = TINY | {"corpus": images, "output_dir": tmp_path / "run", "dry_run": True}
+    for export_picture in ({}, {"export_picture": True}):
+        pretrain.main(options(**given, **export_picture))
+    assert asked == [False, True]
 
 
 def test_a_tracker_that_is_not_installed_is_named(images, tmp_path):  # noqa: F811

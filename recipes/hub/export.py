@@ -232,10 +232,11 @@ def widget_examples(folder: Path, model: PreTrainedModel) -> list[dict[str, Any]
     (folder / "examples").mkdir()
     found = []
     sides = model.config.image_size
-    side = sides if isinstance(sides, int) else min(sides)
+    height, width = (sides, sides) if isinstance(sides, int) else sides
     for index, speckle_class in enumerate(CLASS_SETS["easy"][:2]):
         name = f"examples/speckle_{index}.png"
-        Image.fromarray(speckle_image(speckle_class, side, seed=index)).save(folder / name)
+        speckle = speckle_image(speckle_class, max(height, width), seed=index)[:height, :width]
+        Image.fromarray(speckle).save(folder / name)
         answers = classify(str(folder / name), top_k=model.config.num_labels)
         output = [{"label": answer["label"], "score": round(answer["score"], 4)} for answer in answers]
         found.append({"src": name, "example_title": f"Generated speckle {index + 1}", "output": output})

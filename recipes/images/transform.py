@@ -175,7 +175,8 @@ class ImageTransform:
 
         So it is for 8-bit images, as `pipeline` and the Hub's widget make them, whatever the model was trained on. The
         white of deep ones is kept as `white_level`, which transformers carries along and does not read; those that need
-        no resizing can be given with `rescale_factor=1 / processor.white_level`.
+        no resizing can be given with `rescale_factor=1 / processor.white_level`. (Without that, they pass unrefused
+        where nothing is resized, far too bright, as floats in [0, 1] pass nearly black.)
 
         Args:
             white_level: as for `decode_image`; the default stands for 8-bit images.

@@ -141,7 +141,8 @@ def _json_or_none(line: str) -> dict | None:
 class PictureCallback(TrainerCallback):
     """Draw the same held-out images with the same masks every `every_epochs` epochs and at the end.
 
-    With `report_to` tensorboard, wandb or trackio, the pictures stand there too.
+    With `report_to tensorboard`, the pictures stand there too; with wandb or trackio, which may be on other machines,
+    if they may be given out.
 
     Args:
         trainer: whose model is drawn.
@@ -149,10 +150,11 @@ class PictureCallback(TrainerCallback):
         image_mean, image_std: of the normalisation, to show grey as it was.
         folder: receives `step-<step>.png` and `last.png`.
         every_epochs: 0 for the end only.
+        give_out: whether the images may be shown to others.
     """
 
-    def __init__(self, trainer, batch, image_mean, image_std, folder: Path, every_epochs: int):
-        self.trainer, self.batch, self.folder = trainer, batch, folder
+    def __init__(self, trainer, batch, image_mean, image_std, folder: Path, every_epochs: int, give_out: bool):
+        self.trainer, self.batch, self.folder, self.give_out = trainer, batch, folder, give_out
         self.image_mean, self.image_std, self.every_epochs = image_mean, image_std, every_epochs
 
     def on_epoch_end(self, args, state, control, **kwargs):
@@ -178,7 +180,8 @@ class PictureCallback(TrainerCallback):
                 self.folder / name, model.config, pixel_values, rebuilt, self.image_mean, self.image_std, surprising
             )
             for callback in self.trainer.callback_handler.callbacks:
-                _show(callback, self.folder / name, step)
+                if isinstance(callback, TensorBoardCallback) or self.give_out:
+                    _show(callback, self.folder / name, step)
 
 
 def _show(callback: TrainerCallback, picture: Path, step: int) -> None:

@@ -125,6 +125,14 @@ def embed(args: EmbedArguments) -> Path:
         raise UsageError(
             f"neighbours must be at most {len(images) - 1}, one less than the images, got {args.neighbours}"
         )
+    if args.neighbours:
+        names = pd.Series(images["file_name"][:])
+        twice = names[names.duplicated()]
+        if len(twice):
+            raise UsageError(
+                f"neighbours needs images of different names, but {twice.iloc[0]!r} is there twice: prepare_corpus.py "
+                "gives each a name of its own"
+            )
     measured = _texture(args, images) if args.features == "texture" else _encoded(args, images)
     kept = {name: images.features[name] for name in images.column_names if name != "image"}
     columns = {name: images[name] for name in kept}

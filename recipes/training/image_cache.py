@@ -8,14 +8,16 @@ import hashlib
 import logging
 import os
 import shutil
-from collections.abc import Callable
+import time
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import datasets
 import numpy as np
-from filelock import FileLock
+from filelock import FileLock, Timeout
 from tqdm.auto import tqdm
 
 from commandline import UsageError
@@ -26,6 +28,7 @@ from output_folder import FILE_STAGING, replaced_file
 logger = logging.getLogger(__name__)
 
 VERSION = 1
+STALE = 3600  # seconds without a byte after which a file that is being written is taken for left
 AT_ONCE = 256  # images in memory, should the disk be slower than the decoding
 
 
@@ -77,14 +80,16 @@ def image_cache(
     try:
         file.parent.mkdir(parents=True, exist_ok=True)
         # Of this and of other runs one process writes. Not by a barrier, which gives up after half an hour.
-        with FileLock(f"{file}.lock"):
+        with _of_one_process(file):
             if file.exists():
                 try:
                     return ImageCache(file)
                 except (OSError, ValueError) as error:
                     logger.warning("cache_images: %s is damaged (%s) and is made again", file, error)
             for left in file.parent.glob(f"{FILE_STAGING}*/{file.name}"):  # by a run that was killed
-                shutil.rmtree(left.parent)
+                # On file systems whose locks are of one machine, another may still be writing.
+                if time.time() - left.stat().st_mtime > STALE:
+                    shutil.rmtree(left.parent)
             with replaced_file(file) as new:
                 # Most medical images are grey: a third is enough, until one is not.
                 if not _write(new, dataset, fitted, 1, transform.image_size):
@@ -97,6 +102,20 @@ def image_cache(
     size = file.stat().st_size / 2**20
     logger.info("cache_images: %d images, %.0f MiB, in %s, which may be deleted", len(dataset), size, file)
     return ImageCache(file)
+
+
+@contextmanager
+def _of_one_process(file: Path) -> Iterator[None]:
+    lock = FileLock(f"{file}.lock")
+    try:
+        lock.acquire(timeout=0)
+    except Timeout:
+        logger.info("cache_images: another process writes %s, which this one waits for", file)
+        lock.acquire()
+    try:
+        yield
+    finally:
+        lock.release()
 
 
 def _write(

@@ -256,7 +256,9 @@ class PretrainingOptions:
     picture_every_epochs: int = option(10, "Draw held-out images every this many epochs; 0: at the end only.")
     num_pictures: int = option(6, "Held-out images to draw.")
     export_picture: bool | None = option(
-        None, "Put the picture, which shows held-out images, into the export. Left out: if the corpus is open."
+        None,
+        "Give out the pictures, which show held-out images: into the export, to wandb and trackio. Left out: if the "
+        "corpus is open.",
     )
     probe_labels: int = option(
         0, "Fit a linear probe to this many labelled images before and after, tested on the held-out ones. 0: no probe."

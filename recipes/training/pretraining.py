@@ -185,8 +185,10 @@ class Pretraining(Run):
             batch = collate([data.held_out[i] for i in range(min(args.num_pictures, len(data.held_out)))])
             pictures = PictureCallback(
                 *(trainer, batch, transform.image_mean, transform.image_std),
-                *(self.picture.parent, args.picture_every_epochs),
+                *(self.picture.parent, args.picture_every_epochs, self._gives_pictures_out()),
             )
+            if not pictures.give_out and {"wandb", "trackio"} & set(args.report_to):
+                logger.info("pictures stay in %s: they show images of the corpus (export_picture)", self.picture.parent)
             # Before the trackers, which take nothing more once they have heard that the training has ended.
             trainer.callback_handler.callbacks.insert(0, pictures)
         return trainer
@@ -334,7 +336,7 @@ class Pretraining(Run):
 
     def _write_export(self, model: GLCMMAEForPreTraining, results: dict) -> None:
         picture = self.picture if self.picture.exists() else None
-        if picture and not self._exports_picture():
+        if picture and not self._gives_pictures_out():
             logger.info("no picture in the export, which may be published: %s shows images of the corpus", picture)
             picture = None
         write_export(
@@ -346,7 +348,7 @@ class Pretraining(Run):
             self._card_facts(results, picture),
         )
 
-    def _exports_picture(self) -> bool:
+    def _gives_pictures_out(self) -> bool:
         """As asked for; else of corpora that are known to be open: images of one's own may show patients."""
         if self.args.export_picture is not None:
             return self.args.export_picture

@@ -35,8 +35,8 @@ MUTATIONS = [
     ),
     Mutation(
         "recipes/training/image_cache.py",
-        "                shutil.rmtree(left.parent)",
-        "                pass",
+        "                    shutil.rmtree(left.parent)",
+        "                    pass",
         "tests/test_feeding.py::test_a_cache_that_was_cut_short_is_cleared_away_and_others_of_other_files_are_not",
     ),
     Mutation(
