@@ -18,9 +18,12 @@ from sklearn.metrics import accuracy_score, balanced_accuracy_score, log_loss, r
 from sklearn.preprocessing import StandardScaler
 from test_cross_validate import pretended  # noqa: F401 - fixtures
 from test_finetune import corpus, exported, few_resamples, finished, texture  # noqa: F401 - fixtures
+from test_finetune import run as finetuned
 
 import cross_validate
+from commandline import UsageError
 from images.arguments import PrepareArguments
+from images.folds import few_groups
 from images.splits import load_prepared
 from judging import summary, tables
 from prepare_corpus import prepare
@@ -115,6 +118,50 @@ def test_every_fold_is_a_logistic_regression_chosen_on_its_validation_part(hard_
     assert len(set(chosen)) > 1
 
 
+def labelled(groups: list[str], labels: list[int]) -> datasets.Dataset:
+    return datasets.Dataset.from_dict({"group": groups, "label": labels})
+
+
+def test_few_groups_are_whole_in_proportion_and_among_more():
+    # 60 groups of class 0, 25 of class 1 and 5 of class 2, of one to three images; one image of a group is of another.
+    sizes = {f"p{index:02d}": 1 + index % 3 for index in range(90)}
+    of_class = {name: 0 if index < 60 else 1 if index < 85 else 2 for index, name in enumerate(sizes)}
+    rows = [(name, of_class[name]) for name, size in sizes.items() for _ in range(size)]
+    rows[rows.index(("p02", 0))] = ("p02", 1)
+    train, before = labelled(*map(list, zip(*rows, strict=True))), set()
+    for count in (3, 9, 18, 45, 90):
+        found = few_groups(train, count)
+        names = found["group"][:]
+        assert len(set(names)) == count and before <= set(names)
+        assert all(names.count(name) == sizes[name] for name in set(names))
+        counts = np.bincount([of_class[name] for name in set(names)], minlength=3)
+        assert (abs(counts - np.array([60, 25, 5]) * count / 90) <= 1).all() and counts.min() > 0
+        before = set(names)
+    shuffled = labelled(*map(list, zip(*rows[::-1], strict=True)))
+    assert set(few_groups(shuffled, 18)["group"]) == set(few_groups(train, 18)["group"])
+    for count in (2, 91):
+        with pytest.raises(UsageError, match=f"labelled_groups must be from 3, the classes, to 90, .* got {count}"):
+            few_groups(train, count)
+
+
+def test_few_labelled_groups_are_those_of_a_fine_tuning(corpus, exported, hard_corpus, classified, tmp_path):  # noqa: F811
+    kinds = {"probe": "linear_probe", "neighbours": "knn"}
+    runs = {
+        name: finetuned(corpus, tmp_path / name, "--model_name_or_path", str(exported), mode=mode, labelled_groups="6")
+        for name, mode in kinds.items()
+    }
+    settings = [yaml.safe_load((folder / "config.yaml").read_text()) for folder in runs.values()]
+    train = few_groups(load_prepared(str(corpus), None, "0")[0]["train"], 6)
+    assert [found["derived"]["num_train_images"] for found in settings] == [len(train)] * 2
+    few = validate(hard_corpus, tmp_path / "few", "--folds", "0", "--labelled_groups", "6")
+    answers = [
+        pd.read_parquet(out / "fold_0" / "texture_features" / "predictions.parquet") for out in (classified, few)
+    ]
+    assert (answers[0]["probability_fine"] - answers[1]["probability_fine"]).abs().max() > 0.01
+    with pytest.raises(SystemExit, match="labelled_groups must be from 2, the classes, to"):
+        validate(corpus, tmp_path / "none", "--folds", "0", "--labelled_groups", "1")
+
+
 def test_predictions_are_of_the_format_of_a_fine_tuning(corpus, finished, tmp_path):  # noqa: F811
     out = validate(corpus, tmp_path, "--folds", "0")
     for file in ("predictions.parquet", "validation_predictions.parquet"):
@@ -182,6 +229,7 @@ def test_folds_of_other_settings_are_not_mixed(hard_corpus, classified, tmp_path
         ("--push_to_hub true --hub_model_id=a/b", "push_to_hub: there is no model to publish in mode texture_features"),
         ("--class_weights=some", "class_weights must be none or balanced, got 'some'"),
         ("--mode=finetune --class_weights=balanced", "give it as finetune_options: class_weights=balanced"),
+        ("--mode=finetune --labelled_groups=9", "give it as finetune_options: labelled_groups=9"),
         ("--mode=knn", "mode must be one of finetune, texture_features, got 'knn'.*finetune_options: mode="),
     ],
 )

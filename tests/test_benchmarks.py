@@ -481,6 +481,28 @@ def test_a_row_of_all_corpora_pretrains_on_the_others_whole():
     assert cross_validation._options(["seed=1", "seed=2"]) == ["--seed=2"]
 
 
+def test_a_learning_curve_has_the_encoders_and_the_updates_of_all_labels(tmp_path, few_resamples):  # noqa: F811
+    finetuned = load("finetuned")
+    folds = [{"train": list(range(size))} for size in (480, 500)]
+    write(tmp_path / "busi" / "splits.json", json.dumps({"folds": folds}).encode())
+    options = argparse.Namespace(data_dir=tmp_path, output_dir="runs", pretrain_options=[], finetune_options=[], jobs=1)
+    words = finetuned.command("busi", "mse", 0, options, 25)
+    assert words[words.index("--output_dir") + 1] == "runs/busi/mse@25/seed_0" and "--pretrain_config" not in words
+    assert words[words.index("--checkpoint") + 1] == "runs/busi/mse/seed_0/fold_{fold}/pretrain/export"
+    assert {"labelled_groups=25", "max_steps=919"} <= set(words), "30 epochs of 490 images by 16"
+    assert finetuned.command("busi", "classical", 0, options, 25)[-2:] == ["--labelled_groups", "25"]
+    answers = {"mse": predicted(0, 1.0), "mse@25": predicted(1, 0.5), "classical@50": predicted(2, 1.0)}
+    rows = {row: {"0": kept(finetuned, tmp_path / row, table)} for row, table in answers.items()}
+    text = finetuned.tables({"busi": rows | {"classical": rows["mse"]}})
+    (curve,) = [table for table in text.split("\n\n") if "25 groups" in table]
+    head, _, classical, mse = (line.strip("| ").split(" | ") for line in curve.splitlines())
+    assert head[1:] == ["25 groups", "50 groups", "all"]
+    assert classical[1] == "" and classical[2].count(" to ") == 2
+    figures = summarise(answers["mse@25"], ["malignant"])["figures"]
+    value = figures["balanced_accuracy"]["pooled"]["value"]
+    assert mse[1].startswith(f"{value:.3f} (") and f"{figures['binary_auroc']['pooled']['value']:.3f}" in mse[1]
+
+
 def test_runs_in_the_repository_are_known_again_though_options_were_added_since():
     learning = load("texture_learning")
     stored = json.loads((BENCHMARKS / "results" / "texture_corpora.json").read_text())["runs"]

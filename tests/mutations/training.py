@@ -34,6 +34,12 @@ MUTATIONS = [
         "tests/test_feeding.py::test_cache_is_found_again_and_made_again_where_it_must_be",
     ),
     Mutation(
+        "recipes/training/classical.py",
+        'parts["train"] = few_groups(parts["train"], labelled_groups)',
+        "pass",
+        "tests/test_baselines.py::test_few_labelled_groups_are_those_of_a_fine_tuning",
+    ),
+    Mutation(
         "recipes/training/image_cache.py",
         "                    shutil.rmtree(left.parent)",
         "                    pass",
