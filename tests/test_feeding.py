@@ -21,8 +21,9 @@ from corpora.load import load_corpus
 from corpora.record import BadImageError
 from images.transform import ImageTransform
 from output_folder import FILE_STAGING
+from training.arguments import DataArguments
 from training.feeding import EpochSampler, PretrainDataset, PretrainIterableDataset, _ItemMaker, collate
-from training.pretraining_data import grey_statistics
+from training.pretraining_data import grey_statistics, load_data
 
 RANDOM = ImageTransform(32, random_resized_crop=True, horizontal_flip=True, vertical_flip=True)
 
@@ -246,6 +247,66 @@ def test_streaming_shuffles_anew_each_epoch(images):
         orders.append([item["file_name"] for item in stream])
     assert orders[0] == orders[2] != orders[1]
     assert sorted(orders[0]) == sorted(orders[1]) == images["file_name"]
+
+
+def _seen(items) -> list[bytes]:
+    return [item["pixel_values"].numpy().tobytes() for item in items]
+
+
+def _write_shards(folder, shards: list[list[dict]], features: dict) -> None:
+    for index, rows in enumerate(shards):
+        shard = datasets.Dataset.from_list(rows, features=datasets.Features(features))
+        shard.to_parquet(folder / f"train-{index:05d}-of-{len(shards):05d}.parquet")
+
+
+@pytest.mark.parametrize("shuffle_buffer", [0, 10])
+@pytest.mark.parametrize("path", ["{}.png", None])  # as push_to_hub leaves them of a/0.png, b/0.png; and numbered names
+def test_a_stream_trains_on_all_but_the_held_out_images_whatever_their_names(
+    tmp_path, monkeypatch, tiny_config, path, shuffle_buffer
+):
+    # datasets waits for the threads of pyarrow after every pass, five seconds where a tenth is enough
+    monkeypatch.setattr(datasets.config, "SLEEP_TIME_ON_THREADS_SHUTDOWN", 0.1)
+    shards = [
+        [{"image": {"bytes": encode(grey(seed=10 * s + i)), "path": path and path.format(i)}} for i in range(4)]
+        for s in range(4)
+    ]
+    _write_shards(tmp_path / "images", shards, {"image": datasets.Image()})
+    monkeypatch.chdir(tmp_path)
+    write(tmp_path / "0.png", encode(grey(seed=99)))  # not an image of the stream, though called like one
+    given = {"corpus": str(tmp_path / "images"), "streaming": True, "shuffle_buffer": shuffle_buffer}
+    every = set(_seen(load_data(DataArguments(**given, held_out=0), tiny_config(), 0).train))
+    data = load_data(DataArguments(**given, held_out=3), tiny_config(), 0)
+    held_out = set(_seen(data.held_out[i] for i in range(3)))
+    assert len(every) == 16 and len(held_out) == 3 and held_out < every
+    for epoch in range(4):
+        data.train.set_epoch(epoch)
+        trained = _seen(data.train)
+        assert len(trained) == 13 and set(trained) == every - held_out, f"epoch {epoch}"
+
+
+def test_a_stream_trains_on_no_copy_and_no_patient_of_a_held_out_image(tmp_path, tiny_config):
+    # held out are the first two: one of patient a, and one of whose patient nothing is known
+    groups = [["a", None, "a", "b"], ["b", None, "a", " "], ["c", None]]
+    seeds = [[0, 1, 2, 3], [4, 5, 6, 7], [1, 8]]
+    shards = [
+        [{"image": {"bytes": encode(grey(seed=s)), "path": None}, "group": g} for s, g in zip(*shard, strict=True)]
+        for shard in zip(seeds, groups, strict=True)
+    ]
+    _write_shards(tmp_path, shards, {"image": datasets.Image(), "group": datasets.Value("string")})
+    given = {"corpus": str(tmp_path), "streaming": True, "shuffle_buffer": 0}
+    every = _seen(load_data(DataArguments(**given, held_out=0), tiny_config(), 0).train)
+    assert len(every) == 10
+    for workers in (0, 2):
+        data = load_data(DataArguments(**given, held_out=2), tiny_config(), 0)
+        trained = _seen(torch.utils.data.DataLoader(data.train, batch_size=None, num_workers=workers))
+        assert sorted(trained) == sorted(every[i] for i in (3, 4, 5, 7, 9))
+
+
+def test_a_stream_of_a_folder_knows_held_out_images_by_their_paths(tmp_path, tiny_config):
+    write_folder(tmp_path, ["a/0.png", "a/1.png", "b/0.png", "b/1.png"])
+    arguments = DataArguments(corpus=str(tmp_path), streaming=True, shuffle_buffer=0, held_out=1)
+    data = load_data(arguments, tiny_config(), 0)
+    assert [item["file_name"] for item in data.train] == ["a/1.png", "b/0.png", "b/1.png"]
 
 
 @pytest.mark.parametrize("workers", [0, 2])

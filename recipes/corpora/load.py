@@ -67,9 +67,9 @@ def load_corpus(
 
     Returns:
         A data set with the columns `image` (`datasets.Image(decode=False)`, so that `decode_image` can name the file),
-        `file_name`, and where known `label` (`ClassLabel`) `group` (a string) and
-        `white_level` (see `white_level_of`). Labels that are strings or whole
-        numbers become classes, in the order of the alphabet or the numbers, over all splits.
+        `file_name` (which may come twice in Parquet or Hub data), and where known `label` (`ClassLabel`), `group` (a
+        string) and `white_level` (see `white_level_of`). Labels that are strings or whole numbers become classes, in
+        the order of the alphabet or the numbers, over all splits.
 
     Raises:
         CorpusError: there is no such corpus, split, folder or column; a column looks like a patient and is not used.
@@ -352,7 +352,7 @@ def _file_name(path: str | None, split: str, index: int) -> str:
 
 
 def _complete(row: dict[str, Any], index: int, split: str) -> dict[str, Any]:
-    """What a row of a stream lacks: `file_name`, and `group` as text."""
+    """What a row of a stream lacks: `file_name`, and `group` as text. `index` starts anew in each shard."""
     path = row["image"] and row["image"]["path"]
     name = row["file_name"] if "file_name" in row else _file_name(path, split, index)
     return {"file_name": name, **({"group": _text(row["group"])} if "group" in row else {})}

@@ -172,7 +172,8 @@ class PretrainIterableDataset(torch.utils.data.IterableDataset):
     Args:
         dataset: as from `load_corpus(..., streaming=True)`.
         bad_images: "error" to raise at the first bad image, "skip" to pass over it, log it and count it in `skipped`.
-        shuffle_buffer: how many images the stream is shuffled over, anew each epoch; 0 keeps its order.
+        shuffle_buffer: how many images the stream is shuffled over, anew each epoch; with 0 only its shards change
+            places, from the second epoch on.
     """
 
     def __init__(

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import datasets
+import pyarrow as pa
 import torch
 from accelerate import PartialState
 
@@ -19,7 +20,7 @@ from images.check import judged, verify_images, white_and_depth, white_level_of
 from images.decode import decode_image
 from images.known import Known
 from images.overlap import without_copies
-from images.splits import load_known, load_prepared, split_held_out
+from images.splits import image_sha256, load_known, load_prepared, split_held_out
 from images.transform import ImageTransform
 from modeling_glcm_mae import GLCMMAEConfig
 from training.feeding import MIN_LEVEL_SHARE, PretrainDataset, PretrainIterableDataset
@@ -77,8 +78,17 @@ def _plain(images: datasets.Dataset, prefix: str = "") -> datasets.Dataset:
     return images.add_column("white_level", white, feature=datasets.Value("float64"))
 
 
-def _is_not_among(row: dict[str, Any], names: frozenset[str]) -> bool:
-    return row["file_name"] not in names
+def _identity(row: dict[str, Any]) -> str | None:
+    """What a stream knows an image by in every pass: its bytes, or its whole address where it gives only that.
+
+    Not `file_name`: base names come twice, and indices start anew in each shard, whose order changes.
+    """
+    image = row["image"] or {}
+    return image.get("path") if image.get("bytes") is None else image_sha256(image)
+
+
+def _is_not_among(row: dict[str, Any], images: frozenset[str], groups: frozenset[str]) -> bool:
+    return row.get("group") not in groups and _identity(row) not in images
 
 
 def _first_readable(
@@ -164,13 +174,16 @@ def load_data(data_args: DataArguments, config: GLCMMAEConfig, seed: int) -> Pre
         first = list(images.take(count)) if count else _first_readable(images, data_args.bad_images, **checking)
         held_out = None
         if count:
-            kept = datasets.Dataset.from_list(first, features=images.features)
+            # Not from_list, which (datasets 5.2) drops the bytes of an image whose path happens to be a file here.
+            kept = datasets.Dataset(pa.Table.from_pylist(first, schema=images.features.arrow_schema))
             kept, _ = verify_images(kept, bad_images=data_args.bad_images, transform=transform, **checking)
             held_out = PretrainDataset(kept, transform, train=False, **reading)
-            names = frozenset(row["file_name"] for row in first)
+            # None is no image, which is to be counted as bad, or no known patient.
+            shown = frozenset(map(_identity, first)) - {None}
             first = list(kept)
+            patients = frozenset(row.get("group") for row in first) - {None}
             # A function of this module: workers that are spawned, as on macOS, get it by its name.
-            images = images.filter(_is_not_among, fn_kwargs={"names": names})
+            images = images.filter(_is_not_among, fn_kwargs={"images": shown, "groups": patients})
         train = PretrainIterableDataset(images, transform, shuffle_buffer=data_args.shuffle_buffer, **stream)
         white, deep = white_and_depth(first, data_args.white_level)
         return PretrainingData(train, held_out, transform, white_level=white, deep=deep)
@@ -259,7 +272,7 @@ def grey_statistics(
             distributions = distributions + found.sum(0)
             num_patches += len(found)
     if num_images == 0:
-        raise ValueError("There is no image to take grey statistics of.")
+        raise ValueError("There is no image to train on, at most such as are held out, or others of their patients.")
     statistics = {
         "mean_pixel": (sums / num_pixels).tolist(),
         "occupied_levels": int((histogram / num_pixels >= MIN_LEVEL_SHARE).sum()),

@@ -308,15 +308,21 @@ MUTATIONS = [
     ),
     Mutation(
         "recipes/training/pretraining_data.py",
-        'images.filter(_is_not_among, fn_kwargs={"names": names})',
-        'images.filter(lambda row: row["file_name"] not in names)',
+        'images.filter(_is_not_among, fn_kwargs={"images": shown, "groups": patients})',
+        "images.filter(lambda row: _identity(row) not in shown)",
         "tests/test_pretrain.py::test_held_out_images_of_a_stream_are_not_trained_on",
     ),
     Mutation(
         "recipes/training/pretraining_data.py",
-        'return row["file_name"] not in names',
-        'return bool(row["file_name"])',
-        "tests/test_pretrain.py::test_held_out_images_of_a_stream_are_not_trained_on",
+        'return image.get("path") if image.get("bytes") is None else image_sha256(image)',
+        'return row["file_name"]',
+        "tests/test_feeding.py::test_a_stream_trains_on_all_but_the_held_out_images_whatever_their_names",
+    ),
+    Mutation(
+        "recipes/training/pretraining_data.py",
+        'row.get("group") not in groups and ',
+        "",
+        "tests/test_feeding.py::test_a_stream_trains_on_no_copy_and_no_patient_of_a_held_out_image",
     ),
     Mutation(
         "recipes/training/resume.py",
