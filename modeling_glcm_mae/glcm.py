@@ -10,7 +10,16 @@ from collections.abc import Callable, Sequence
 import torch
 
 from .glcm_backends import one_pass_loss
-from .glcm_support import check_levels, check_offsets, check_stack, in_bins, pair_slices, place_of_counting, support_of
+from .glcm_support import (
+    check_levels,
+    check_offsets,
+    check_stack,
+    in_bins,
+    pair_slices,
+    place_of_counting,
+    support_of,
+    warn_of_range,
+)
 
 
 def offsets_from_angles(distances: Sequence[int], angles: Sequence[float]) -> list[list[int]]:
@@ -90,6 +99,20 @@ def soft_assignment(
     return bump(u) + bump(-u) + bump(2 * levels - u)
 
 
+_ranges_seen: set[tuple[float, float]] = set()
+
+
+def _warn_once_of_range(
+    image: torch.Tensor, mask: torch.Tensor | None, levels: int, value_range: Sequence[float]
+) -> None:
+    """Look at the first images of each range in a process: to look at all would make the host wait for a GPU."""
+    key = (float(value_range[0]), float(value_range[1]))
+    if torch.compiler.is_compiling() or key in _ranges_seen or not image.numel():
+        return
+    _ranges_seen.add(key)
+    warn_of_range("image", image if mask is None else image[mask], levels, value_range)
+
+
 def cooccurrence_matrix(
     image: torch.Tensor,
     *,
@@ -110,7 +133,9 @@ def cooccurrence_matrix(
     Args:
         image: `(..., H, W)`, floating point.
         levels: number K of grey levels.
-        value_range: (lo, hi) spanned by the levels, in the units of `image`.
+        value_range: (lo, hi) spanned by the levels, in the units of `image`; values outside are clamped. The centre of
+            level k is lo + (k + 1/2) (hi - lo) / K: of whole numbers 0..K-1 the range is (-0.5, K - 0.5), and with
+            another one the soft kernels share each of them between two levels.
         offsets: `[[dy, dx], ...]`, D offsets (row, column) in pixels, shorter than the image.
         kernel: "sigmoid", "linear" or "hard".
         sharpness: of the sigmoid kernel.
@@ -133,6 +158,7 @@ def cooccurrence_matrix(
     check_offsets(offsets, height, width)
     if mask is not None:
         _check_mask(mask, image)
+    _warn_once_of_range(image, mask, levels, value_range)
     if mask is not None:
         # Before anything is computed: weight 0 would not silence a NaN.
         image = image.masked_fill(~mask, 0)

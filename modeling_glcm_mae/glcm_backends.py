@@ -204,8 +204,9 @@ def one_pass_loss(
     lo, hi = map(float, value_range)
     with torch.autocast(pred.device.type, enabled=False):
         return _OnePassLoss.apply(
-            pred,
-            target,
+            # Else what has no gradient would seem to have one, of zeros or none at all.
+            pred.detach() if kernel == "hard" else pred,
+            target.detach(),
             backend,
             int(levels),
             [lo, hi],

@@ -1,26 +1,32 @@
 """The loss on co-occurrence matrices as a module, for networks of any kind."""
 
 import sys
-import warnings
 from collections.abc import Sequence
 
 import torch
 from torch import nn
 
 from .glcm import check_choices, glcm_loss
-from .glcm_support import check_levels, check_offsets
+from .glcm_support import check_levels, check_offsets, warn_of_range
 
 
 class GLCMLoss(nn.Module):
     """`glcm_loss` with its settings kept, to be used as the texture loss of any network.
 
-    Finding the weight: beside a pixel loss, begin where both terms have gradients of about one size at the network's
-    output, and train until the schedule has ended before judging it: on its way the term turns blur into noise, and
-    noise into texture. `texture_fidelity` tells the three apart (a gradient energy below, above and at 1).
+    Finding the weight: train with the pixel loss alone until the images are roughly right (or let the network learn a
+    residual), and only then add this term, with a weight that makes both gradients at the network's output about one
+    size there. From random weights a large weight ends in noise. Train until the schedule has ended before judging: on
+    its way the term turns blur into noise, and noise into texture. `texture_fidelity` tells the three apart (a gradient
+    energy below, above and at 1).
+
+    The defaults are those of the paper, whose loss grows with the size of the image; for new work `kernel="linear"`,
+    `normalize=True`, `reweight=False`.
 
     Args:
-        levels, value_range, offsets, kernel, sharpness, reweight, symmetric, normalize, cumulative, reduction, backend:
-            as in `glcm_loss`.
+        levels: number K of grey levels, at least 2.
+        value_range: (lo, hi) spanned by the levels, in the units of the images: floats of 0 to 1, 0 to 255, or HU.
+        offsets: `[[dy, dx], ...]` in whole pixels, as `offsets_from_angles` makes them.
+        kernel, sharpness, reweight, symmetric, normalize, cumulative, reduction, backend: as in `glcm_loss`.
 
     Raises:
         ValueError: on a wrong argument, at construction; names it, its value and what is allowed.
@@ -61,19 +67,11 @@ class GLCMLoss(nn.Module):
         self._range_is_checked = False
 
     def forward(self, pred: torch.Tensor, target: torch.Tensor) -> torch.Tensor:
-        """`(M, H, W)` twice -> the loss. Warns once if more than half of the first targets lie outside the range."""
+        """`(M, H, W)` twice -> the loss. Warns once if the first targets do not lie where the range does."""
         loss = glcm_loss(pred, target, **self.settings)
         if not self._range_is_checked and not torch.compiler.is_compiling() and target.numel():
             self._range_is_checked = True
-            low, high = self.settings["value_range"]
-            outside = ((target < low) | (target > high)).float().mean().item()
-            if outside > 0.5:
-                warnings.warn(
-                    f"{outside:.0%} of the target's pixels lie outside value_range ({low}, {high}) and are clamped: "
-                    f"give value_range in the units of the images, which span {target.min().item():g} to "
-                    f"{target.max().item():g}",
-                    stacklevel=2,
-                )
+            warn_of_range("target", target, self.settings["levels"], self.settings["value_range"])
         return loss
 
     def extra_repr(self) -> str:

@@ -4,6 +4,8 @@ Axis letters in trailing shape comments: M patches, H W the pixels of a patch, K
 """
 
 import math
+import sys
+import warnings
 from collections.abc import Sequence
 from numbers import Integral
 
@@ -30,8 +32,9 @@ def check_levels(levels: int, value_range: Sequence[float], kernel: str, sharpne
     """Raise `ValueError` on grey levels that cannot be; names the argument, its value and what is allowed."""
     if not isinstance(levels, Integral) or levels < 2:
         raise ValueError(f"levels must be an integer of at least 2, got {levels!r}")
-    if len(value_range) != 2 or not all(map(math.isfinite, value_range)) or not value_range[0] < value_range[1]:
-        raise ValueError(f"value_range must be two finite numbers (lo, hi) with lo < hi, got {tuple(value_range)}")
+    two = hasattr(value_range, "__len__") and len(value_range) == 2
+    if not two or not all(map(math.isfinite, value_range)) or not value_range[0] < value_range[1]:
+        raise ValueError(f"value_range must be two finite numbers (lo, hi) with lo < hi, got {value_range}")
     if kernel not in ("sigmoid", "linear", "hard"):
         raise ValueError(f"kernel must be one of sigmoid, linear, hard, got {kernel!r}")
     if kernel == "sigmoid" and not 0 < sharpness < math.inf:
@@ -55,7 +58,10 @@ def check_stack(name: str, image: torch.Tensor, shape: str, dims: int | None) ->
             "is, with value_range in the same units"
         )
     if image.dim() < 2 if dims is None else image.dim() != dims:
-        hint = f": {name}[None] makes a stack of one image" if dims == 3 and image.dim() == 2 else ""
+        hint = ""
+        if dims == 3 and image.dim() in (2, 4):
+            makes = {2: "[None] makes a stack of one image", 4: ".flatten(0, 1) makes a stack of every channel"}
+            hint = f": {name}{makes[image.dim()]}"
         raise ValueError(f"{name} must have the shape {shape}, got {tuple(image.shape)}{hint}")
 
 
@@ -64,12 +70,32 @@ def check_offsets(offsets: Sequence[Sequence[int]], height: int, width: int) -> 
     if len(offsets) == 0:
         raise ValueError("offsets must hold at least one [dy, dx], got none")
     for offset in offsets:
-        whole = len(offset) == 2 and all(isinstance(step, Integral) for step in offset)
+        pair = hasattr(offset, "__len__") and len(offset) == 2
+        whole = pair and all(isinstance(step, Integral) for step in offset)
         if not whole or abs(offset[0]) >= height or abs(offset[1]) >= width or not any(offset):
+            size = f" ({height} x {width} pixels)" if height < sys.maxsize else ""
             raise ValueError(
-                f"every offset must be [dy, dx] in whole pixels, not [0, 0] and shorter than the image "
-                f"({height} x {width} pixels), got {list(offset)}"
+                f"every offset must be [dy, dx] in whole pixels, not [0, 0] and shorter than the image{size}, got "
+                f"{list(offset) if pair else offset}"
             )
+
+
+def warn_of_range(name: str, image: torch.Tensor, levels: int, value_range: Sequence[float]) -> None:
+    """Warn if most pixels lie outside the range, or all of them within one grey level: it is in other units then."""
+    low, high = map(float, value_range)
+    outside = ((image < low) | (image > high)).float().mean().item()
+    least, most = image.min().item(), image.max().item()
+    if outside > 0.5:
+        found = f"{outside:.0%} of the pixels of {name} lie outside value_range ({low:g}, {high:g}) and are clamped"
+    elif 0 < most - least < (high - low) / levels:
+        found = f"all pixels of {name} lie within one of the {levels} grey levels of value_range ({low:g}, {high:g})"
+    else:
+        return
+    warnings.warn(
+        f"{found}: give value_range in the units of the images, which span {least:g} to {most:g} (a window of CT that "
+        "is meant may leave most outside)",
+        stacklevel=3,
+    )
 
 
 def pair_slices(offset: int, size: int) -> tuple[slice, slice]:

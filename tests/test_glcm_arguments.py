@@ -42,6 +42,9 @@ LOSS = {"levels": 8, "value_range": (0, 1), "offsets": [[0, 1]], "kernel": "line
             "every offset must be [dy, dx] in whole pixels",
         ),
         (lambda x: GLCMLoss(**LOSS | {"value_range": (1, 0)}), ValueError, "value_range must be two finite numbers"),
+        (lambda x: GLCMLoss(**LOSS | {"value_range": 0.5}), ValueError, "with lo < hi, got 0.5"),
+        (lambda x: GLCMLoss(**LOSS | {"offsets": [0, 1]}), ValueError, "shorter than the image, got 0"),
+        (lambda x: GLCMLoss(**LOSS)(x[None], x[None]), ValueError, "pred.flatten(0, 1) makes a stack of every channel"),
         (lambda x: GLCMLoss(**LOSS | {"kernel": "soft"}), ValueError, "kernel must be one of"),
         (lambda x: GLCMLoss(**LOSS, reduction="sum"), ValueError, "reduction must be mean or none"),
         (lambda x: GLCMLoss(**LOSS, backend="gpu"), ValueError, "backend must be one of"),
@@ -55,12 +58,37 @@ def test_what_is_given_and_what_is_wanted_are_said(call, error, message):
 def test_the_loss_warns_once_of_a_range_in_other_units():
     images = torch.rand(3, 6, 6) * 255
     loss = GLCMLoss(**LOSS)
-    with pytest.warns(UserWarning, match=r"pixels lie outside value_range \(0, 1\) .* which span") as said:
+    with pytest.warns(UserWarning, match=r"pixels of target lie outside value_range \(0, 1\) .* which span") as said:
         for _ in range(3):
             loss(images, images)
     assert len(said) == 1
+    for low, high in ((0, 255), (-1000, 1000)):
+        with pytest.warns(UserWarning, match=r"all pixels of target lie within one of the \d+ grey levels"):
+            GLCMLoss(**LOSS | {"value_range": (low, high)})(images / 255, images / 255)
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         GLCMLoss(**LOSS | {"value_range": (0, 255)})(images, images)
         # What a network answers on its way may lie anywhere.
         GLCMLoss(**LOSS)(images, images / 255)
+        GLCMLoss(**LOSS)(images, torch.full_like(images, 0.5))
+
+
+def test_a_matrix_of_images_in_other_units_is_warned_of_once_a_range(monkeypatch):
+    monkeypatch.setattr("modeling_glcm_mae.glcm._ranges_seen", set())
+    given = {"levels": 8, "value_range": (0.0, 1.0), "offsets": [[0, 1]]}
+    with pytest.warns(UserWarning, match="pixels of image lie outside") as said:
+        for kernel in ("hard", "linear"):
+            cooccurrence_matrix(255 * torch.rand(6, 6), kernel=kernel, **given)
+    assert len(said) == 1
+    padded, mask = torch.rand(6, 6), torch.ones(6, 6, dtype=torch.bool)
+    padded[:4], mask[:4] = -2000, False
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        cooccurrence_matrix(padded, mask=mask, **given | {"value_range": (0.0, 1.5)})
+
+
+@pytest.mark.parametrize("backend", ["dense", "sparse", "auto"])
+def test_what_has_no_gradient_does_not_seem_to_have_one(backend):
+    pred, target = torch.rand(2, 6, 6), torch.rand(2, 6, 6)
+    assert not GLCMLoss(**LOSS | {"kernel": "hard"}, backend=backend)(pred.requires_grad_(), target).requires_grad
+    assert not GLCMLoss(**LOSS, backend=backend)(pred.detach(), target.requires_grad_()).requires_grad
