@@ -518,6 +518,18 @@ MUTATIONS = [
     ),
     Mutation(
         "recipes/training/trainers.py",
+        "self.state.best_model_checkpoint = None if best is None else str(best)",
+        "pass",
+        "tests/test_finetune_resume.py::test_a_run_that_was_moved_exports_its_best_checkpoint_or_is_not_resumed",
+    ),
+    Mutation(
+        "recipes/training/resume.py",
+        "for path in (beside, Path(stored))",
+        "for path in (Path(stored), beside)",
+        "tests/test_finetune_resume.py::test_a_run_that_was_moved_exports_its_best_checkpoint_or_is_not_resumed",
+    ),
+    Mutation(
+        "recipes/training/trainers.py",
         '"weight": None if weights is None else weights.to(outputs.logits.device),',
         '"weight": None,',
         "tests/test_finetune.py::test_the_loss_is_weighted_smoothed_and_mixed_as_asked_for",
