@@ -105,7 +105,7 @@ def pretended(monkeypatch) -> list[dict]:
             return subprocess.CompletedProcess(command, 0)
         given = {name: value for name, value in zip(command, command[1:], strict=False) if name.startswith("--")}
         started.append(given | {"gpu": env.get("CUDA_VISIBLE_DEVICES")})
-        parts, names = load_prepared(given["--corpus"], None, given["--fold"])
+        parts, names = load_prepared(given["--corpus"], given.get("--splits_file"), given["--fold"])
         random = np.random.default_rng(int(given["--fold"]))
         probabilities = random.dirichlet([1] * len(names), len(parts["test"]))
         out = Path(given["--output_dir"])
@@ -126,6 +126,21 @@ def test_cross_validation_writes_to_the_home_folder_alone_where_that_is_asked_fo
     cross_validate.main(["--corpus", str(corpus), "--output_dir", "~/cv", "--folds", "0"])
     assert (tmp_path / "home" / "cv" / "summary.json").is_file() and not list((tmp_path / "here").iterdir())
     assert [given["--output_dir"] for given in pretended] == [str(tmp_path / "home" / "cv" / "fold_0" / "finetune")]
+
+
+def test_cross_validation_reads_from_the_home_folder(corpus, tmp_path, pretended, monkeypatch):
+    monkeypatch.setenv("HOME", str(tmp_path))
+    shutil.copytree(corpus, tmp_path / "data")
+    (tmp_path / "data" / "splits.json").rename(tmp_path / "splits.json")
+    tuning = write(tmp_path / "finetune.yaml", b"positive_classes: [fine]")
+    given = ["--corpus=~/data", "--splits_file=~/splits.json", "--finetune_config=~/finetune.yaml"]
+    cross_validate.main(
+        [*given, "--output_dir", str(tmp_path / "out"), "--folds", "0", "--checkpoint=~/encoder_{fold}"]
+    )
+    (asked,) = pretended
+    names = {"--corpus": "data", "--splits_file": "splits.json", "--model_name_or_path": "encoder_0"}
+    assert asked | {name: str(tmp_path / file) for name, file in names.items()} == asked
+    assert asked["--config"] == str(tuning) and (tmp_path / "out" / "summary.json").is_file()
 
 
 @pytest.mark.slow

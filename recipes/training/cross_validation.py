@@ -234,6 +234,9 @@ def cross_validate(args: CrossValidationArguments) -> Path:
     """Run all folds and sum up; returns the output folder."""
     output = check_output(args.output_dir)
     args.output_dir = str(output)  # without ~
+    for name in ("corpus", "splits_file", "pretrain_config", "checkpoint", "finetune_config"):
+        given = getattr(args, name)
+        setattr(args, name, given and os.path.expanduser(given))
     splits_file = Path(args.splits_file or Path(args.corpus) / "splits.json")
     # Checks the corpus and the names before hours of training.
     folds = args.folds

@@ -83,9 +83,15 @@ MUTATIONS = [
     ),
     Mutation(
         "recipes/training/cross_validation.py",
-        "    args.output_dir = str(output)  # without ~\n    splits_file",
-        "    splits_file",
+        "    args.output_dir = str(output)  # without ~\n",
+        "",
         "tests/test_cross_validate.py::test_cross_validation_writes_to_the_home_folder_alone_where_that_is_asked_for",
+    ),
+    Mutation(
+        "recipes/training/cross_validation.py",
+        "given and os.path.expanduser(given)",
+        "given",
+        "tests/test_cross_validate.py::test_cross_validation_reads_from_the_home_folder",
     ),
     Mutation(
         "recipes/training/cross_validation.py",
