@@ -104,7 +104,7 @@ def pretended(monkeypatch) -> list[dict]:
         if "--dry_run" in command:
             return subprocess.CompletedProcess(command, 0)
         given = {name: value for name, value in zip(command, command[1:], strict=False) if name.startswith("--")}
-        started.append(given | {"gpu": env.get("CUDA_VISIBLE_DEVICES")})
+        started.append(given | {"gpu": env.get("CUDA_VISIBLE_DEVICES"), "command": command})
         parts, names = load_prepared(given["--corpus"], given.get("--splits_file"), given["--fold"])
         random = np.random.default_rng(int(given["--fold"]))
         probabilities = random.dirichlet([1] * len(names), len(parts["test"]))
@@ -243,10 +243,17 @@ def test_the_check_before_a_pretraining_sees_one_gpu_and_the_sizes_to_come(corpu
     pretraining = write(tmp_path / "pretrain.yaml", TINY_PRETRAINING.encode())
     given = ["--corpus", str(corpus), "--output_dir", str(tmp_path / "out"), "--pretrain_config", str(pretraining)]
     with pytest.raises(SystemExit, match="would fail after the pretraining: no$"):
-        cross_validate.main([*given, "--pretrain_options", "image_size=48"])
+        cross_validate.main([*given, "--pretrain_options", "image-size=48"])
     ((command, gpu),) = asked
     assert gpu == "4" and command[command.index("--image_size") + 1] == "48"
     assert command[command.index("--patch_size") + 1] == "8"
+
+
+def test_options_with_dashes_are_those_with_underscores(corpus, tmp_path, pretended):
+    given = ["--corpus", str(corpus), "--output_dir", str(tmp_path), "--folds", "0", "--finetune_options"]
+    cross_validate.main([*given, "image-mean=0.1", "image_mean=-0.2", "num_train_epochs=1", "num-train-epochs=2"])
+    words = " ".join(pretended[0]["command"])
+    assert "--image_mean 0.1 -0.2 --num_train_epochs=2" in words and "epochs=1" not in words
 
 
 def test_a_fold_that_failed_stops_the_others_and_its_settings_can_be_corrected(

@@ -132,7 +132,7 @@ def _refuse_unknown_options(args: CrossValidationArguments) -> None:
     for name, arguments in (("pretrain_options", PRETRAINING), ("finetune_options", FINETUNING)):
         known = {found.name for kind in arguments for found in fields(kind)}
         for entry in getattr(args, name) or ():
-            option = entry.split("=", 1)[0].replace("-", "_")
+            option = entry.split("=", 1)[0]
             if option not in known:
                 raise UsageError(f"{name}: {name.split('_')[0]}.py has no option {option}{nearest(option, known)}")
 

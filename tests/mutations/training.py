@@ -88,6 +88,13 @@ MUTATIONS = [
         "tests/test_cross_validate.py::test_cross_validation_writes_to_the_home_folder_alone_where_that_is_asked_for",
     ),
     Mutation(
+        "recipes/training/fold_options.py",
+        'key.replace("-", "_") + sign',
+        "key + sign",
+        "tests/test_cross_validate.py::test_options_with_dashes_are_those_with_underscores "
+        "tests/test_cross_validate.py::test_the_check_before_a_pretraining_sees_one_gpu_and_the_sizes_to_come",
+    ),
+    Mutation(
         "recipes/training/cross_validation.py",
         "given and os.path.expanduser(given)",
         "given",
