@@ -256,6 +256,33 @@ def test_options_with_dashes_are_those_with_underscores(corpus, tmp_path, preten
     assert "--image_mean 0.1 -0.2 --num_train_epochs=2" in words and "epochs=1" not in words
 
 
+@pytest.mark.parametrize(
+    ("given", "message"),
+    [
+        ("--finetune_options positive-classes=coarse", "finetune_options: positive_classes .*, by --positive_classes:"),
+        ("--finetune_options seed=1 fold=1", "finetune_options: fold is set by .*, by --folds: leave it out"),
+        ("--pretrain_config=PRETRAINING --pretrain_options corpus=b", "pretrain_options: corpus is .*, by --corpus:"),
+        ("--pretrain_config=PRETRAINING --pretrain_options splits_file=b", "splits_file is .*, by --splits_file:"),
+        ("--pretrain_config=PRETRAINING --finetune_options model_name_or_path=b", "model_.*, by --pretrain_config:"),
+        ("--checkpoint=a --finetune_options model_name_or_path=b", "model_name_or_path .*, by --checkpoint:"),
+        ("--finetune_options hub_model_id=a/b", "hub_model_id is .*, by --hub_model_id:"),
+        ("--finetune_options dry_run=true", "dry_run is set by cross_validate.py for each fold: leave it out"),
+    ],
+)
+def test_what_is_set_for_each_fold_is_not_taken_as_an_option(corpus, tmp_path, pretended, given, message):
+    pretraining = write(tmp_path / "pretrain.yaml", TINY_PRETRAINING.encode())
+    words = given.replace("PRETRAINING", str(pretraining)).split()
+    with pytest.raises(SystemExit, match=f"^error: .*{message}"):
+        cross_validate.main(["--corpus", str(corpus), "--output_dir", str(tmp_path / "out"), *words])
+    assert not pretended and not (tmp_path / "out").exists()
+
+
+def test_the_options_of_the_recipes_may_name_the_first_weights(corpus, tmp_path, pretended):
+    given = ["--corpus", str(corpus), "--output_dir", str(tmp_path / "a"), "--folds", "0"]
+    cross_validate.main([*given, "--finetune_options", "model_name_or_path=facebook/vit-mae-base"])
+    assert "--model_name_or_path=facebook/vit-mae-base" in pretended[0]["command"]
+
+
 def test_a_fold_that_failed_stops_the_others_and_its_settings_can_be_corrected(
     corpus, tmp_path, pretended, monkeypatch
 ):

@@ -41,6 +41,10 @@ logger = logging.getLogger("cross_validate")
 
 SECONDS_BETWEEN_LOOKS = 2  # at the log of a training
 NOT_OF_THE_FOLDS = ("jobs", "output_dir", "seed", "push_to_hub", "hub_model_id", "hub_private_repo")
+# Options of the recipes that are set for each fold, with the option of cross_validate.py that decides, if there is one.
+SET_HERE = {name: name for name in ("corpus", "splits_file", "output_dir", "positive_classes")}
+SET_HERE |= {name: name for name in ("push_to_hub", "hub_model_id", "hub_private_repo")}
+SET_HERE |= {"fold": "folds", "dry_run": None, "resume_from_checkpoint": None, "overwrite_output_dir": None}
 RECIPES = Path(__file__).resolve().parents[1]
 # Options of several values.
 LISTS = {
@@ -124,17 +128,22 @@ def _finetune_options(args: CrossValidationArguments, fold: str) -> list[str]:
 
 
 def _refuse_unknown_options(args: CrossValidationArguments) -> None:
-    """See that the recipes have the options of `pretrain_options` and `finetune_options`.
+    """See that the recipes have the options of `pretrain_options` and `finetune_options`, and that they are free.
 
     Raises:
-        UsageError: one has not; names it.
+        UsageError: one has not, or it is set here for each fold; names it.
     """
+    encoder = next((name for name in ("pretrain_config", "checkpoint") if getattr(args, name) is not None), None)
     for name, arguments in (("pretrain_options", PRETRAINING), ("finetune_options", FINETUNING)):
         known = {found.name for kind in arguments for found in fields(kind)}
         for entry in getattr(args, name) or ():
             option = entry.split("=", 1)[0]
             if option not in known:
                 raise UsageError(f"{name}: {name.split('_')[0]}.py has no option {option}{nearest(option, known)}")
+            taken = SET_HERE | ({"model_name_or_path": encoder} if encoder and name == "finetune_options" else {})
+            if option in taken:
+                instead = f", by --{taken[option]}" if taken[option] else ""
+                raise UsageError(f"{name}: {option} is set by cross_validate.py for each fold{instead}: leave it out")
 
 
 def _rehearse_fine_tuning(args: CrossValidationArguments, fold: str, environment: dict[str, str]) -> None:

@@ -96,6 +96,12 @@ MUTATIONS = [
     ),
     Mutation(
         "recipes/training/cross_validation.py",
+        "            if option in taken:",
+        "            if False:",
+        "tests/test_cross_validate.py::test_what_is_set_for_each_fold_is_not_taken_as_an_option",
+    ),
+    Mutation(
+        "recipes/training/cross_validation.py",
         "given and os.path.expanduser(given)",
         "given",
         "tests/test_cross_validate.py::test_cross_validation_reads_from_the_home_folder",
