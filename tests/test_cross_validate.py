@@ -1,5 +1,6 @@
 """Cross-validation: every fold trained, judged and summed up; two such runs compared."""
 
+import hashlib
 import json
 import os
 import re
@@ -214,6 +215,56 @@ def test_folds_of_a_corpus_that_was_prepared_anew_are_not_mixed(corpus, tmp_path
     )
     with pytest.raises(SystemExit, match="another .*splits_sha256"):
         cross_validate.main(given)
+
+
+def test_folds_of_encoders_that_were_replaced_are_not_mixed(corpus, exported, tmp_path, pretended):
+    def validate(output: str, encoder: str, *folds: str) -> None:
+        given = [
+            "--corpus",
+            str(corpus),
+            "--output_dir",
+            str(tmp_path / output),
+            "--checkpoint",
+            str(tmp_path / encoder),
+        ]
+        cross_validate.main([*given, "--folds", *folds])
+
+    def replace(encoder: str) -> None:
+        with (tmp_path / encoder / "model.safetensors").open("ab") as file:
+            file.write(b" ")
+
+    for name in ("one", "of_0"):
+        shutil.copytree(exported, tmp_path / name)
+    validate("same", "one", "0")
+    validate("same", "one", "1")
+    replace("one")
+    with pytest.raises(SystemExit, match=r"run with another checkpoint \(the weights in .*/one were replaced\): take"):
+        validate("same", "one", "2")
+    with pytest.raises(SystemExit, match="were replaced"):
+        validate("same", "one", "0", "1")
+
+    # One for each fold: that of a fold that has not run may come later, or change.
+    validate("own", "of_{fold}", "0")
+    shutil.copytree(exported, tmp_path / "of_1")
+    settings = yaml.safe_load((tmp_path / "own" / "config.yaml").read_text())
+    settings["checkpoint_sha256"][str(tmp_path / "of_1")] = {"model.safetensors": "of a fold that was stopped"}
+    (tmp_path / "own" / "config.yaml").write_text(yaml.safe_dump(settings))
+    validate("own", "of_{fold}", "0", "1")
+    file = tmp_path / "of_1" / "model.safetensors"
+    stored = yaml.safe_load((tmp_path / "own" / "config.yaml").read_text())["checkpoint_sha256"]
+    assert stored[str(file.parent)] == {file.name: hashlib.sha256(file.read_bytes()).hexdigest()}
+    replace("of_0")
+    validate("own", "of_{fold}", "1")
+    with pytest.raises(SystemExit, match=r"the weights in .*/of_0 were replaced\)"):
+        validate("own", "of_{fold}", "0", "1")
+
+    # What an earlier version ran does not tell its weights.
+    del settings["checkpoint_sha256"]
+    (tmp_path / "own" / "config.yaml").write_text(yaml.safe_dump(settings))
+    validate("own", "of_{fold}", "0", "1")
+    replace("of_0")
+    with pytest.raises(SystemExit, match=r"the weights in .*/of_0 were replaced\)"):
+        validate("own", "of_{fold}", "0", "1")
 
 
 def test_a_mistake_in_the_fine_tuning_is_known_before_the_pretraining(corpus, tmp_path):

@@ -266,6 +266,7 @@ def cross_validate(args: CrossValidationArguments) -> Path:
     settings["positive_classes"] = args.positive_classes
     labelled = (zip(part["file_name"][:], part["label"][:], strict=True) for part in parts.values())
     settings["labels_sha256"] = sha256_of_lines(sorted(f"{name} {label}" for part in labelled for name, label in part))
+    settings["checkpoint_sha256"] = _weights(args, folds, settings.get("finetune_config_content"))
     settings["splits_sha256"] = hashlib.sha256(splits_file.read_bytes()).hexdigest()
     if args.mode == TEXTURE_FEATURES:
         settings["texture_features"] = {"levels": LEVELS, "distances": list(DISTANCES), "tiles": TILES}
@@ -368,19 +369,47 @@ def _settings(args: CrossValidationArguments) -> dict[str, Any]:
     return settings
 
 
+def _weights(
+    args: CrossValidationArguments, folds: list[str], config: dict[str, Any] | None
+) -> dict[str, dict[str, str]]:
+    """SHA-256 of the files of weights, by name, of every encoder that is a folder here, by its path.
+
+    Those on the Hub are known by their name, and by a `model_revision` among the options of the fine-tuning.
+    """
+    given = (config or {}) | dict(entry.split("=", 1) for entry in args.finetune_options or ())
+    paths = {args.checkpoint.replace("{fold}", fold) for fold in folds} if args.checkpoint else ()
+    found = {path: sorted(Path(path, given.get("model_subfolder") or "").glob("*.safetensors")) for path in paths}
+    return {path: {file.name: _sha256(file) for file in files} for path, files in sorted(found.items()) if files}
+
+
+def _sha256(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
 def _keep_settings(settings: dict[str, Any], output: Path) -> None:
     """Write config.yaml; refuse to mix folds of different settings in one folder."""
     stored_file = output / "config.yaml"
     if stored_file.exists():
         stored = {"mode": MODES[0]} | yaml.safe_load(stored_file.read_text())  # an earlier version knew one mode
-        changed = [name for name, value in settings.items() if stored.get(name) != value and name != "folds"]
+        free = ("folds", "checkpoint_sha256")
+        changed = [name for name, value in settings.items() if stored.get(name) != value and name not in free]
         # What the pretraining is not given may be corrected while nothing else has got anywhere.
         later = {"finetune_config", "finetune_config_content", "finetune_options", "positive_classes"}
-        steps = list(output.glob("fold_*/[!p]*" if set(changed) <= later else "fold_*/*"))
-        if changed and any(whole_checkpoints(step) or (step / "all_results.json").exists() for step in steps):
+        steps = output.glob("fold_*/[!p]*" if set(changed) <= later else "fold_*/*")
+        begun = [step for step in steps if whole_checkpoints(step) or (step / "all_results.json").exists()]
+        # The encoders of folds that have not begun may be made, or made anew, at any time.
+        used = {
+            (settings["checkpoint"] or "").replace("{fold}", step.parent.name.removeprefix("fold_")) for step in begun
+        }
+        before, now = stored.get("checkpoint_sha256") or {}, settings["checkpoint_sha256"]
+        replaced = [path for path in now if path in used and before.get(path, now[path]) != now[path]]
+        changed += [f"checkpoint (the weights in {path} were replaced)" for path in replaced]
+        if changed and begun:
             raise UsageError(
                 f"output_dir {output} holds folds that were run with another {', '.join(changed)}: take another one"
             )
+        settings["checkpoint_sha256"] = before | now
     output.mkdir(parents=True, exist_ok=True)
     stored_file.write_text(yaml.safe_dump(settings, sort_keys=False))
 

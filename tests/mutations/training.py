@@ -102,6 +102,18 @@ MUTATIONS = [
     ),
     Mutation(
         "recipes/training/cross_validation.py",
+        "if path in used and before.get",
+        "if before.get",
+        "tests/test_cross_validate.py::test_folds_of_encoders_that_were_replaced_are_not_mixed",
+    ),
+    Mutation(
+        "recipes/training/cross_validation.py",
+        'settings["checkpoint_sha256"] = before | now',
+        "pass",
+        "tests/test_cross_validate.py::test_folds_of_encoders_that_were_replaced_are_not_mixed",
+    ),
+    Mutation(
+        "recipes/training/cross_validation.py",
         "given and os.path.expanduser(given)",
         "given",
         "tests/test_cross_validate.py::test_cross_validation_reads_from_the_home_folder",
@@ -603,8 +615,8 @@ MUTATIONS = [
     ),
     Mutation(
         "recipes/training/cross_validation.py",
-        "if changed and any(",
-        "if changed or any(",
+        "if changed and begun:",
+        "if changed or begun:",
         "tests/test_cross_validate.py::test_a_fold_that_failed_stops_the_others_and_its_settings_can_be_corrected",
     ),
     Mutation(
