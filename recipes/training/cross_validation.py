@@ -9,7 +9,7 @@ import sys
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
-from dataclasses import asdict, fields
+from dataclasses import fields
 from pathlib import Path
 from queue import Queue
 from threading import Event, Lock, Thread
@@ -21,7 +21,7 @@ import torch
 import yaml
 from tqdm.auto import tqdm
 
-from commandline import UsageError, nearest
+from commandline import UsageError
 from corpora.load import parquet_files
 from images.splits import load_prepared, sha256_of_lines
 from judging.summary import compare_all, draw_comparison, draw_curves, summarise
@@ -29,7 +29,8 @@ from judging.tables import CALIBRATION, comparisons_markdown, nothing_learned, p
 from output_folder import check_output
 from training.arguments import FINETUNING, PRETRAINING
 from training.classical import DISTANCES, LEVELS, TILES, classify_folds
-from training.fold_options import MODES, TEXTURE_FEATURES, CompareArguments, CrossValidationArguments
+from training.fold_options import TEXTURE_FEATURES, CompareArguments, CrossValidationArguments
+from training.fold_settings import keep_settings, refuse_options, settings_of
 from training.resume import whole_checkpoints
 
 try:
@@ -40,11 +41,6 @@ except ImportError:  # Windows has no lock that a started process inherits
 logger = logging.getLogger("cross_validate")
 
 SECONDS_BETWEEN_LOOKS = 2  # at the log of a training
-NOT_OF_THE_FOLDS = ("jobs", "output_dir", "seed", "push_to_hub", "hub_model_id", "hub_private_repo")
-# Options of the recipes that are set for each fold, with the option of cross_validate.py that decides, if there is one.
-SET_HERE = {name: name for name in ("corpus", "splits_file", "output_dir", "positive_classes")}
-SET_HERE |= {name: name for name in ("push_to_hub", "hub_model_id", "hub_private_repo")}
-SET_HERE |= {"fold": "folds", "dry_run": None, "resume_from_checkpoint": None, "overwrite_output_dir": None}
 RECIPES = Path(__file__).resolve().parents[1]
 # Options of several values.
 LISTS = {
@@ -125,25 +121,6 @@ def _finetune_options(args: CrossValidationArguments, fold: str) -> list[str]:
     config = ["--config", args.finetune_config] if args.finetune_config else []
     positive = ["--positive_classes", *args.positive_classes] if args.positive_classes else []
     return [*config, *_of_fold(args, fold), *_options(args.finetune_options), *positive]
-
-
-def _refuse_unknown_options(args: CrossValidationArguments) -> None:
-    """See that the recipes have the options of `pretrain_options` and `finetune_options`, and that they are free.
-
-    Raises:
-        UsageError: one has not, or it is set here for each fold; names it.
-    """
-    encoder = next((name for name in ("pretrain_config", "checkpoint") if getattr(args, name) is not None), None)
-    for name, arguments in (("pretrain_options", PRETRAINING), ("finetune_options", FINETUNING)):
-        known = {found.name for kind in arguments for found in fields(kind)}
-        for entry in getattr(args, name) or ():
-            option = entry.split("=", 1)[0]
-            if option not in known:
-                raise UsageError(f"{name}: {name.split('_')[0]}.py has no option {option}{nearest(option, known)}")
-            taken = SET_HERE | ({"model_name_or_path": encoder} if encoder and name == "finetune_options" else {})
-            if option in taken:
-                instead = f", by --{taken[option]}" if taken[option] else ""
-                raise UsageError(f"{name}: {option} is set by cross_validate.py for each fold{instead}: leave it out")
 
 
 def _rehearse_fine_tuning(args: CrossValidationArguments, fold: str, environment: dict[str, str]) -> None:
@@ -258,7 +235,7 @@ def cross_validate(args: CrossValidationArguments) -> Path:
         raise UsageError(
             f"folds must be different numbers from 0 to {numbered[-1]}, or official alone, got {' '.join(folds)}"
         )
-    settings = _settings(args)
+    settings = settings_of(args, folds)
     if args.positive_classes is None:
         named = (settings.get("finetune_config_content") or {}).get("positive_classes")
         args.positive_classes = [named] if isinstance(named, str) else named
@@ -266,11 +243,10 @@ def cross_validate(args: CrossValidationArguments) -> Path:
     settings["positive_classes"] = args.positive_classes
     labelled = (zip(part["file_name"][:], part["label"][:], strict=True) for part in parts.values())
     settings["labels_sha256"] = sha256_of_lines(sorted(f"{name} {label}" for part in labelled for name, label in part))
-    settings["checkpoint_sha256"] = _weights(args, folds, settings.get("finetune_config_content"))
     settings["splits_sha256"] = hashlib.sha256(splits_file.read_bytes()).hexdigest()
     if args.mode == TEXTURE_FEATURES:
         settings["texture_features"] = {"levels": LEVELS, "distances": list(DISTANCES), "tiles": TILES}
-        _keep_settings(settings, output)
+        keep_settings(settings, output)
         how = {"class_weights": args.class_weights, "labelled_groups": args.labelled_groups}
         done = classify_folds(args.corpus, args.splits_file, folds, output, **how, positive=args.positive_classes)
     else:
@@ -312,10 +288,10 @@ def _train_folds(
     for job in range(args.jobs):
         devices.put(names[job % max(num_gpus, 1)] if num_gpus else "")
 
-    _refuse_unknown_options(args)
+    refuse_options(args)
     first = {**os.environ, **({"CUDA_VISIBLE_DEVICES": names[0]} if num_gpus else {})}
     _rehearse_fine_tuning(args, folds[0], first)
-    _keep_settings(settings, output)
+    keep_settings(settings, output)
     failed = Event()
 
     def one(fold: str) -> Path | None:
@@ -354,64 +330,6 @@ def _commonest(corpus: str, splits_file: Path, folds: list[str]) -> dict[str, in
     splits = json.loads(splits_file.read_text())
     parts = {fold: splits["official"] if fold == "official" else splits["folds"][int(fold)] for fold in folds}
     return {fold: int(np.bincount(label[part["train"]].astype(int)).argmax()) for fold, part in parts.items()}
-
-
-def _settings(args: CrossValidationArguments) -> dict[str, Any]:
-    """What must be the same in all folds; with the contents of the configurations."""
-    settings = {name: value for name, value in asdict(args).items() if name not in NOT_OF_THE_FOLDS}
-    for name in ("pretrain_config", "finetune_config"):
-        file = getattr(args, name)
-        if file is not None:
-            try:
-                settings[f"{name}_content"] = yaml.safe_load(Path(file).read_text(encoding="utf-8"))
-            except OSError as error:
-                raise UsageError(f"{name} {file}: {error.strerror}") from error
-    return settings
-
-
-def _weights(
-    args: CrossValidationArguments, folds: list[str], config: dict[str, Any] | None
-) -> dict[str, dict[str, str]]:
-    """SHA-256 of the files of weights, by name, of every encoder that is a folder here, by its path.
-
-    Those on the Hub are known by their name, and by a `model_revision` among the options of the fine-tuning.
-    """
-    given = (config or {}) | dict(entry.split("=", 1) for entry in args.finetune_options or ())
-    paths = {args.checkpoint.replace("{fold}", fold) for fold in folds} if args.checkpoint else ()
-    found = {path: sorted(Path(path, given.get("model_subfolder") or "").glob("*.safetensors")) for path in paths}
-    return {path: {file.name: _sha256(file) for file in files} for path, files in sorted(found.items()) if files}
-
-
-def _sha256(path: Path) -> str:
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
-
-
-def _keep_settings(settings: dict[str, Any], output: Path) -> None:
-    """Write config.yaml; refuse to mix folds of different settings in one folder."""
-    stored_file = output / "config.yaml"
-    if stored_file.exists():
-        stored = {"mode": MODES[0]} | yaml.safe_load(stored_file.read_text())  # an earlier version knew one mode
-        free = ("folds", "checkpoint_sha256")
-        changed = [name for name, value in settings.items() if stored.get(name) != value and name not in free]
-        # What the pretraining is not given may be corrected while nothing else has got anywhere.
-        later = {"finetune_config", "finetune_config_content", "finetune_options", "positive_classes"}
-        steps = output.glob("fold_*/[!p]*" if set(changed) <= later else "fold_*/*")
-        begun = [step for step in steps if whole_checkpoints(step) or (step / "all_results.json").exists()]
-        # The encoders of folds that have not begun may be made, or made anew, at any time.
-        used = {
-            (settings["checkpoint"] or "").replace("{fold}", step.parent.name.removeprefix("fold_")) for step in begun
-        }
-        before, now = stored.get("checkpoint_sha256") or {}, settings["checkpoint_sha256"]
-        replaced = [path for path in now if path in used and before.get(path, now[path]) != now[path]]
-        changed += [f"checkpoint (the weights in {path} were replaced)" for path in replaced]
-        if changed and begun:
-            raise UsageError(
-                f"output_dir {output} holds folds that were run with another {', '.join(changed)}: take another one"
-            )
-        settings["checkpoint_sha256"] = before | now
-    output.mkdir(parents=True, exist_ok=True)
-    stored_file.write_text(yaml.safe_dump(settings, sort_keys=False))
 
 
 def compare_runs(runs: Sequence[str], args: CompareArguments) -> Path:

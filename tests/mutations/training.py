@@ -1,25 +1,13 @@
-"""Edits of recipes/training."""
+"""Edits of recipes/training, but for those of cross_validate.py."""
 
 from mutations.record import Mutation
 
 MUTATIONS = [
     Mutation(
-        "recipes/training/cross_validation.py",
-        "                self.bar.initial += share\n",
-        "                pass\n",
-        "tests/test_progress.py::test_the_time_left_is_by_what_was_done_since_the_start",
-    ),
-    Mutation(
         "recipes/training/callbacks.py",
         "and self.said.get(name) != value",
         "",
         "tests/test_progress.py::test_what_a_pretraining_prints_is_short_and_says_nothing_twice[True]",
-    ),
-    Mutation(
-        "recipes/training/cross_validation.py",
-        'if training["max_steps"] > 0:',
-        "if False:",
-        "tests/test_progress.py::test_how_far_a_training_is",
     ),
     Mutation(
         "recipes/training/image_cache.py",
@@ -80,55 +68,6 @@ MUTATIONS = [
         "(UsageError, OSError, SafetensorError)",
         "(UsageError, OSError)",
         "tests/test_cards.py::test_no_failure_of_publishing_a_checkpoint_stops_the_training",
-    ),
-    Mutation(
-        "recipes/training/cross_validation.py",
-        "    args.output_dir = str(output)  # without ~\n",
-        "",
-        "tests/test_cross_validate.py::test_cross_validation_writes_to_the_home_folder_alone_where_that_is_asked_for",
-    ),
-    Mutation(
-        "recipes/training/fold_options.py",
-        'key.replace("-", "_") + sign',
-        "key + sign",
-        "tests/test_cross_validate.py::test_options_with_dashes_are_those_with_underscores "
-        "tests/test_cross_validate.py::test_the_check_before_a_pretraining_sees_one_gpu_and_the_sizes_to_come",
-    ),
-    Mutation(
-        "recipes/training/cross_validation.py",
-        "            if option in taken:",
-        "            if False:",
-        "tests/test_cross_validate.py::test_what_is_set_for_each_fold_is_not_taken_as_an_option",
-    ),
-    Mutation(
-        "recipes/training/cross_validation.py",
-        "if path in used and before.get",
-        "if before.get",
-        "tests/test_cross_validate.py::test_folds_of_encoders_that_were_replaced_are_not_mixed",
-    ),
-    Mutation(
-        "recipes/training/cross_validation.py",
-        'settings["checkpoint_sha256"] = before | now',
-        "pass",
-        "tests/test_cross_validate.py::test_folds_of_encoders_that_were_replaced_are_not_mixed",
-    ),
-    Mutation(
-        "recipes/training/cross_validation.py",
-        "given and os.path.expanduser(given)",
-        "given",
-        "tests/test_cross_validate.py::test_cross_validation_reads_from_the_home_folder",
-    ),
-    Mutation(
-        "recipes/training/cross_validation.py",
-        "*_of_fold(args, fold), *_options(args.pretrain_options)]",
-        '"--corpus", args.corpus, *_options(args.pretrain_options)]',
-        "tests/test_cross_validate.py::test_the_command_line_of_cross_validate",
-    ),
-    Mutation(
-        "recipes/training/cross_validation.py",
-        "*_options(args.finetune_options), *positive]\n",
-        "*positive]\n",
-        "tests/test_cross_validate.py::test_the_command_line_of_cross_validate",
     ),
     Mutation(
         "recipes/training/feeding.py",
@@ -602,24 +541,6 @@ MUTATIONS = [
         "tests/test_pretrain.py::test_another_data_set_is_held_against_its_own_trivial_predictors",
     ),
     Mutation(
-        "recipes/training/cross_validation.py",
-        "    _rehearse_fine_tuning(args, folds[0], first)\n",
-        "",
-        "tests/test_cross_validate.py::test_a_mistake_in_the_fine_tuning_is_known_before_the_pretraining",
-    ),
-    Mutation(
-        "recipes/training/cross_validation.py",
-        "            failed.set()\n",
-        "            pass\n",
-        "tests/test_cross_validate.py::test_a_fold_that_failed_stops_the_others_and_its_settings_can_be_corrected",
-    ),
-    Mutation(
-        "recipes/training/cross_validation.py",
-        "if changed and begun:",
-        "if changed or begun:",
-        "tests/test_cross_validate.py::test_a_fold_that_failed_stops_the_others_and_its_settings_can_be_corrected",
-    ),
-    Mutation(
         "recipes/training/run.py",
         "                folder.rmdir()\n",
         "                pass\n",
@@ -660,24 +581,6 @@ MUTATIONS = [
         "image.unfold(0, height, height).unfold(1, width, width)",
         "image.unfold(0, height, height).unfold(1, width, width).transpose(0, 1)",
         "tests/test_baselines.py::test_features_are_those_of_scikit_image_for_the_image_and_every_tile",
-    ),
-    Mutation(
-        "recipes/training/cross_validation.py",
-        'np.bincount(label[part["train"]].astype(int))',
-        'np.bincount(label[part["test"]].astype(int))',
-        "tests/test_baselines.py::test_the_commonest_class_is_that_of_the_training_part",
-    ),
-    Mutation(
-        "recipes/training/cross_validation.py",
-        '{"mode": MODES[0]} | yaml',
-        "yaml",
-        "tests/test_baselines.py::test_folds_of_other_settings_are_not_mixed",
-    ),
-    Mutation(
-        "recipes/training/cross_validation.py",
-        "args.baseline or runs[-1]",
-        "args.baseline or runs[0]",
-        "tests/test_baselines.py::test_two_runs_are_compared_as_before",
     ),
     Mutation(
         "recipes/training/release_plan.py",
