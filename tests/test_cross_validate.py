@@ -1,5 +1,6 @@
 """Cross-validation: every fold trained, judged and summed up; two such runs compared."""
 
+import hashlib
 import json
 import os
 import re
@@ -104,8 +105,8 @@ def pretended(monkeypatch) -> list[dict]:
         if "--dry_run" in command:
             return subprocess.CompletedProcess(command, 0)
         given = {name: value for name, value in zip(command, command[1:], strict=False) if name.startswith("--")}
-        started.append(given | {"gpu": env.get("CUDA_VISIBLE_DEVICES")})
-        parts, names = load_prepared(given["--corpus"], None, given["--fold"])
+        started.append(given | {"gpu": env.get("CUDA_VISIBLE_DEVICES"), "command": command})
+        parts, names = load_prepared(given["--corpus"], given.get("--splits_file"), given["--fold"])
         random = np.random.default_rng(int(given["--fold"]))
         probabilities = random.dirichlet([1] * len(names), len(parts["test"]))
         out = Path(given["--output_dir"])
@@ -126,6 +127,21 @@ def test_cross_validation_writes_to_the_home_folder_alone_where_that_is_asked_fo
     cross_validate.main(["--corpus", str(corpus), "--output_dir", "~/cv", "--folds", "0"])
     assert (tmp_path / "home" / "cv" / "summary.json").is_file() and not list((tmp_path / "here").iterdir())
     assert [given["--output_dir"] for given in pretended] == [str(tmp_path / "home" / "cv" / "fold_0" / "finetune")]
+
+
+def test_cross_validation_reads_from_the_home_folder(corpus, tmp_path, pretended, monkeypatch):
+    monkeypatch.setenv("HOME", str(tmp_path))
+    shutil.copytree(corpus, tmp_path / "data")
+    (tmp_path / "data" / "splits.json").rename(tmp_path / "splits.json")
+    tuning = write(tmp_path / "finetune.yaml", b"positive_classes: [fine]")
+    given = ["--corpus=~/data", "--splits_file=~/splits.json", "--finetune_config=~/finetune.yaml"]
+    cross_validate.main(
+        [*given, "--output_dir", str(tmp_path / "out"), "--folds", "0", "--checkpoint=~/encoder_{fold}"]
+    )
+    (asked,) = pretended
+    names = {"--corpus": "data", "--splits_file": "splits.json", "--model_name_or_path": "encoder_0"}
+    assert asked | {name: str(tmp_path / file) for name, file in names.items()} == asked
+    assert asked["--config"] == str(tuning) and (tmp_path / "out" / "summary.json").is_file()
 
 
 @pytest.mark.slow
@@ -201,6 +217,56 @@ def test_folds_of_a_corpus_that_was_prepared_anew_are_not_mixed(corpus, tmp_path
         cross_validate.main(given)
 
 
+def test_folds_of_encoders_that_were_replaced_are_not_mixed(corpus, exported, tmp_path, pretended):
+    def validate(output: str, encoder: str, *folds: str) -> None:
+        given = [
+            "--corpus",
+            str(corpus),
+            "--output_dir",
+            str(tmp_path / output),
+            "--checkpoint",
+            str(tmp_path / encoder),
+        ]
+        cross_validate.main([*given, "--folds", *folds])
+
+    def replace(encoder: str) -> None:
+        with (tmp_path / encoder / "model.safetensors").open("ab") as file:
+            file.write(b" ")
+
+    for name in ("one", "of_0"):
+        shutil.copytree(exported, tmp_path / name)
+    validate("same", "one", "0")
+    validate("same", "one", "1")
+    replace("one")
+    with pytest.raises(SystemExit, match=r"run with another checkpoint \(the weights in .*/one were replaced\): take"):
+        validate("same", "one", "2")
+    with pytest.raises(SystemExit, match="were replaced"):
+        validate("same", "one", "0", "1")
+
+    # One for each fold: that of a fold that has not run may come later, or change.
+    validate("own", "of_{fold}", "0")
+    shutil.copytree(exported, tmp_path / "of_1")
+    settings = yaml.safe_load((tmp_path / "own" / "config.yaml").read_text())
+    settings["checkpoint_sha256"][str(tmp_path / "of_1")] = {"model.safetensors": "of a fold that was stopped"}
+    (tmp_path / "own" / "config.yaml").write_text(yaml.safe_dump(settings))
+    validate("own", "of_{fold}", "0", "1")
+    file = tmp_path / "of_1" / "model.safetensors"
+    stored = yaml.safe_load((tmp_path / "own" / "config.yaml").read_text())["checkpoint_sha256"]
+    assert stored[str(file.parent)] == {file.name: hashlib.sha256(file.read_bytes()).hexdigest()}
+    replace("of_0")
+    validate("own", "of_{fold}", "1")
+    with pytest.raises(SystemExit, match=r"the weights in .*/of_0 were replaced\)"):
+        validate("own", "of_{fold}", "0", "1")
+
+    # What an earlier version ran does not tell its weights.
+    del settings["checkpoint_sha256"]
+    (tmp_path / "own" / "config.yaml").write_text(yaml.safe_dump(settings))
+    validate("own", "of_{fold}", "0", "1")
+    replace("of_0")
+    with pytest.raises(SystemExit, match=r"the weights in .*/of_0 were replaced\)"):
+        validate("own", "of_{fold}", "0", "1")
+
+
 def test_a_mistake_in_the_fine_tuning_is_known_before_the_pretraining(corpus, tmp_path):
     pretraining = write(tmp_path / "pretrain.yaml", TINY_PRETRAINING.encode())
     given = ["--corpus", str(corpus), "--output_dir", str(tmp_path / "out"), "--pretrain_config", str(pretraining)]
@@ -228,10 +294,44 @@ def test_the_check_before_a_pretraining_sees_one_gpu_and_the_sizes_to_come(corpu
     pretraining = write(tmp_path / "pretrain.yaml", TINY_PRETRAINING.encode())
     given = ["--corpus", str(corpus), "--output_dir", str(tmp_path / "out"), "--pretrain_config", str(pretraining)]
     with pytest.raises(SystemExit, match="would fail after the pretraining: no$"):
-        cross_validate.main([*given, "--pretrain_options", "image_size=48"])
+        cross_validate.main([*given, "--pretrain_options", "image-size=48"])
     ((command, gpu),) = asked
     assert gpu == "4" and command[command.index("--image_size") + 1] == "48"
     assert command[command.index("--patch_size") + 1] == "8"
+
+
+def test_options_with_dashes_are_those_with_underscores(corpus, tmp_path, pretended):
+    given = ["--corpus", str(corpus), "--output_dir", str(tmp_path), "--folds", "0", "--finetune_options"]
+    cross_validate.main([*given, "image-mean=0.1", "image_mean=-0.2", "num_train_epochs=1", "num-train-epochs=2"])
+    words = " ".join(pretended[0]["command"])
+    assert "--image_mean 0.1 -0.2 --num_train_epochs=2" in words and "epochs=1" not in words
+
+
+@pytest.mark.parametrize(
+    ("given", "message"),
+    [
+        ("--finetune_options positive-classes=coarse", "finetune_options: positive_classes .*, by --positive_classes:"),
+        ("--finetune_options seed=1 fold=1", "finetune_options: fold is set by .*, by --folds: leave it out"),
+        ("--pretrain_config=PRETRAINING --pretrain_options corpus=b", "pretrain_options: corpus is .*, by --corpus:"),
+        ("--pretrain_config=PRETRAINING --pretrain_options splits_file=b", "splits_file is .*, by --splits_file:"),
+        ("--pretrain_config=PRETRAINING --finetune_options model_name_or_path=b", "model_.*, by --pretrain_config:"),
+        ("--checkpoint=a --finetune_options model_name_or_path=b", "model_name_or_path .*, by --checkpoint:"),
+        ("--finetune_options hub_model_id=a/b", "hub_model_id is .*, by --hub_model_id:"),
+        ("--finetune_options dry_run=true", "dry_run is set by cross_validate.py for each fold: leave it out"),
+    ],
+)
+def test_what_is_set_for_each_fold_is_not_taken_as_an_option(corpus, tmp_path, pretended, given, message):
+    pretraining = write(tmp_path / "pretrain.yaml", TINY_PRETRAINING.encode())
+    words = given.replace("PRETRAINING", str(pretraining)).split()
+    with pytest.raises(SystemExit, match=f"^error: .*{message}"):
+        cross_validate.main(["--corpus", str(corpus), "--output_dir", str(tmp_path / "out"), *words])
+    assert not pretended and not (tmp_path / "out").exists()
+
+
+def test_the_options_of_the_recipes_may_name_the_first_weights(corpus, tmp_path, pretended):
+    given = ["--corpus", str(corpus), "--output_dir", str(tmp_path / "a"), "--folds", "0"]
+    cross_validate.main([*given, "--finetune_options", "model_name_or_path=facebook/vit-mae-base"])
+    assert "--model_name_or_path=facebook/vit-mae-base" in pretended[0]["command"]
 
 
 def test_a_fold_that_failed_stops_the_others_and_its_settings_can_be_corrected(

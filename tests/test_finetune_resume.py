@@ -10,11 +10,23 @@ import pandas as pd
 import pytest
 import yaml
 from helpers import encode, write
-from test_finetune import _begun, corpus, exported, finished, pretrained, run, texture  # noqa: F401 - fixtures
+from safetensors.torch import load_file
+from test_finetune import (  # noqa: F401 - fixtures
+    STILL,
+    _begun,
+    corpus,
+    exported,
+    finished,
+    planted,
+    pretrained,
+    run,
+    texture,
+)
 
 from commandline import UsageError
 from images.arguments import PrepareArguments
 from prepare_corpus import prepare
+from training.resume import best_checkpoint
 
 
 def test_resume_continues_the_same_training(corpus, exported, tmp_path):
@@ -49,6 +61,34 @@ def test_resume_continues_the_same_training(corpus, exported, tmp_path):
     pd.testing.assert_frame_equal(*tables)
     with pytest.raises(SystemExit, match="layer_decay must stay 0.75"):
         run(corpus, half, *options, "--resume_from_checkpoint", "last", num_train_epochs="3", layer_decay="0.5")
+
+
+def test_a_run_that_was_moved_exports_its_best_checkpoint_or_is_not_resumed(planted, exported, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    options = ("--model_name_or_path", str(exported), *STILL, "--metric_for_best_model", "eval_loss")
+    given = {"num_train_epochs": "3", "learning_rate": "5e-3"}
+    before, after = run(planted, Path("before"), *options, **given), Path("after")
+    first = json.loads((before / "all_results.json").read_text())["best_checkpoint_step"]
+    table = pd.read_parquet(before / "predictions.parquet")
+    before.rename(after)
+    last = max(after.glob("checkpoint-*"), key=lambda path: int(path.name.split("-")[1]))
+    assert last.name != f"checkpoint-{first}"
+    shutil.rmtree(after / "export")
+    (after / "all_results.json").unlink()
+    run(planted, after, *options, "--resume_from_checkpoint", "last", **given)
+    weights = [load_file(after / name / "model.safetensors") for name in ("export", f"checkpoint-{first}", last.name)]
+    key = next(name for name in weights[0] if name.endswith("query.weight"))
+    assert weights[0][key].equal(weights[1][key]) and not weights[0][key].equal(weights[2][key])
+    pd.testing.assert_frame_equal(pd.read_parquet(after / "predictions.parquet"), table)
+
+    # Another run may lie where the moved one was.
+    shutil.copytree(last, before / f"checkpoint-{first}")
+    assert best_checkpoint(last) == after / f"checkpoint-{first}"
+    shutil.rmtree(before)
+    shutil.rmtree(after / f"checkpoint-{first}")
+    for more in ((), ("--dry_run", "true")):
+        with pytest.raises(SystemExit, match=f"neither after/checkpoint-{first} nor before/checkpoint-{first}: put it"):
+            run(planted, after, *options, "--resume_from_checkpoint", "last", *more, **given)
 
 
 @pytest.mark.parametrize(

@@ -9,7 +9,7 @@ import sys
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
-from dataclasses import asdict, fields
+from dataclasses import fields
 from pathlib import Path
 from queue import Queue
 from threading import Event, Lock, Thread
@@ -21,7 +21,7 @@ import torch
 import yaml
 from tqdm.auto import tqdm
 
-from commandline import UsageError, nearest
+from commandline import UsageError
 from corpora.load import parquet_files
 from images.splits import load_prepared, sha256_of_lines
 from judging.summary import compare_all, draw_comparison, draw_curves, summarise
@@ -29,7 +29,8 @@ from judging.tables import CALIBRATION, comparisons_markdown, nothing_learned, p
 from output_folder import check_output
 from training.arguments import FINETUNING, PRETRAINING
 from training.classical import DISTANCES, LEVELS, TILES, classify_folds
-from training.fold_options import MODES, TEXTURE_FEATURES, CompareArguments, CrossValidationArguments
+from training.fold_options import TEXTURE_FEATURES, CompareArguments, CrossValidationArguments
+from training.fold_settings import keep_settings, refuse_options, settings_of
 from training.resume import whole_checkpoints
 
 try:
@@ -40,7 +41,6 @@ except ImportError:  # Windows has no lock that a started process inherits
 logger = logging.getLogger("cross_validate")
 
 SECONDS_BETWEEN_LOOKS = 2  # at the log of a training
-NOT_OF_THE_FOLDS = ("jobs", "output_dir", "seed", "push_to_hub", "hub_model_id", "hub_private_repo")
 RECIPES = Path(__file__).resolve().parents[1]
 # Options of several values.
 LISTS = {
@@ -121,20 +121,6 @@ def _finetune_options(args: CrossValidationArguments, fold: str) -> list[str]:
     config = ["--config", args.finetune_config] if args.finetune_config else []
     positive = ["--positive_classes", *args.positive_classes] if args.positive_classes else []
     return [*config, *_of_fold(args, fold), *_options(args.finetune_options), *positive]
-
-
-def _refuse_unknown_options(args: CrossValidationArguments) -> None:
-    """See that the recipes have the options of `pretrain_options` and `finetune_options`.
-
-    Raises:
-        UsageError: one has not; names it.
-    """
-    for name, arguments in (("pretrain_options", PRETRAINING), ("finetune_options", FINETUNING)):
-        known = {found.name for kind in arguments for found in fields(kind)}
-        for entry in getattr(args, name) or ():
-            option = entry.split("=", 1)[0].replace("-", "_")
-            if option not in known:
-                raise UsageError(f"{name}: {name.split('_')[0]}.py has no option {option}{nearest(option, known)}")
 
 
 def _rehearse_fine_tuning(args: CrossValidationArguments, fold: str, environment: dict[str, str]) -> None:
@@ -234,6 +220,9 @@ def cross_validate(args: CrossValidationArguments) -> Path:
     """Run all folds and sum up; returns the output folder."""
     output = check_output(args.output_dir)
     args.output_dir = str(output)  # without ~
+    for name in ("corpus", "splits_file", "pretrain_config", "checkpoint", "finetune_config"):
+        given = getattr(args, name)
+        setattr(args, name, given and os.path.expanduser(given))
     splits_file = Path(args.splits_file or Path(args.corpus) / "splits.json")
     # Checks the corpus and the names before hours of training.
     folds = args.folds
@@ -246,7 +235,7 @@ def cross_validate(args: CrossValidationArguments) -> Path:
         raise UsageError(
             f"folds must be different numbers from 0 to {numbered[-1]}, or official alone, got {' '.join(folds)}"
         )
-    settings = _settings(args)
+    settings = settings_of(args, folds)
     if args.positive_classes is None:
         named = (settings.get("finetune_config_content") or {}).get("positive_classes")
         args.positive_classes = [named] if isinstance(named, str) else named
@@ -257,7 +246,7 @@ def cross_validate(args: CrossValidationArguments) -> Path:
     settings["splits_sha256"] = hashlib.sha256(splits_file.read_bytes()).hexdigest()
     if args.mode == TEXTURE_FEATURES:
         settings["texture_features"] = {"levels": LEVELS, "distances": list(DISTANCES), "tiles": TILES}
-        _keep_settings(settings, output)
+        keep_settings(settings, output)
         how = {"class_weights": args.class_weights, "labelled_groups": args.labelled_groups}
         done = classify_folds(args.corpus, args.splits_file, folds, output, **how, positive=args.positive_classes)
     else:
@@ -299,10 +288,10 @@ def _train_folds(
     for job in range(args.jobs):
         devices.put(names[job % max(num_gpus, 1)] if num_gpus else "")
 
-    _refuse_unknown_options(args)
+    refuse_options(args)
     first = {**os.environ, **({"CUDA_VISIBLE_DEVICES": names[0]} if num_gpus else {})}
     _rehearse_fine_tuning(args, folds[0], first)
-    _keep_settings(settings, output)
+    keep_settings(settings, output)
     failed = Event()
 
     def one(fold: str) -> Path | None:
@@ -341,36 +330,6 @@ def _commonest(corpus: str, splits_file: Path, folds: list[str]) -> dict[str, in
     splits = json.loads(splits_file.read_text())
     parts = {fold: splits["official"] if fold == "official" else splits["folds"][int(fold)] for fold in folds}
     return {fold: int(np.bincount(label[part["train"]].astype(int)).argmax()) for fold, part in parts.items()}
-
-
-def _settings(args: CrossValidationArguments) -> dict[str, Any]:
-    """What must be the same in all folds; with the contents of the configurations."""
-    settings = {name: value for name, value in asdict(args).items() if name not in NOT_OF_THE_FOLDS}
-    for name in ("pretrain_config", "finetune_config"):
-        file = getattr(args, name)
-        if file is not None:
-            try:
-                settings[f"{name}_content"] = yaml.safe_load(Path(file).read_text(encoding="utf-8"))
-            except OSError as error:
-                raise UsageError(f"{name} {file}: {error.strerror}") from error
-    return settings
-
-
-def _keep_settings(settings: dict[str, Any], output: Path) -> None:
-    """Write config.yaml; refuse to mix folds of different settings in one folder."""
-    stored_file = output / "config.yaml"
-    if stored_file.exists():
-        stored = {"mode": MODES[0]} | yaml.safe_load(stored_file.read_text())  # an earlier version knew one mode
-        changed = [name for name, value in settings.items() if stored.get(name) != value and name != "folds"]
-        # What the pretraining is not given may be corrected while nothing else has got anywhere.
-        later = {"finetune_config", "finetune_config_content", "finetune_options", "positive_classes"}
-        steps = list(output.glob("fold_*/[!p]*" if set(changed) <= later else "fold_*/*"))
-        if changed and any(whole_checkpoints(step) or (step / "all_results.json").exists() for step in steps):
-            raise UsageError(
-                f"output_dir {output} holds folds that were run with another {', '.join(changed)}: take another one"
-            )
-    output.mkdir(parents=True, exist_ok=True)
-    stored_file.write_text(yaml.safe_dump(settings, sort_keys=False))
 
 
 def compare_runs(runs: Sequence[str], args: CompareArguments) -> Path:

@@ -65,9 +65,12 @@ class CrossValidationArguments:
         if self.jobs < 1:
             raise UsageError(f"jobs must be at least 1, got {self.jobs}")
         for name in ("pretrain_options", "finetune_options"):
-            wrong = [entry for entry in getattr(self, name) or () if "=" not in entry]
+            pairs = [entry.partition("=") for entry in getattr(self, name) or ()]
+            wrong = [key for key, sign, _ in pairs if not sign]
             if wrong:
                 raise UsageError(f"{name} must be NAME=VALUE, got {wrong[0]!r}")
+            # The recipes take both spellings; what is looked up or joined here is known by one.
+            setattr(self, name, [key.replace("-", "_") + sign + value for key, sign, value in pairs] or None)
 
     def _check_mode(self) -> None:
         if self.mode not in MODES:

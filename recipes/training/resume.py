@@ -228,3 +228,23 @@ def step_of(checkpoint: Path) -> int | None:
         return json.loads((checkpoint / "trainer_state.json").read_text())["global_step"]
     except (OSError, ValueError, KeyError):
         return None
+
+
+def best_checkpoint(checkpoint: Path) -> Path | None:
+    """The checkpoint that was the best on validation when this one was saved; `None` if there was none yet.
+
+    Raises:
+        UsageError: it is gone.
+    """
+    stored = json.loads((checkpoint / "trainer_state.json").read_text()).get("best_model_checkpoint")
+    if stored is None:
+        return None
+    # Stored is the path as it was typed: the folder may have been moved since, and another may lie there now.
+    beside = checkpoint.parent / Path(stored).name
+    found = next((path for path in (beside, Path(stored)) if step_of(path) is not None), None)
+    if found is None:
+        raise UsageError(
+            f"resume_from_checkpoint: the best checkpoint before {checkpoint}, which may have to be exported, is "
+            f"neither {beside} nor {stored}: put it back, or start a new run from --model_name_or_path {checkpoint}"
+        )
+    return found

@@ -25,7 +25,7 @@ from images.splits import sha256_of_lines
 from judging.training_curves import draw_training_curves
 from output_folder import check_output, replaced_file
 from training.callbacks import ImagesProgressCallback, MetricsFileCallback, PublishEverySave
-from training.resume import MAY_CHANGE, begin_run, checkpoint_to_resume, refuse_another_training
+from training.resume import MAY_CHANGE, begin_run, best_checkpoint, checkpoint_to_resume, refuse_another_training
 
 
 class Run(ABC):
@@ -64,6 +64,8 @@ class Run(ABC):
         args.push_to_hub = False  # Trainer's own way sends pickles, checkpoints, and a card over ours
         set_seed(args.seed)
         self.checkpoint = checkpoint_to_resume(args, self.written, self._sources())
+        if self.checkpoint is not None and args.load_best_model_at_end:
+            best_checkpoint(self.checkpoint)  # that it is there is known before the training
         # SHA-256 of the images that the first weights have seen; None if that will not be known of all in the end
         self.seen = images_seen(model_args.model_name_or_path, model_args.model_revision, model_args.model_subfolder)
         self._prepare()

@@ -4,6 +4,7 @@ import logging
 import math
 import time
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -13,6 +14,7 @@ from images.augment import Mixing
 from modeling_glcm_mae import GLCMMAEForPreTraining, texture_fidelity
 from training.feeding import EpochSampler
 from training.models import parameter_groups
+from training.resume import best_checkpoint
 
 logger = logging.getLogger(__name__)
 
@@ -332,6 +334,14 @@ class ClassifierTrainer(Trainer):
         # save_pretrained writes ViT's tensors under the names of older releases; see PretrainTrainer.
         saved = type(self.model).from_pretrained(resume_from_checkpoint, dtype=torch.float32)
         (self.model if model is None else model).load_state_dict(saved.state_dict())
+
+    def _init_training_state(self, max_steps, steps_per_epoch, num_train_epochs, resume_from_checkpoint, trial):
+        done = super()._init_training_state(max_steps, steps_per_epoch, num_train_epochs, resume_from_checkpoint, trial)
+        if resume_from_checkpoint is not None and self.args.load_best_model_at_end:
+            # Trainer (5.23) looks where the state says, and exports the last weights where nothing lies there any more.
+            best = best_checkpoint(Path(resume_from_checkpoint))
+            self.state.best_model_checkpoint = None if best is None else str(best)
+        return done
 
     def _load_best_model(self):
         logger.info("best on validation: %s", self.state.best_model_checkpoint)

@@ -1,25 +1,13 @@
-"""Edits of recipes/training."""
+"""Edits of recipes/training, but for those of cross_validate.py."""
 
 from mutations.record import Mutation
 
 MUTATIONS = [
     Mutation(
-        "recipes/training/cross_validation.py",
-        "                self.bar.initial += share\n",
-        "                pass\n",
-        "tests/test_progress.py::test_the_time_left_is_by_what_was_done_since_the_start",
-    ),
-    Mutation(
         "recipes/training/callbacks.py",
         "and self.said.get(name) != value",
         "",
         "tests/test_progress.py::test_what_a_pretraining_prints_is_short_and_says_nothing_twice[True]",
-    ),
-    Mutation(
-        "recipes/training/cross_validation.py",
-        'if training["max_steps"] > 0:',
-        "if False:",
-        "tests/test_progress.py::test_how_far_a_training_is",
     ),
     Mutation(
         "recipes/training/image_cache.py",
@@ -86,24 +74,6 @@ MUTATIONS = [
         "(UsageError, OSError, SafetensorError)",
         "(UsageError, OSError)",
         "tests/test_cards.py::test_no_failure_of_publishing_a_checkpoint_stops_the_training",
-    ),
-    Mutation(
-        "recipes/training/cross_validation.py",
-        "    args.output_dir = str(output)  # without ~\n    splits_file",
-        "    splits_file",
-        "tests/test_cross_validate.py::test_cross_validation_writes_to_the_home_folder_alone_where_that_is_asked_for",
-    ),
-    Mutation(
-        "recipes/training/cross_validation.py",
-        "*_of_fold(args, fold), *_options(args.pretrain_options)]",
-        '"--corpus", args.corpus, *_options(args.pretrain_options)]',
-        "tests/test_cross_validate.py::test_the_command_line_of_cross_validate",
-    ),
-    Mutation(
-        "recipes/training/cross_validation.py",
-        "*_options(args.finetune_options), *positive]\n",
-        "*positive]\n",
-        "tests/test_cross_validate.py::test_the_command_line_of_cross_validate",
     ),
     Mutation(
         "recipes/training/feeding.py",
@@ -530,6 +500,18 @@ MUTATIONS = [
     ),
     Mutation(
         "recipes/training/trainers.py",
+        "self.state.best_model_checkpoint = None if best is None else str(best)",
+        "pass",
+        "tests/test_finetune_resume.py::test_a_run_that_was_moved_exports_its_best_checkpoint_or_is_not_resumed",
+    ),
+    Mutation(
+        "recipes/training/resume.py",
+        "for path in (beside, Path(stored))",
+        "for path in (Path(stored), beside)",
+        "tests/test_finetune_resume.py::test_a_run_that_was_moved_exports_its_best_checkpoint_or_is_not_resumed",
+    ),
+    Mutation(
+        "recipes/training/trainers.py",
         '"weight": None if weights is None else weights.to(outputs.logits.device),',
         '"weight": None,',
         "tests/test_finetune.py::test_the_loss_is_weighted_smoothed_and_mixed_as_asked_for",
@@ -569,24 +551,6 @@ MUTATIONS = [
         "if dataloader.dataset is not self._judged:",
         "if self._judged is None:",
         "tests/test_pretrain.py::test_another_data_set_is_held_against_its_own_trivial_predictors",
-    ),
-    Mutation(
-        "recipes/training/cross_validation.py",
-        "    _rehearse_fine_tuning(args, folds[0], first)\n",
-        "",
-        "tests/test_cross_validate.py::test_a_mistake_in_the_fine_tuning_is_known_before_the_pretraining",
-    ),
-    Mutation(
-        "recipes/training/cross_validation.py",
-        "            failed.set()\n",
-        "            pass\n",
-        "tests/test_cross_validate.py::test_a_fold_that_failed_stops_the_others_and_its_settings_can_be_corrected",
-    ),
-    Mutation(
-        "recipes/training/cross_validation.py",
-        "if changed and any(",
-        "if changed or any(",
-        "tests/test_cross_validate.py::test_a_fold_that_failed_stops_the_others_and_its_settings_can_be_corrected",
     ),
     Mutation(
         "recipes/training/run.py",
@@ -629,24 +593,6 @@ MUTATIONS = [
         "image.unfold(0, height, height).unfold(1, width, width)",
         "image.unfold(0, height, height).unfold(1, width, width).transpose(0, 1)",
         "tests/test_baselines.py::test_features_are_those_of_scikit_image_for_the_image_and_every_tile",
-    ),
-    Mutation(
-        "recipes/training/cross_validation.py",
-        'np.bincount(label[part["train"]].astype(int))',
-        'np.bincount(label[part["test"]].astype(int))',
-        "tests/test_baselines.py::test_the_commonest_class_is_that_of_the_training_part",
-    ),
-    Mutation(
-        "recipes/training/cross_validation.py",
-        '{"mode": MODES[0]} | yaml',
-        "yaml",
-        "tests/test_baselines.py::test_folds_of_other_settings_are_not_mixed",
-    ),
-    Mutation(
-        "recipes/training/cross_validation.py",
-        "args.baseline or runs[-1]",
-        "args.baseline or runs[0]",
-        "tests/test_baselines.py::test_two_runs_are_compared_as_before",
     ),
     Mutation(
         "recipes/training/release_plan.py",

@@ -1,0 +1,97 @@
+"""The settings of a cross-validation: what its folds have in common, and whether it is what it was."""
+
+import hashlib
+from dataclasses import asdict, fields
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from commandline import UsageError, nearest
+from training.arguments import FINETUNING, PRETRAINING
+from training.fold_options import MODES, CrossValidationArguments
+from training.resume import whole_checkpoints
+
+NOT_OF_THE_FOLDS = ("jobs", "output_dir", "seed", "push_to_hub", "hub_model_id", "hub_private_repo")
+# Options of the recipes that are set for each fold, with the option of cross_validate.py that decides, if there is one.
+SET_HERE = {name: name for name in ("corpus", "splits_file", "output_dir", "positive_classes")}
+SET_HERE |= {name: name for name in ("push_to_hub", "hub_model_id", "hub_private_repo")}
+SET_HERE |= {"fold": "folds", "dry_run": None, "resume_from_checkpoint": None, "overwrite_output_dir": None}
+
+
+def refuse_options(args: CrossValidationArguments) -> None:
+    """See that the recipes have the options of `pretrain_options` and `finetune_options`, and that they are free.
+
+    Raises:
+        UsageError: one has not, or it is set here for each fold; names it.
+    """
+    encoder = next((name for name in ("pretrain_config", "checkpoint") if getattr(args, name) is not None), None)
+    for name, arguments in (("pretrain_options", PRETRAINING), ("finetune_options", FINETUNING)):
+        known = {found.name for kind in arguments for found in fields(kind)}
+        for entry in getattr(args, name) or ():
+            option = entry.split("=", 1)[0]
+            if option not in known:
+                raise UsageError(f"{name}: {name.split('_')[0]}.py has no option {option}{nearest(option, known)}")
+            taken = SET_HERE | ({"model_name_or_path": encoder} if encoder and name == "finetune_options" else {})
+            if option in taken:
+                instead = f", by --{taken[option]}" if taken[option] else ""
+                raise UsageError(f"{name}: {option} is set by cross_validate.py for each fold{instead}: leave it out")
+
+
+def settings_of(args: CrossValidationArguments, folds: list[str]) -> dict[str, Any]:
+    """What must be the same in all folds; with the contents of the configurations."""
+    settings = {name: value for name, value in asdict(args).items() if name not in NOT_OF_THE_FOLDS}
+    for name in ("pretrain_config", "finetune_config"):
+        file = getattr(args, name)
+        if file is not None:
+            try:
+                settings[f"{name}_content"] = yaml.safe_load(Path(file).read_text(encoding="utf-8"))
+            except OSError as error:
+                raise UsageError(f"{name} {file}: {error.strerror}") from error
+    settings["checkpoint_sha256"] = _weights(args, folds, settings.get("finetune_config_content"))
+    return settings
+
+
+def _weights(
+    args: CrossValidationArguments, folds: list[str], config: dict[str, Any] | None
+) -> dict[str, dict[str, str]]:
+    """SHA-256 of the files of weights, by name, of every encoder that is a folder here, by its path.
+
+    Those on the Hub are known by their name, and by a `model_revision` among the options of the fine-tuning.
+    """
+    given = (config or {}) | dict(entry.split("=", 1) for entry in args.finetune_options or ())
+    paths = {args.checkpoint.replace("{fold}", fold) for fold in folds} if args.checkpoint else ()
+    found = {path: sorted(Path(path, given.get("model_subfolder") or "").glob("*.safetensors")) for path in paths}
+    return {path: {file.name: _sha256(file) for file in files} for path, files in sorted(found.items()) if files}
+
+
+def _sha256(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def keep_settings(settings: dict[str, Any], output: Path) -> None:
+    """Write config.yaml; refuse to mix folds of different settings in one folder."""
+    stored_file = output / "config.yaml"
+    if stored_file.exists():
+        stored = {"mode": MODES[0]} | yaml.safe_load(stored_file.read_text())  # an earlier version knew one mode
+        free = ("folds", "checkpoint_sha256")
+        changed = [name for name, value in settings.items() if stored.get(name) != value and name not in free]
+        # What the pretraining is not given may be corrected while nothing else has got anywhere.
+        later = {"finetune_config", "finetune_config_content", "finetune_options", "positive_classes"}
+        steps = output.glob("fold_*/[!p]*" if set(changed) <= later else "fold_*/*")
+        begun = [step for step in steps if whole_checkpoints(step) or (step / "all_results.json").exists()]
+        # The encoders of folds that have not begun may be made, or made anew, at any time.
+        used = {
+            (settings["checkpoint"] or "").replace("{fold}", step.parent.name.removeprefix("fold_")) for step in begun
+        }
+        before, now = stored.get("checkpoint_sha256") or {}, settings["checkpoint_sha256"]
+        replaced = [path for path in now if path in used and before.get(path, now[path]) != now[path]]
+        changed += [f"checkpoint (the weights in {path} were replaced)" for path in replaced]
+        if changed and begun:
+            raise UsageError(
+                f"output_dir {output} holds folds that were run with another {', '.join(changed)}: take another one"
+            )
+        settings["checkpoint_sha256"] = before | now
+    output.mkdir(parents=True, exist_ok=True)
+    stored_file.write_text(yaml.safe_dump(settings, sort_keys=False))
