@@ -1,8 +1,9 @@
 """GLCM-MAE: masked autoencoders for medical images that learn texture, for Hugging Face Transformers."""
 
 from .configuration_glcm_mae import GLCMMAEConfig, value_range_from_normalization
-from .glcm import cooccurrence_matrix, glcm_loss, offsets_from_angles, soft_assignment
+from .glcm import cooccurrence_matrix, glcm_loss, soft_assignment
 from .glcm_module import GLCMLoss
+from .glcm_support import offsets_from_angles
 from .modeling_glcm_mae import (
     GLCMMAEForPreTraining,
     GLCMMAEForPreTrainingOutput,

@@ -22,33 +22,6 @@ from .glcm_support import (
 )
 
 
-def offsets_from_angles(distances: Sequence[int], angles: Sequence[float]) -> list[list[int]]:
-    """Turn distances and angles into integer offsets, with the rounding of `skimage.feature.graycomatrix`.
-
-    Args:
-        distances: in pixels.
-        angles: in radians, counted from the column axis towards increasing rows.
-
-    Returns:
-        `[[dy, dx], ...]`, distance by distance: `dy = round(sin(angle) * distance)`,
-        `dx = round(cos(angle) * distance)`.
-
-    Raises:
-        ValueError: if an offset is (0, 0), or an angle is beyond a full turn, as degrees are.
-    """
-    for angle in angles:
-        if not abs(angle) <= 2 * math.pi:
-            raise ValueError(f"angles must be in radians, -2 pi to 2 pi, got {angle}: math.radians takes degrees")
-    offsets = [
-        [round(math.sin(angle) * distance), round(math.cos(angle) * distance)]
-        for distance in distances
-        for angle in angles
-    ]
-    if [0, 0] in offsets:
-        raise ValueError(f"every distance must be at least 1 pixel, got {list(distances)}")
-    return offsets
-
-
 def soft_assignment(
     image: torch.Tensor,
     *,
@@ -370,4 +343,4 @@ def check_choices(reduction: str, backend: str, reweight: bool, cumulative: bool
         raise ValueError(f"backend must be one of {', '.join(BACKENDS)}, got {backend!r}")
 
 
-__all__ = ["cooccurrence_matrix", "glcm_loss", "offsets_from_angles", "soft_assignment"]
+__all__ = ["cooccurrence_matrix", "glcm_loss", "soft_assignment"]

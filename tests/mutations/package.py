@@ -4,7 +4,7 @@ from mutations.record import Mutation
 
 MUTATIONS = [
     Mutation(
-        "modeling_glcm_mae/glcm.py",
+        "modeling_glcm_mae/glcm_support.py",
         "[round(math.sin(angle) * distance), round(math.cos(angle) * distance)]",
         "[round(math.cos(angle) * distance), round(math.sin(angle) * distance)]",
         "tests/test_glcm.py::test_offsets_from_angles",
