@@ -223,8 +223,8 @@ def test_the_table_of_the_readme_is_of_the_stored_run(scale):
 
 @pytest.mark.slow
 def test_a_tiny_corpus_is_measured_and_its_planted_copies_are_found(scale, tmp_path, capsys):
-    scale.main(["--sizes", "60", "--json", str(tmp_path / "scale.json")])
-    found = json.loads((tmp_path / "scale.json").read_text())["sizes"]["60"]
+    scale.main(["--sizes", "100", "--json", str(tmp_path / "scale.json")])
+    found = json.loads((tmp_path / "scale.json").read_text())["sizes"]["100"]
     assert list(found) == list(scale.STEPS)
     assert all(step["seconds"] > 0 and step["peak_mib"] > 50 for step in found.values())
     assert len([line for line in capsys.readouterr().out.splitlines() if line.startswith("|")]) == 7
