@@ -106,9 +106,10 @@ def cooccurrence_matrix(
     Args:
         image: `(..., H, W)`, floating point.
         levels: number K of grey levels.
-        value_range: (lo, hi) spanned by the levels, in the units of `image`; values outside are clamped. The centre of
-            level k is lo + (k + 1/2) (hi - lo) / K: of whole numbers 0..K-1 the range is (-0.5, K - 0.5), and with
-            another one the soft kernels share each of them between two levels.
+        value_range: (lo, hi) spanned by the levels, in the units of `image`; values outside are clamped. (The first
+            images of a range are warned of if most pixels are, or all lie within one level.) The centre of level k is
+            lo + (k + 1/2) (hi - lo) / K: of whole numbers 0..K-1 the range is (-0.5, K - 0.5), and with another one the
+            soft kernels share each of them between two levels.
         offsets: `[[dy, dx], ...]`, D offsets (row, column) in pixels, shorter than the image.
         kernel: "sigmoid", "linear" or "hard".
         sharpness: of the sigmoid kernel.

@@ -15,9 +15,9 @@ class GLCMLoss(nn.Module):
 
     Finding the weight: train with the pixel loss alone until the images are roughly right (or let the network learn a
     residual), and only then add this term, with a weight that makes both gradients at the network's output about one
-    size there. From random weights a large weight ends in noise. Train until the schedule has ended before judging: on
-    its way the term turns blur into noise, and noise into texture. `texture_fidelity` tells the three apart (a gradient
-    energy below, above and at 1).
+    size there. From random weights a large weight may end in noise. Train until the schedule has ended before judging:
+    on its way the term turns blur into noise, and noise into texture. `texture_fidelity` tells the three apart (a
+    gradient energy below, above and at 1).
 
     The defaults are those of the paper, whose loss grows with the size of the image; for new work `kernel="linear"`,
     `normalize=True`, `reweight=False`.
