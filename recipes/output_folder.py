@@ -16,7 +16,6 @@ FILE_STAGING = ".glcm_mae-file-"  # not cleared away with those of folders: it m
 
 # In each folder that is filled as a whole: the names of what we put there. Never published.
 WRITTEN_LIST = ".glcm_mae_written.json"
-STOPPED = "stopped"  # in a data set: what a preparation found that could not make splits; never published
 
 
 def check_output(folder: str | Path, option: str = "output_dir") -> Path:

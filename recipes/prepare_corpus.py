@@ -27,8 +27,8 @@ from hub.cards import DATA_ADDRESS
 from hub.contents import PublishArguments, publication_of
 from hub.repository import publish
 from images.arguments import MIN_SALT, PrepareArguments
-from images.pseudonyms import PRIVATE, publishable, with_written_names, write_names
-from output_folder import STAGING, STOPPED, WRITTEN_LIST, check_output, replaced_folder
+from images.pseudonyms import PRIVATE, STOPPED, publishable, with_written_names, write_names
+from output_folder import STAGING, WRITTEN_LIST, check_output, replaced_folder
 
 logger = logging.getLogger("prepare_corpus")
 CARD_TEMPLATE = Path(__file__).resolve().parent.parent / "hub_cards" / "dataset.md"

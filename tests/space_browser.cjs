@@ -21,8 +21,12 @@ const HEIGHT = 800;
   const button = (name) => page.getByRole("button", { name });
   const shown = (name) => page.getByAltText(name, { exact: true }).locator("visible=true");
   const picture = shown("What the model sees");
+  const settled = async () => {
+    await page.waitForFunction(() => !/processing|queue|Looking at/.test(document.body.innerText), null, { timeout: 60000 });
+    await picture.evaluateAll((all) => Promise.all(all.map((one) => one.decode())));
+  };
   const whole = async (name) => {
-    await page.waitForFunction(() => !/processing|queue/.test(document.body.innerText), null, { timeout: 60000 });
+    await settled();
     check(await page.evaluate(() => document.documentElement.scrollWidth <= window.innerWidth), `${name} scrolls sideways`);
     await page.screenshot({ path: `${folder}/${name}.png`, fullPage: true });
   };
@@ -99,6 +103,7 @@ const HEIGHT = 800;
     await shown(name).waitFor();
   await changes(source("matrix, original"), "patch by keyboard", () => move(/Down/, "End"));
   // A click, into the second row and the last column.
+  await settled();  // the picture is drawn anew, and a click on the former one is lost
   const box = await picture.boundingBox();
   const side = Math.min(box.width, box.height);
   const at = { x: box.width / 2 + 0.4 * side, y: box.height / 2 - 0.2 * side };
@@ -165,8 +170,11 @@ const HEIGHT = 800;
   await choose(encoder);
   await page.getByText("has no classifier").waitFor({ timeout: 60000 });
   await open("Reconstruction");
+  await settled();
 
-  // Every control is a stop of the tab key.
+  // Every control is a stop of the tab key, and nothing is asked anew on the way.
+  let asked = 0;
+  page.on("request", (request) => (asked += request.url().includes("/queue/join")));
   const stops = new Set();
   await page.locator("body").click({ position: { x: 2, y: 2 } });
   for (let i = 0; i < 40; i++) {
@@ -181,6 +189,7 @@ const HEIGHT = 800;
   const all = [...stops].join(" | ");
   for (const name of ["Model", "Down, %", "Right, %", "Mask ratio", "Seed of the mask", "Patch"])
     check(all.includes(name), `no tab stop: ${name}; there are ${all}`);
+  check(asked === 0, `${asked} questions by the tab key alone`);
   check(errors.length === 0, `console: ${errors.join("; ")}`);
   await browser.close();
 })().catch((error) => {

@@ -92,6 +92,19 @@ def test_the_circle_that_is_looked_for_is_found():
     assert circle_in({"a": {"b"}, "b": {"c"}, "c": {"b"}}) == ["b", "c", "b"]
 
 
+def test_the_demo_is_published_with_all_that_it_imports():
+    space, files = ROOT / "hub_cards" / "space", python_files()
+    listed = set((space / "files.txt").read_text(encoding="utf-8").split())
+    wanted = {name for file in space.glob("*.py") for name in imports_of(file, files)}
+    found: set[str] = set()
+    while wanted - found:
+        name = min(wanted - found)
+        found.add(name)
+        wanted |= imports_of(files[name], files)
+        wanted |= {name.rpartition(".")[0]} & set(files)  # the room that it is in
+    assert {str(files[name].relative_to(ROOT)) for name in found} <= listed
+
+
 def test_package_imports_itself_in_no_circle_and_backends_only_their_support():
     graph = {
         file.stem: set(re.findall(r"^\s*from \.(\w+) import", file.read_text(encoding="utf-8"), re.MULTILINE))

@@ -30,6 +30,8 @@ from transformers import AutoImageProcessor, BeitForImageClassification, ViTForI
 from hub.cards import ADDRESS
 from hub.contents import PublishArguments, publication_of
 from hub.export import write_export
+from hub.onnx_model import onnx_model
+from hub.publication import ONNX_FILE
 from images.transform import ImageTransform
 from judging.summary import summarise
 from modeling_glcm_mae import GLCMMAEForPreTraining
@@ -431,6 +433,49 @@ for name in ("org/open", "org/private", {str(exported)!r}, {finetuned.name!r}, "
     assert "is not a Hub id, OWNER/NAME" in found[2]
     assert "The reconstruction is by the base_model of finetuned." in found[3]
     assert "model 'org/thief' cannot be opened here" in found[4]
+
+
+def test_onnx_runtime_computes_the_classifiers_given_and_no_others(
+    hub,
+    space,
+    classifier,  # noqa: F811
+    exported,
+    image,
+    tmp_path,
+):
+    """What computes is told by weights that differ between the two files, as they never do after publish.py."""
+    pytest.importorskip("onnxscript", reason="needs the extra onnx: pip install -c constraints.txt -e '.[onnx]'")
+    other = shutil.copytree(classifier, tmp_path / "other")
+    model = ViTForImageClassification.from_pretrained(other)
+    model.classifier.bias.data += torch.tensor([0.0, 1.0])
+    model.save_pretrained(other)
+    files = published(classifier, "org/given") | {ONNX_FILE: onnx_model(other)}
+    api = HfApi(endpoint=hub.endpoint, token="hf_writer")
+    for name in ("org/given", "org/public"):
+        api.create_repo(name)
+        hub.commit(name, "Model", files)
+    names = ("org/given", "org/public", "encoder")
+    variables = hub.environment(tmp_path / "home", None) | {"GLCM_MAE_ONNX": "true"}
+    with started(space, [names[0], f"encoder={exported}"], variables, "--any_public", "true") as server:
+        given, public, encoder = demo(server, f"found = [ask(name, {str(image)!r}) for name in {names!r}]")
+        pressed = demo(
+            server, f"found = [client.predict('org/given', handle_file({str(image)!r}), api_name='/overlay')]"
+        )
+        served = InferenceClient(model=f"{server}/classify").image_classification(image)
+    by_onnx, by_pytorch = (
+        {row["label"]: row["score"] for row in pipeline("image-classification", str(folder))(str(image))}
+        for folder in (other, classifier)
+    )
+    assert probabilities(given) == pytest.approx(by_onnx, abs=1e-4)
+    assert {row.label: row.score for row in served} == pytest.approx(by_onnx, abs=1e-4)
+    assert probabilities(public) == pytest.approx(by_pytorch, abs=1e-5)
+    assert by_onnx != pytest.approx(by_pytorch, abs=1e-2)
+    assert encoder["rebuilt"] and "no outline of a lesion" in pressed[0][1]
+
+
+def test_without_its_onnx_model_a_classifier_is_refused_where_onnx_is_asked_for(classifier):  # noqa: F811
+    (*_, said) = start("--onnx", "true", "--model", f"mine={classifier}")
+    assert said == ("error: model 'mine' has no onnx/model.onnx: publish it with --onnx true, or start without --onnx")
 
 
 def start(*options: str, cwd: Path = ROOT) -> list[str]:

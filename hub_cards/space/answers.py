@@ -10,8 +10,8 @@ from opened_models import Model, Network
 from PIL import Image
 
 from judging.overlay import occlusion_map
-from judging.surprise import CAVEAT, surprise
-from modeling_glcm_mae import cooccurrence_matrix, texture_features
+from judging.surprise import CAVEAT
+from modeling_glcm_mae import cooccurrence_matrix, texture_features, texture_surprise
 from modeling_glcm_mae.glcm_head import matrices_of_pairs, pair_divergence
 
 FUNCTIONS = ("softmax", "sigmoid", "none")
@@ -194,8 +194,8 @@ def surprise_map(network: Network, image: Image.Image) -> tuple[str, str]:
         ValueError: the autoencoder has no texture head.
     """
     pixels = network.pixels(image)
-    found, picture = surprise(network.model, pixels), network.picture(pixels[0])
-    heat, side = found.map_of(0), found.patch_size
+    found, picture = texture_surprise(network.model, pixels), network.picture(pixels[0])
+    heat, side = found.map_of(0).numpy(), found.patch_size
     most, index = float(heat.max()), int(found.divergence[0].argmax())
     row, column = divmod(index, found.divergence.shape[2])
     mixed = over(picture, coloured(heat, "viridis", 0, most or 1))

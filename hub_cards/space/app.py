@@ -5,7 +5,8 @@
     python app.py --model "BUSI, fold 0=runs/busi/fold_0/finetune/export" ORG/glcm-mae-ct
 
 Visitors choose among the models given, and see none of their paths. With `--any_public true` they may name any other
-public model of the Hub, which is opened without your token.
+public model of the Hub, which is opened without your token. With `--onnx true` the classifiers given are computed by
+ONNX Runtime, from the `onnx/model.onnx` that `publish.py --onnx true` puts beside them.
 
 With `--serve true`, POST /classify also answers as the Hub's image-classification task does, for
 `huggingface_hub.InferenceClient(model="http://127.0.0.1:7860/classify").image_classification(...)`.
@@ -149,6 +150,12 @@ def main() -> None:
         choices=["true", "false"],
         help="whether visitors may name any public model of the Hub (variable GLCM_MAE_ANY_PUBLIC)",
     )
+    parser.add_argument(
+        "--onnx",
+        default=os.environ.get("GLCM_MAE_ONNX", "false"),
+        choices=["true", "false"],
+        help="whether ONNX Runtime computes the classifiers given (variable GLCM_MAE_ONNX)",
+    )
     parser.add_argument("--host", default="127.0.0.1")
     parser.add_argument("--port", type=int, default=7860)
     parser.add_argument("--serve", default="false", choices=["true", "false"])
@@ -159,7 +166,7 @@ def main() -> None:
     if not on_the_hub or args.serve == "true":
         check_port(args.host, args.port)
     try:
-        offered = Offered(args.model, args.any_public == "true")
+        offered = Offered(args.model, args.any_public == "true", args.onnx == "true")
         logger.info("opening %s", offered.names[0])
         if args.serve == "true":
             app = serve(offered.names[0], offered)

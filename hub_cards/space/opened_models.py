@@ -22,6 +22,7 @@ from huggingface_hub import HfApi, metadata_load, snapshot_download
 from huggingface_hub.errors import HFValidationError, StrictDataclassError
 from huggingface_hub.utils import validate_repo_id
 from model_card import Card, read_card
+from onnx_classifier import ONNX_FILE, OnnxClassifier
 from PIL import Image
 from pydicom.filereader import read_file_meta_info
 from safetensors import SafetensorError
@@ -112,13 +113,14 @@ class Offered:
     Args:
         given: Hub ids and folders, the first of them to begin with.
         any_public: whether visitors may name other models of the Hub.
+        onnx: classifiers among the given are computed by ONNX Runtime, from the file beside them.
 
     Raises:
         ValueError: none given, or two of one name.
     """
 
-    def __init__(self, given: Sequence[str], any_public: bool = False):
-        self.any_public = any_public
+    def __init__(self, given: Sequence[str], any_public: bool = False, onnx: bool = False):
+        self.any_public, self.onnx = any_public, onnx
         self.sources: dict[str, str] = {}
         for text in given:
             name, equals, source = text.partition("=")
@@ -146,7 +148,7 @@ class Offered:
             ValueError: it is not offered, or cannot be opened; tells no path. What the libraries say is in the log.
         """
         if name in self.sources:
-            return load(self.sources[name], name, True)
+            return load(self.sources[name], name, True, self.onnx)
         if not self.any_public:
             raise ValueError(f"model {name!r} is not offered here; there are {', '.join(self.names)}")
         return load(name, name, False)
@@ -161,7 +163,7 @@ def _name_of(source: str) -> str:
 
 
 @lru_cache(maxsize=2)
-def load(source: str, name: str, own: bool) -> Model:
+def load(source: str, name: str, own: bool, onnx: bool = False) -> Model:
     """Open a model. No code of a repository is run: the classes are this package's.
 
     A classifier's repository has no decoder. The autoencoder is then that of the `base_model` which its card names; if
@@ -171,14 +173,23 @@ def load(source: str, name: str, own: bool) -> Model:
         source: Hub id or folder.
         name: what it is called on the page.
         own: whether it was chosen by whom the server belongs to. Any other is read from the Hub only, without a token.
+        onnx: whether its classifier is the ONNX model beside it, as `publish.py --onnx true` leaves it.
 
     Raises:
         ValueError: it cannot be opened, or is of another kind; names the model.
     """
     try:
-        folder = _folder(source, own, READ)
-        architecture = (AutoConfig.from_pretrained(folder, trust_remote_code=False).architectures or ["none"])[0]
-        classifier = _network(CLASSIFIERS[architecture], folder) if architecture in CLASSIFIERS else None
+        folder = _folder(source, own, (*READ, ONNX_FILE) if onnx else READ)
+        config = AutoConfig.from_pretrained(folder, trust_remote_code=False)
+        architecture = (config.architectures or ["none"])[0]
+        classifier = None
+        if architecture in CLASSIFIERS:
+            if onnx and not (folder / ONNX_FILE).is_file():
+                raise Refused(
+                    f"model {name!r} has no {ONNX_FILE}: publish it with --onnx true, or start without --onnx"
+                )
+            model = OnnxClassifier(config, folder / ONNX_FILE) if onnx else _model(CLASSIFIERS[architecture], folder)
+            classifier = _network(model, folder)
         card = folder / "README.md" if (folder / "README.md").is_file() else None
         if classifier is None:
             autoencoder, note = _autoencoder(folder), f"{name} has no classifier: it shows reconstructions only."
@@ -253,10 +264,14 @@ def _setting(folder: Path, part: str, name: str) -> str:
         return ""
 
 
-def _network(kind: type[PreTrainedModel], folder: Path, **where: str) -> Network:
+def _model(kind: type[PreTrainedModel], folder: Path, **where: str) -> PreTrainedModel:
     model, report = kind.from_pretrained(folder, output_loading_info=True, **where)
     if report["missing_keys"]:
         raise ValueError(f"weights are missing: {', '.join(sorted(report['missing_keys']))}")
+    return model
+
+
+def _network(model: PreTrainedModel, folder: Path) -> Network:
     processor = AutoImageProcessor.from_pretrained(folder, trust_remote_code=False)
     # `read` makes every image one of 8 bits, also for models that were trained on deeper ones.
     white = getattr(processor, "white_level", None) or round(1 / processor.rescale_factor, 6)
@@ -267,7 +282,7 @@ def _network(kind: type[PreTrainedModel], folder: Path, **where: str) -> Network
 def _autoencoder(folder: Path) -> Network | None:
     if not (folder / "pretraining" / "config.json").is_file():
         return None
-    return _network(GLCMMAEForPreTraining, folder, subfolder="pretraining")
+    return _network(_model(GLCMMAEForPreTraining, folder, subfolder="pretraining"), folder)
 
 
 def _autoencoder_of_base(

@@ -248,7 +248,7 @@ def build(offered: Offered) -> gr.Blocks:
         # A new image or model: nothing of the former one may stay, whatever becomes of the new.
         hidden = {"api_visibility": "private"}
         left = [note, state, waiting, examples, given, answered, heat, meaning, surprises, caveat]
-        for change, api in ((path.change, {"api_name": "answer"}), (name.input, hidden)):
+        for change, api in ((path.change, {"api_name": "answer"}), (name.change, hidden)):
             cleared = change(clear, path, left, queue=False, show_progress="hidden", **hidden)
             # Hidden: the page has its own wheel, over which gradio's would lie.
             asked = cleared.then(

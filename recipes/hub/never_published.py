@@ -7,8 +7,8 @@ import re
 from pathlib import Path
 
 from commandline import UsageError
-from images.pseudonyms import PRIVATE
-from output_folder import STOPPED, WRITTEN_LIST, not_ours
+from images.pseudonyms import PRIVATE, STOPPED
+from output_folder import WRITTEN_LIST, not_ours
 
 logger = logging.getLogger("publish")
 

@@ -16,9 +16,9 @@ from pathlib import Path
 from PIL import Image
 
 from corpora.record import CorpusError
-from output_folder import STOPPED
 
-PRIVATE = "private"  # folder in a prepared data set that is never published
+# Folders in a prepared data set that are never published: this table, and what a preparation without splits found.
+PRIVATE, STOPPED = "private", "stopped"
 COLUMNS = ("file_name", "patient", "written_name", "group", "left_out")
 
 
