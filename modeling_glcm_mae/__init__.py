@@ -11,6 +11,7 @@ from .modeling_glcm_mae import (
     GLCMMAEReconstructionOutput,
 )
 from .ssim import ssim_loss
+from .surprise import TextureSurprise, texture_surprise
 from .texture import texture_features, texture_fidelity
 
 # save_pretrained then writes the code beside the weights, for trust_remote_code. What other vit_mae checkpoints load
@@ -26,6 +27,7 @@ __all__ = [
     "GLCMMAEForPreTrainingOutput",
     "GLCMMAEModel",
     "GLCMMAEReconstructionOutput",
+    "TextureSurprise",
     "cooccurrence_matrix",
     "glcm_loss",
     "offsets_from_angles",
@@ -33,5 +35,6 @@ __all__ = [
     "ssim_loss",
     "texture_features",
     "texture_fidelity",
+    "texture_surprise",
     "value_range_from_normalization",
 ]

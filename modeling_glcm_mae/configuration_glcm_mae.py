@@ -1,5 +1,6 @@
 """Configuration of GLCM-MAE: ViTMAE's fields, and those of the texture objective."""
 
+import difflib
 import math
 from collections.abc import Sequence
 from typing import Any
@@ -189,6 +190,8 @@ class GLCMMAEConfig(ViTMAEConfig):
     Raises:
         huggingface_hub.errors.StrictDataclassError: on a wrong type or value; names the field, the value and what
             is allowed. Fields are also checked when they are assigned later.
+        ValueError: on an argument that begins like the fields of the objective and is none of them. (As in
+            transformers, any other becomes an attribute.)
 
     Example:
 
@@ -224,6 +227,14 @@ class GLCMMAEConfig(ViTMAEConfig):
         _check_offsets, default_factory=lambda: _default("glcm_head_offsets")
     )
     glcm_head_patches: str = validated_field(_check_head_patches, default=_default("glcm_head_patches"))
+
+    def __post_init__(self, **kwargs: Any) -> None:
+        for name in kwargs:
+            if name.startswith(("glcm_", "ssim_", "mse_")):
+                near = difflib.get_close_matches(name, self.__dataclass_fields__, n=1)
+                hint = f": did you mean {near[0]}?" if near else ""
+                raise ValueError(f"{name} is not a field of {type(self).__name__}{hint}")
+        super().__post_init__(**kwargs)
 
     @classmethod
     def from_preset(cls, preset: str = "texture", **overrides: Any) -> "GLCMMAEConfig":

@@ -12,6 +12,7 @@ import torch
 from .glcm_backends import one_pass_loss
 from .glcm_support import (
     check_levels,
+    check_mask,
     check_offsets,
     check_stack,
     in_bins,
@@ -131,7 +132,7 @@ def cooccurrence_matrix(
     check_levels(levels, value_range, kernel, sharpness)
     check_offsets(offsets, height, width)
     if mask is not None:
-        _check_mask(mask, image)
+        check_mask(mask, image)
     _warn_once_of_range(image, mask, levels, value_range)
     if mask is not None:
         # Before anything is computed: weight 0 would not silence a NaN.
@@ -161,20 +162,6 @@ def cooccurrence_matrix(
             # Not a clamp to a tiny number: its reciprocal would overflow in the gradient of a matrix without a pair.
             glcm = glcm / torch.where(total > 0, total, 1)
         return glcm
-
-
-def _check_mask(mask: torch.Tensor, image: torch.Tensor) -> None:
-    if not isinstance(mask, torch.Tensor):
-        raise TypeError(
-            f"mask must be a torch tensor, got {type(mask).__name__}: torch.from_numpy makes one of an array"
-        )
-    if mask.shape != image.shape or mask.dtype != torch.bool:
-        raise ValueError(
-            f"mask must be bool of the image's shape {tuple(image.shape)}, got {mask.dtype} of {tuple(mask.shape)}"
-        )
-    # Zeros would look like a measurement. A graph cannot be left to look.
-    if not torch.compiler.is_compiling() and not mask.flatten(-2).any(-1).all():
-        raise ValueError("mask must leave a pixel of every image, got one that leaves none")
 
 
 @torch.no_grad()
@@ -212,9 +199,9 @@ def _dense_loss(
     **matrix_arguments,
 ) -> torch.Tensor:
     """The definition, written plainly: both matrices in full. `(M, H, W)` twice -> `(M,)`."""
-    glcm_pred = cooccurrence_matrix(pred, **matrix_arguments)  # M D K K
-    with torch.no_grad():
+    with torch.no_grad():  # first: the range is that of the target, which a prediction may still be far from
         glcm_target = cooccurrence_matrix(target, **matrix_arguments)  # M D K K
+    glcm_pred = cooccurrence_matrix(pred, **matrix_arguments)  # M D K K
     if reweight:
         glcm_pred, glcm_target = down_weight_crowded_cells(glcm_pred), down_weight_crowded_cells(glcm_target)
     difference = glcm_pred - glcm_target  # M D K K
@@ -259,6 +246,7 @@ def glcm_loss(
     symmetric: bool = False,
     normalize: bool = False,
     cumulative: bool = False,
+    mask: torch.Tensor | None = None,
     reduction: str = "mean",
     backend: str = "auto",
 ) -> torch.Tensor:
@@ -282,6 +270,9 @@ def glcm_loss(
             of two joint distribution functions, as in the criterion of Cramér and von Mises. A pair of grey values
             that is off by few levels then costs less than one that is off by many. Not together with `reweight`. Takes
             time by the number of cells; meant for up to 64 levels.
+        mask: bool, `(M, H, W)`, with a pixel in every patch: pairs with a pixel outside it count in neither matrix, and
+            no gradient flows there. For the backends "dense" and "auto", which is "dense" then: memory grows with
+            `levels` values a pixel.
         reduction: "mean" over the patches, or "none".
         backend: "dense" (the definition: both matrices in full), "sparse" (only the cells that pairs touch; equal but
             for weights below 1e-6 and the exp(-levels * sharpness) that the sigmoid's weights lack of 1; far cheaper,
@@ -315,11 +306,15 @@ def glcm_loss(
             f"pred and target must have the same shape (M, H, W), got {tuple(pred.shape)} and {tuple(target.shape)}"
         )
     check_choices(reduction, backend, reweight, cumulative)
-    per_patch = BACKENDS[backend](
+    masking = {} if mask is None else {"mask": mask}
+    if masking and backend not in ("auto", "dense"):
+        raise ValueError(f'backend must be "auto" or "dense" with a mask, got {backend!r}')
+    per_patch = BACKENDS["dense" if masking else backend](
         pred,
         target,
         reweight,
         cumulative,
+        **masking,
         levels=levels,
         value_range=value_range,
         offsets=offsets,

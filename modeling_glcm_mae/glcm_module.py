@@ -66,12 +66,16 @@ class GLCMLoss(nn.Module):
         }
         self._range_is_checked = False
 
-    def forward(self, pred: torch.Tensor, target: torch.Tensor) -> torch.Tensor:
-        """`(M, H, W)` twice -> the loss. Warns once if the first targets do not lie where the range does."""
-        loss = glcm_loss(pred, target, **self.settings)
+    def forward(self, pred: torch.Tensor, target: torch.Tensor, mask: torch.Tensor | None = None) -> torch.Tensor:
+        """`(M, H, W)` twice, and a mask as in `glcm_loss` -> the loss.
+
+        Warns once if the first targets do not lie where the range does.
+        """
+        loss = glcm_loss(pred, target, mask=mask, **self.settings)
         if not self._range_is_checked and not torch.compiler.is_compiling() and target.numel():
             self._range_is_checked = True
-            warn_of_range("target", target, self.settings["levels"], self.settings["value_range"])
+            seen = target if mask is None else target[mask]
+            warn_of_range("target", seen, self.settings["levels"], self.settings["value_range"])
         return loss
 
     def extra_repr(self) -> str:

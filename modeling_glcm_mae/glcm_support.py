@@ -65,6 +65,21 @@ def check_stack(name: str, image: torch.Tensor, shape: str, dims: int | None) ->
         raise ValueError(f"{name} must have the shape {shape}, got {tuple(image.shape)}{hint}")
 
 
+def check_mask(mask: torch.Tensor, image: torch.Tensor) -> None:
+    """Raise `TypeError` or `ValueError` on what is no mask of `image`, or leaves nothing of it."""
+    if not isinstance(mask, torch.Tensor):
+        raise TypeError(
+            f"mask must be a torch tensor, got {type(mask).__name__}: torch.from_numpy makes one of an array"
+        )
+    if mask.shape != image.shape or mask.dtype != torch.bool:
+        raise ValueError(
+            f"mask must be bool of the image's shape {tuple(image.shape)}, got {mask.dtype} of {tuple(mask.shape)}"
+        )
+    # Zeros would look like a measurement. A graph cannot be left to look.
+    if not torch.compiler.is_compiling() and not mask.flatten(-2).any(-1).all():
+        raise ValueError("mask must leave a pixel of every image, got one that leaves none")
+
+
 def check_offsets(offsets: Sequence[Sequence[int]], height: int, width: int) -> None:
     """Raise `ValueError` on offsets that hold no pair in an image of `height` x `width` pixels."""
     if len(offsets) == 0:

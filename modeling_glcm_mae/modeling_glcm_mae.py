@@ -4,6 +4,7 @@ Axis letters in trailing shape comments: B images, N patches, M masked patches, 
 """
 
 import math
+from collections.abc import Mapping
 from typing import Any
 
 import torch
@@ -11,7 +12,12 @@ from torch import nn
 from torch.utils.checkpoint import checkpoint
 from transformers import PreTrainedConfig, ViTMAEForPreTraining, ViTMAEModel, ViTMAEPreTrainedModel
 from transformers import initialization as init
-from transformers.conversion_mapping import get_checkpoint_conversion_mapping, register_checkpoint_conversion_mapping
+from transformers.conversion_mapping import (
+    get_checkpoint_conversion_mapping,
+    get_model_conversion_mapping,
+    register_checkpoint_conversion_mapping,
+)
+from transformers.core_model_loading import apply_renamings
 from transformers.masking_utils import create_bidirectional_mask
 from transformers.models.vit_mae.modeling_vit_mae import ViTMAEDecoder, ViTMAEEmbeddings, ViTMAEModelOutput
 from transformers.utils.generic import can_return_tuple, merge_with_config_defaults
@@ -37,6 +43,15 @@ class GLCMMAEPreTrainedModel(ViTMAEPreTrainedModel):
     config_class = GLCMMAEConfig
     # device_map and FSDP look the classes up by name.
     _no_split_modules = ["GLCMMAEEmbeddings", "ViTMAELayer", "GLCMMAEDecoder"]
+
+    def load_state_dict(self, state_dict: Mapping[str, Any], strict: bool = True, assign: bool = False) -> Any:
+        """As of any module, and also by the names that `save_pretrained` writes.
+
+        (Trainer (5.23) gives a checkpoint's as they are in the file, and would go on from random layers.)
+        """
+        renamings = get_model_conversion_mapping(self)
+        renamed = {apply_renamings(name, renamings): tensor for name, tensor in state_dict.items()}
+        return super().load_state_dict(renamed, strict, assign)
 
     @torch.no_grad()
     def _init_weights(self, module: nn.Module) -> None:

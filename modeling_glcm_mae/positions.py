@@ -44,6 +44,15 @@ class GLCMMAEEmbeddings(ViTMAEEmbeddings):
         mask_ratio: float | None = None,
     ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
         """CLS and visible patches `(B, 1 + visible, dim)`, mask `(B, N)` and order `(B, N)`, as ViTMAE's."""
+        wanted = "pixel_values must be a floating-point tensor (batch_size, num_channels, height, width), normalised"
+        if not isinstance(pixel_values, torch.Tensor):
+            raise TypeError(f"{wanted}, got {type(pixel_values).__name__}: an image processor makes one of images")
+        if not pixel_values.is_floating_point() or pixel_values.dim() != 4:
+            hint = "pixel_values[None] makes a batch of one image" * (pixel_values.dim() == 3)
+            hint = hint if pixel_values.is_floating_point() else "an image processor makes one of images"
+            raise ValueError(
+                f"{wanted}, got {pixel_values.dtype} of shape {tuple(pixel_values.shape)}{': ' if hint else ''}{hint}"
+            )
         height, width = pixel_values.shape[-2:]
         if not interpolate_pos_encoding and (height, width) != tuple(self.image_size):
             raise ValueError(

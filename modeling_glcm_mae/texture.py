@@ -81,6 +81,10 @@ def texture_features(matrix: torch.Tensor) -> dict[str, torch.Tensor]:
     - `corr` is 1 and its gradient 0 when all rows or all columns but one are empty (no variance), as in scikit-image;
     - `info_corr1` is 0 when only one row is filled (no entropy), `info_corr2` when rows and columns are independent.
 
+    Entropies are in bits (IBSI); those of scikit-image's `graycoprops` in nats. Its other names for these features:
+    "ASM" is `energy`, "energy" the root of it, "homogeneity" `inv_diff_mom`, "correlation" `corr`; its "mean" is
+    `joint_avg - 1`, since it counts grey levels from 0.
+
     IBSI defines the features on symmetric matrices; on others the formulas above hold as they stand. They are features
     of one matrix: averaging over offsets (IBSI "average") or adding the matrices up first (IBSI "merged") is the
     caller's choice.

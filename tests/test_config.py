@@ -62,6 +62,11 @@ def test_unknown_preset_and_unknown_override_are_named():
         GLCMMAEConfig.from_preset("papre")
     with pytest.raises(ValueError, match="glcm_level"):
         GLCMMAEConfig.from_preset("paper", glcm_level=16)
+    with pytest.raises(ValueError, match="glcm_level is not a field of GLCMMAEConfig: did you mean glcm_levels?"):
+        GLCMMAEConfig(glcm_level=16)
+    with pytest.raises(ValueError, match="mse_weights is not a field of GLCMMAEConfig: did you mean mse_weight?"):
+        GLCMMAEConfig.from_dict({"mse_weights": 0.5})
+    assert GLCMMAEConfig(site="Bonn").site == "Bonn"  # as in transformers
 
 
 # Field, bad value, what the message must say is allowed.

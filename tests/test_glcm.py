@@ -524,6 +524,20 @@ def test_module_is_the_function():
     assert "kernel='linear'" in repr(module) and "levels=8" in repr(module)
 
 
+@pytest.mark.parametrize(("reweight", "cumulative"), [(False, False), (True, False), (False, True)])
+def test_a_masked_loss_is_that_of_what_the_mask_leaves(reweight, cumulative):
+    settings = LOSS | {"kernel": "linear", "reweight": reweight, "cumulative": cumulative, "reduction": "none"}
+    pred, target = patches(3, 9, 8), patches(3, 9, 8, seed=1)
+    mask = torch.zeros(3, 9, 8, dtype=torch.bool)
+    mask[:, 2:7, 1:6] = True
+    pred[0, 0, 0], target[0, 8, 7] = math.nan, math.inf  # whatever lies outside
+    loss = GLCMLoss(**settings)(pred.requires_grad_(), target, mask)
+    cut = glcm_loss(pred[:, 2:7, 1:6], target[:, 2:7, 1:6], **settings)
+    torch.testing.assert_close(loss, cut)
+    (gradient,) = torch.autograd.grad(loss.sum(), pred)
+    assert gradient[mask].any() and not gradient[~mask].any()
+
+
 @pytest.mark.parametrize("backend", BACKENDS)
 def test_no_gradient_flows_to_the_target(backend):
     pred, target = patches(2, 8, 8).requires_grad_(), patches(2, 8, 8, seed=1).requires_grad_()

@@ -48,6 +48,12 @@ LOSS = {"levels": 8, "value_range": (0, 1), "offsets": [[0, 1]], "kernel": "line
         (lambda x: GLCMLoss(**LOSS | {"kernel": "soft"}), ValueError, "kernel must be one of"),
         (lambda x: GLCMLoss(**LOSS, reduction="sum"), ValueError, "reduction must be mean or none"),
         (lambda x: GLCMLoss(**LOSS, backend="gpu"), ValueError, "backend must be one of"),
+        (
+            lambda x: GLCMLoss(**LOSS, reweight=False, backend="sparse")(x, x, x > 0),
+            ValueError,
+            'backend must be "auto" or "dense" with a mask, got \'sparse\'',
+        ),
+        (lambda x: GLCMLoss(**LOSS)(x, x, x[0] > 0), ValueError, "mask must be bool of the image's shape (2, 6, 6)"),
     ],
 )
 def test_what_is_given_and_what_is_wanted_are_said(call, error, message):

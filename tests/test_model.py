@@ -375,6 +375,12 @@ def test_images_that_do_not_fit_are_refused(tiny_model):
         model(images(height=36), interpolate_pos_encoding=True)
     with pytest.raises(ValueError, match="channel"):
         model(images(channels=1))
+    with pytest.raises(ValueError, match=r"got torch.float32 of shape \(3, 32, 32\): pixel_values\[None\] makes"):
+        model(images()[0])
+    with pytest.raises(ValueError, match=r"normalised, got torch.uint8 of shape .*: an image processor makes"):
+        model(images().byte())
+    with pytest.raises(TypeError, match="pixel_values must be a floating-point tensor .*, got ndarray"):
+        model(images().numpy())
 
 
 def test_noise_fixes_the_mask(tiny_model):

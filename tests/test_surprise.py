@@ -10,8 +10,9 @@ from test_model import images, scrambled
 import explain
 from images.transform import ImageTransform
 from judging.pictures import COLUMNS, OF_HEAD, draw_reconstructions
-from judging.surprise import hiding_noise, surprise
-from modeling_glcm_mae import cooccurrence_matrix
+from judging.surprise import frame_of
+from modeling_glcm_mae import cooccurrence_matrix, texture_surprise
+from modeling_glcm_mae.surprise import hiding_noise
 from training import explaining
 
 
@@ -39,7 +40,7 @@ def test_masks_that_hide_nothing_or_everything_are_refused():
 def test_surprise_against_a_plain_calculation(tiny_model):
     model = scrambled(tiny_model(glcm_head_levels=5, glcm_head_offsets=[[0, 2], [1, -1]], mask_ratio=0.6))
     pixel_values = images(2, height=24, width=40)  # 3 x 5 patches
-    found = surprise(model, pixel_values, num_masks=3, seed=4)
+    found = texture_surprise(model, pixel_values, num_masks=3, seed=4)
     patches = model.image_patches(pixel_values).mean(-1)
     true = cooccurrence_matrix(
         patches,
@@ -64,20 +65,20 @@ def test_surprise_against_a_plain_calculation(tiny_model):
         found.predicted, torch.stack([torch.stack(values).mean(0) for values in predictions], dim=1)
     )
     assert found.map_of(1).shape == (24, 40) and found.map_of(1)[9, 39] == found.divergence[1, 1, 4]
-    frame = found.frame_of(9)  # second row, last column
+    frame = frame_of(found, 9)  # second row, last column
     assert frame.get_xy() == (31.5, 7.5) and (frame.get_width(), frame.get_height()) == (8, 8)
 
 
 def test_a_model_without_a_head_is_refused(tiny_model):
     with pytest.raises(ValueError, match="no texture head"):
-        surprise(tiny_model("mse"), images())
+        texture_surprise(tiny_model("mse"), images())
 
 
 def test_pictures_get_three_columns_of_the_head(tiny_model, tmp_path):
     model, pixel_values = scrambled(tiny_model()), images(2)
     rebuilt = model.reconstruct(pixel_values)
     sizes = {}
-    for name, found in (("without", None), ("with", surprise(model, pixel_values))):
+    for name, found in (("without", None), ("with", texture_surprise(model, pixel_values))):
         file = tmp_path / f"{name}.png"
         draw_reconstructions(file, model.config, pixel_values, rebuilt, [0.5] * 3, [0.2] * 3, found)
         sizes[name] = Image.open(file).size
@@ -100,7 +101,9 @@ def encoder(tiny_model, tmp_path):
 
 def test_the_script_draws_surprise_of_an_encoder(encoder, tmp_path, monkeypatch):
     seen = []
-    monkeypatch.setattr(explaining, "surprise", lambda model, pixels: seen.append(pixels) or surprise(model, pixels))
+    monkeypatch.setattr(
+        explaining, "texture_surprise", lambda model, pixels: seen.append(pixels) or texture_surprise(model, pixels)
+    )
     given = [
         "--method=surprise",
         f"--model_name_or_path={encoder}",

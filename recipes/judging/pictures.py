@@ -8,8 +8,8 @@ import torch
 from matplotlib.figure import Figure
 
 from judging.overlay import draw_overlay
-from judging.surprise import Surprise
-from modeling_glcm_mae import GLCMMAEConfig, GLCMMAEReconstructionOutput, cooccurrence_matrix
+from judging.surprise import frame_of
+from modeling_glcm_mae import GLCMMAEConfig, GLCMMAEReconstructionOutput, TextureSurprise, cooccurrence_matrix
 
 COLUMNS = (
     "original",
@@ -30,7 +30,7 @@ def draw_reconstructions(
     rebuilt: GLCMMAEReconstructionOutput,
     image_mean: Sequence[float],
     image_std: Sequence[float],
-    surprise: Surprise | None = None,
+    surprise: TextureSurprise | None = None,
 ) -> None:
     """Draw one row an image: original | masked | reconstruction | pasted | GLCM of target | GLCM of reconstruction.
 
@@ -88,18 +88,18 @@ def draw_reconstructions(
     figure.savefig(file, dpi=110)
 
 
-def _draw_head(row: np.ndarray, image: np.ndarray, masked: torch.Tensor, surprise: Surprise, index: int) -> None:
+def _draw_head(row: np.ndarray, image: np.ndarray, masked: torch.Tensor, surprise: TextureSurprise, index: int) -> None:
     """The columns of the texture head of one image `(H, W, C)`, and the frame of its patch in the first column."""
     across = surprise.divergence.shape[2]
     hidden = masked.nonzero().flatten()
     place = torch.stack([hidden // across, hidden % across], dim=1).double()
     middle = (torch.tensor(surprise.divergence.shape[1:]) - 1) / 2
     chosen = int(hidden[(place - middle).square().sum(1).argmin()])
-    row[0].add_patch(surprise.frame_of(chosen))
+    row[0].add_patch(frame_of(surprise, chosen))
     matrices = [found[index, chosen].mean(0).sqrt().numpy() for found in (surprise.true, surprise.predicted)]
     for axis, matrix in zip(row[len(COLUMNS) :], matrices, strict=False):
         axis.imshow(matrix, cmap="magma", vmin=0, vmax=max(m.max() for m in matrices))
-    shades = draw_overlay(row[-1], np.broadcast_to(image, (*image.shape[:2], 3)), surprise.map_of(index))
+    shades = draw_overlay(row[-1], np.broadcast_to(image, (*image.shape[:2], 3)), surprise.map_of(index).numpy())
     shades.set_clim(0, float(surprise.divergence.max()))
 
 

@@ -21,7 +21,7 @@ from hub.contents import with_export
 from hub.publication import Publication
 from hub.repository import send
 from judging.pictures import draw_reconstructions
-from judging.surprise import surprise
+from modeling_glcm_mae import texture_surprise
 from output_folder import replaced_file
 
 logger = logging.getLogger(__name__)
@@ -173,7 +173,7 @@ class PictureCallback(TrainerCallback):
         model.eval()
         pixel_values, noise = (self.batch[key].to(self.trainer.args.device) for key in ("pixel_values", "noise"))
         rebuilt = model.reconstruct(pixel_values, noise=noise)
-        surprising = surprise(model, pixel_values) if model.config.glcm_head_weight else None
+        surprising = texture_surprise(model, pixel_values) if model.config.glcm_head_weight else None
         model.train(was_training)
         if self.trainer.is_world_process_zero():
             draw_reconstructions(

@@ -19,8 +19,8 @@ from images.chosen import images_to_show, spread
 from images.looking import ExplainArguments
 from images.transform import transform_of_processor
 from judging.overlay import attention_rollout, draw_overlay, occlusion_map
-from judging.surprise import draw_surprise, surprise
-from modeling_glcm_mae import GLCMMAEForPreTraining
+from judging.surprise import draw_surprise
+from modeling_glcm_mae import GLCMMAEForPreTraining, texture_surprise
 from output_folder import check_output
 from training.feeding import ImagesAsEvaluated, PretrainDataset
 from training.models import CLASSIFIERS
@@ -100,7 +100,9 @@ def explain(args: ExplainArguments) -> list[Path]:
     for index in tqdm(range(len(items)), unit=" images"):
         pixel_values = items[index]["pixel_values"]
         surprising = args.method == "surprise"
-        found.append(surprise(model, pixel_values[None]) if surprising else _explained(args, model, pixel_values))
+        found.append(
+            texture_surprise(model, pixel_values[None]) if surprising else _explained(args, model, pixel_values)
+        )
     files, limit = [], _limit(args.method, found)
     mean, std = (np.array(values)[:, None, None] for values in (transform.image_mean, transform.image_std))
     for index, one in enumerate(found):

@@ -74,14 +74,6 @@ class PretrainTrainer(Trainer):
         """Updates in a pass over the images; a stream has none that is known."""
         return len(self._get_train_sampler()) // self.effective_batch_size
 
-    def _load_from_checkpoint(self, resume_from_checkpoint, model=None):
-        if self.is_fsdp_enabled:
-            return super()._load_from_checkpoint(resume_from_checkpoint, model)
-        # save_pretrained writes ViTMAE's tensors under the names of older releases. Trainer (5.23) would look for the
-        # new names, find none of the layers, warn, and train on from random ones.
-        saved = GLCMMAEForPreTraining.from_pretrained(resume_from_checkpoint, dtype=torch.float32)
-        (self.model if model is None else model).load_state_dict(saved.state_dict())
-
     # Schedule of the objective: a function of the step alone, so that a resumed run continues it
 
     def mse_steps(self, max_steps: int) -> int:
@@ -331,7 +323,8 @@ class ClassifierTrainer(Trainer):
     def _load_from_checkpoint(self, resume_from_checkpoint, model=None):
         if self.is_fsdp_enabled:
             return super()._load_from_checkpoint(resume_from_checkpoint, model)
-        # save_pretrained writes ViT's tensors under the names of older releases; see PretrainTrainer.
+        # save_pretrained writes ViT's tensors under the names of older releases. Trainer (5.23) would look for the new
+        # names, find none of the layers, warn, and train on from random ones. (Our autoencoder knows both names.)
         saved = type(self.model).from_pretrained(resume_from_checkpoint, dtype=torch.float32)
         (self.model if model is None else model).load_state_dict(saved.state_dict())
 

@@ -92,10 +92,22 @@ MUTATIONS = [
         "tests/test_glcm.py::test_every_backend_refuses_what_is_not_floating_point",
     ),
     Mutation(
-        "modeling_glcm_mae/glcm.py",
+        "modeling_glcm_mae/glcm_support.py",
         "if not torch.compiler.is_compiling() and not mask.flatten(-2).any(-1).all():",
         "if not mask.any():",
         "tests/test_glcm_arguments.py::test_what_is_given_and_what_is_wanted_are_said",
+    ),
+    Mutation(
+        "modeling_glcm_mae/glcm.py",
+        "masking = {} if mask is None else",
+        "masking = {} if True else",
+        "tests/test_glcm.py::test_a_masked_loss_is_that_of_what_the_mask_leaves",
+    ),
+    Mutation(
+        "modeling_glcm_mae/configuration_glcm_mae.py",
+        'if name.startswith(("glcm_", "ssim_", "mse_")):',
+        'if name.startswith(("glcm_", "ssim_")):',
+        "tests/test_config.py::test_unknown_preset_and_unknown_override_are_named",
     ),
     Mutation(
         "modeling_glcm_mae/glcm_module.py",
