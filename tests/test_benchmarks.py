@@ -431,6 +431,12 @@ def test_the_tables_hold_every_finished_row_and_its_difference(tmp_path, few_res
     accuracy = f"{(answers['mse']['prediction'] == answers['mse']['label']).mean():.3f}"
     assert f"| `mse` | 1 | {accuracy} (" in of_busi and "| `mse` | 2 | " in of_xray
     assert "| `classical` | +0.0 (+0.0 to +0.0) |" in of_xray
+    text = finetuned.tables({"busi": busi, "pneumonia": xray}, "classical")
+    less = text.split("| BUSI: points above `classical` |")[1].split("\n\n")[0]
+    point = 100 * (finetuned.table_of([busi["mse"]["0"]]).eval("prediction == label").mean())
+    point -= 100 * (finetuned.table_of([busi["classical"]["0"]]).eval("prediction == label").mean())
+    assert f"| `mse` | {point:+.1f} (" in less and "| `texture` |" in less and "| `classical` |" not in less
+    assert "| `mse` | +0.0 (+0.0 to +0.0) |" in text.split("| Chest X-ray: points above `classical` |")[1]
     busi["texture"]["0"]["file_names_sha256"] = "of another preparation"
     with pytest.raises(SystemExit, match="the rows of busi are not of the same images"):
         finetuned.tables({"busi": busi})

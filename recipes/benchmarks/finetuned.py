@@ -17,7 +17,7 @@ many updates.
 Each row of a corpus is a run of cross_validate.py in `output_dir`, which goes on where it was interrupted, and lands in
 the JSON file when it is finished: its settings, its command, its commit (`-dirty` with changes that are in none), and
 every answer to a test image.
-The tables are made of that file alone.
+The tables are made of that file alone; `--baseline texture` holds all rows against that one.
 """
 
 import argparse
@@ -171,32 +171,32 @@ def table_of(runs: Sequence[dict[str, Any]]) -> pd.DataFrame:
     return pd.concat(parts, ignore_index=True)
 
 
-def tables(found: dict[str, Any]) -> str:
-    """Markdown: for each corpus the figures of every row, and the paired differences to the baseline."""
+def tables(found: dict[str, Any], baseline: str = BASELINE) -> str:
+    """Markdown: for each corpus the figures of every row, and the paired differences to one of them."""
     text = []
     for corpus, facts in CORPORA.items():
-        seeds = sorted(found.get(corpus, {}).get(BASELINE, {}))
+        seeds = sorted(found.get(corpus, {}).get(BASELINE if baseline == CLASSICAL else baseline, {}))
         rows = {
             row: [runs[seed] for seed in (seeds if row != CLASSICAL else sorted(runs)[:1])]
             for row, runs in found.get(corpus, {}).items()
             if row == CLASSICAL
             or (row in ROWS and sorted(runs) == seeds)  # with other seeds it is not finished, and cannot be paired
         }
-        if len(rows) < 2 or BASELINE not in rows:
+        if len(rows) < 2 or baseline not in rows:
             continue
         images = {run["file_names_sha256"] for runs in rows.values() for run in runs}
         if len(images) > 1:
             sys.exit(f"error: the rows of {corpus} are not of the same images: prepare it once for all")
         # Nothing in the classical row is random: it is the same for every seed.
         whole = {row: table_of(runs * (len(seeds) if row == CLASSICAL else 1)) for row, runs in rows.items()}
-        compared = compare_all(whole, BASELINE, facts["positive"])
+        compared = compare_all(whole, baseline, facts["positive"])
         names = {
-            title: next((n for n in given if n in compared["runs"][BASELINE]["figures"]), None)
+            title: next((n for n in given if n in compared["runs"][baseline]["figures"]), None)
             for title, given in COLUMNS.items()
         }
         names = {title: name for title, name in names.items() if name}
         lines = [[facts["title"], "seeds", *names, "minutes"]]
-        less = [[f"{facts['title']}: points above `{BASELINE}`", *COMPARED]]
+        less = [[f"{facts['title']}: points above `{baseline}`", *COMPARED]]
         for row in (row for row in ROWS if row in whole):
             figures = compared["runs"][row]["figures"]
             minutes = sum(run["minutes"] for run in rows[row])
@@ -205,7 +205,7 @@ def tables(found: dict[str, Any]) -> str:
                 for name in names.values()
             ]
             lines.append([f"`{row}`", str(len(rows[row])), *shown, f"{minutes:.0f}" if minutes else ""])
-            if row != BASELINE:
+            if row != baseline:
                 differences = compared["against_baseline"][row]["differences"]
                 points = [
                     tuple(100 * differences[names[title]][key] for key in ("value", "low", "high"))
@@ -260,6 +260,9 @@ def main(argv: Sequence[str] | None = None) -> None:
     """Run what is not in the file yet, and print the tables."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--tables", type=Path, help="print the tables of this file, run nothing")
+    parser.add_argument(
+        "--baseline", default=BASELINE, choices=ROWS, help="the row that tables hold the others against"
+    )
     parser.add_argument("--data_dir", default="data", help="holds the prepared corpora")
     parser.add_argument("--output_dir", default="runs/finetuned", help="receives the runs")
     parser.add_argument("--json", type=Path, default=Path("finetuned.json"), help="results so far; read first")
@@ -272,7 +275,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument("--jobs", type=int, default=1, help="folds at once")
     options = parser.parse_args(argv)
     if options.tables:
-        print(tables(json.loads(options.tables.read_text())))
+        print(tables(json.loads(options.tables.read_text()), options.baseline))
         return
     found = json.loads(options.json.read_text()) if options.json.exists() else {}
     for corpus in options.corpora:
@@ -280,7 +283,7 @@ def main(argv: Sequence[str] | None = None) -> None:
             for seed in options.seeds or CORPORA[corpus]["seeds"][: 1 if row == CLASSICAL else None]:
                 for labelled in options.labelled_groups:
                     run_one(corpus, row, seed, labelled, found, options)
-    print(tables(found))
+    print(tables(found, options.baseline))
 
 
 if __name__ == "__main__":
