@@ -190,8 +190,8 @@ class GLCMMAEConfig(ViTMAEConfig):
     Raises:
         huggingface_hub.errors.StrictDataclassError: on a wrong type or value; names the field, the value and what
             is allowed. Fields are also checked when they are assigned later.
-        ValueError: on an argument that begins like the fields of the objective and is none of them. (As in
-            transformers, any other becomes an attribute.)
+        ValueError: on a name that begins like the fields of the objective and is none of them, given, stored or
+            assigned. (As in transformers, any other becomes an attribute.)
 
     Example:
 
@@ -228,13 +228,17 @@ class GLCMMAEConfig(ViTMAEConfig):
     )
     glcm_head_patches: str = validated_field(_check_head_patches, default=_default("glcm_head_patches"))
 
-    def __post_init__(self, **kwargs: Any) -> None:
-        for name in kwargs:
-            if name.startswith(("glcm_", "ssim_", "mse_")):
-                near = difflib.get_close_matches(name, self.__dataclass_fields__, n=1)
-                hint = f": did you mean {near[0]}?" if near else ""
-                raise ValueError(f"{name} is not a field of {type(self).__name__}{hint}")
-        super().__post_init__(**kwargs)
+    def __setattr__(self, name: str, value: Any) -> None:
+        # transformers makes an attribute of whatever it does not know: a mistyped setting would change nothing.
+        self._refuse_unknown(name)
+        super().__setattr__(name, value)
+
+    @classmethod
+    def _refuse_unknown(cls, name: str) -> None:
+        if name.startswith(("glcm_", "ssim_", "mse_")) and name not in cls.__dataclass_fields__:
+            near = difflib.get_close_matches(name, cls.__dataclass_fields__, n=1)
+            hint = f": did you mean {near[0]}?" if near else ""
+            raise ValueError(f"{name} is not a field of {cls.__name__} in this release{hint}")
 
     @classmethod
     def from_preset(cls, preset: str = "texture", **overrides: Any) -> "GLCMMAEConfig":
@@ -265,6 +269,8 @@ class GLCMMAEConfig(ViTMAEConfig):
             config_dict: the stored fields.
             **kwargs: fields that override them, and transformers' own options.
         """
+        for name in kwargs:
+            cls._refuse_unknown(name)
         own = cls.__dataclass_fields__.keys() - PreTrainedConfig.__dataclass_fields__.keys()
         stored = {"glcm_head_weight": 0.0} | config_dict
         return super().from_dict(stored | {name: kwargs[name] for name in own & kwargs.keys()}, **kwargs)

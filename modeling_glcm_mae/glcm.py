@@ -272,7 +272,7 @@ def glcm_loss(
             time by the number of cells; meant for up to 64 levels.
         mask: bool, `(M, H, W)`, with a pixel in every patch: pairs with a pixel outside it count in neither matrix, and
             no gradient flows there. For the backends "dense" and "auto", which is "dense" then: memory grows with
-            `levels` values a pixel.
+            `levels` values a pixel. A compiled graph does not look whether the mask leaves a pixel.
         reduction: "mean" over the patches, or "none".
         backend: "dense" (the definition: both matrices in full), "sparse" (only the cells that pairs touch; equal but
             for weights below 1e-6 and the exp(-levels * sharpness) that the sigmoid's weights lack of 1; far cheaper,

@@ -72,10 +72,10 @@ class GLCMLoss(nn.Module):
         Warns once if the first targets do not lie where the range does.
         """
         loss = glcm_loss(pred, target, mask=mask, **self.settings)
-        if not self._range_is_checked and not torch.compiler.is_compiling() and target.numel():
+        unchecked = not self._range_is_checked and not torch.compiler.is_compiling() and target.numel()
+        if unchecked and mask is None:  # `cooccurrence_matrix`, by which a mask is heeded, looks itself
             self._range_is_checked = True
-            seen = target if mask is None else target[mask]
-            warn_of_range("target", seen, self.settings["levels"], self.settings["value_range"])
+            warn_of_range("target", target, self.settings["levels"], self.settings["value_range"])
         return loss
 
     def extra_repr(self) -> str:

@@ -27,7 +27,7 @@ from .configuration_glcm_mae import GLCMMAEConfig
 from .glcm import glcm_loss
 from .glcm_head import matrices_of_pairs, num_pairs, pair_distribution, pair_divergence
 from .outputs import GLCMMAEDecoderOutput, GLCMMAEForPreTrainingOutput, GLCMMAEReconstructionOutput
-from .positions import GLCMMAEEmbeddings, grid_of, resample_positions, sin_cos_positions
+from .positions import GLCMMAEEmbeddings, check_pixel_values, grid_of, resample_positions, sin_cos_positions
 from .ssim import ssim_loss
 
 _SSIM_PATCHES = 2**14  # at once; 48 MiB in float32 for patches of 16 x 16 x 3
@@ -49,8 +49,12 @@ class GLCMMAEPreTrainedModel(ViTMAEPreTrainedModel):
 
         (Trainer (5.23) gives a checkpoint's as they are in the file, and would go on from random layers.)
         """
-        renamings = get_model_conversion_mapping(self)
-        renamed = {apply_renamings(name, renamings): tensor for name, tensor in state_dict.items()}
+        known, renamings = self.state_dict().keys(), get_model_conversion_mapping(self)
+        renamed = type(state_dict)(
+            (name if name in known else apply_renamings(name, renamings), tensor) for name, tensor in state_dict.items()
+        )
+        if hasattr(state_dict, "_metadata"):
+            renamed._metadata = state_dict._metadata  # as torch keeps the versions of modules
         return super().load_state_dict(renamed, strict, assign)
 
     @torch.no_grad()
@@ -522,6 +526,7 @@ class GLCMMAEForPreTraining(GLCMMAEPreTrainedModel, ViTMAEForPreTraining):
         Raises:
             ValueError: if the height or width is not a whole number of patches.
         """
+        check_pixel_values(pixel_values)
         patch_size = self.config.patch_size
         height, width = pixel_values.shape[-2:]
         if height % patch_size or width % patch_size:

@@ -33,6 +33,18 @@ def resample_positions(positions: torch.Tensor, grid: tuple[int, int], new_grid:
     return torch.cat([cls_position, patches.flatten(2).transpose(1, 2)], dim=1)
 
 
+def check_pixel_values(pixel_values: torch.Tensor) -> None:
+    """Raise `TypeError` or `ValueError` on what is no batch of images as an image processor makes it."""
+    wanted = "pixel_values must be a floating-point tensor (batch_size, num_channels, height, width), normalised"
+    if not isinstance(pixel_values, torch.Tensor):
+        raise TypeError(f"{wanted}, got {type(pixel_values).__name__}: an image processor makes one of images")
+    if not pixel_values.is_floating_point():
+        raise ValueError(f"{wanted}, got {pixel_values.dtype}: an image processor makes one of images")
+    if pixel_values.dim() != 4:
+        hint = ": pixel_values[None] makes a batch of one image" * (pixel_values.dim() == 3)
+        raise ValueError(f"{wanted}, got the shape {tuple(pixel_values.shape)}{hint}")
+
+
 class GLCMMAEEmbeddings(ViTMAEEmbeddings):
     """ViTMAE's embeddings, whose positions also fit grids that are not square, and whose mask ratio may be given."""
 
@@ -44,15 +56,7 @@ class GLCMMAEEmbeddings(ViTMAEEmbeddings):
         mask_ratio: float | None = None,
     ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
         """CLS and visible patches `(B, 1 + visible, dim)`, mask `(B, N)` and order `(B, N)`, as ViTMAE's."""
-        wanted = "pixel_values must be a floating-point tensor (batch_size, num_channels, height, width), normalised"
-        if not isinstance(pixel_values, torch.Tensor):
-            raise TypeError(f"{wanted}, got {type(pixel_values).__name__}: an image processor makes one of images")
-        if not pixel_values.is_floating_point() or pixel_values.dim() != 4:
-            hint = "pixel_values[None] makes a batch of one image" * (pixel_values.dim() == 3)
-            hint = hint if pixel_values.is_floating_point() else "an image processor makes one of images"
-            raise ValueError(
-                f"{wanted}, got {pixel_values.dtype} of shape {tuple(pixel_values.shape)}{': ' if hint else ''}{hint}"
-            )
+        check_pixel_values(pixel_values)
         height, width = pixel_values.shape[-2:]
         if not interpolate_pos_encoding and (height, width) != tuple(self.image_size):
             raise ValueError(
@@ -80,4 +84,4 @@ class GLCMMAEEmbeddings(ViTMAEEmbeddings):
         )
 
 
-__all__ = ["GLCMMAEEmbeddings", "grid_of", "resample_positions", "sin_cos_positions"]
+__all__ = ["GLCMMAEEmbeddings", "check_pixel_values", "grid_of", "resample_positions", "sin_cos_positions"]

@@ -79,6 +79,19 @@ def test_the_loss_warns_once_of_a_range_in_other_units():
         GLCMLoss(**LOSS)(images, torch.full_like(images, 0.5))
 
 
+def test_a_masked_loss_warns_once_of_the_range_and_of_the_target_alone(monkeypatch):
+    images, mask = torch.rand(3, 6, 6), torch.ones(3, 6, 6, dtype=torch.bool)
+    mask[:, 0] = False
+    monkeypatch.setattr("modeling_glcm_mae.glcm._ranges_seen", set())
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        GLCMLoss(**LOSS)(255 * images, images.where(mask, 1000), mask)
+    monkeypatch.setattr("modeling_glcm_mae.glcm._ranges_seen", set())
+    with pytest.warns(UserWarning, match="lie outside value_range") as said:
+        GLCMLoss(**LOSS)(255 * images, 255 * images, mask)
+    assert len(said) == 1
+
+
 def test_a_matrix_of_images_in_other_units_is_warned_of_once_a_range(monkeypatch):
     monkeypatch.setattr("modeling_glcm_mae.glcm._ranges_seen", set())
     given = {"levels": 8, "value_range": (0.0, 1.0), "offsets": [[0, 1]]}

@@ -1,5 +1,6 @@
 """Tests of modeling_glcm_mae.modeling_glcm_mae."""
 
+import functools
 import math
 import subprocess
 import sys
@@ -9,7 +10,14 @@ import torch
 from torch import nn
 from transformers import BertConfig, BertModel, ViTConfig, ViTMAEConfig, ViTMAEForPreTraining, ViTModel
 
-from modeling_glcm_mae import GLCMMAEForPreTraining, GLCMMAEForPreTrainingOutput, GLCMMAEModel, glcm_loss, ssim_loss
+from modeling_glcm_mae import (
+    GLCMMAEForPreTraining,
+    GLCMMAEForPreTrainingOutput,
+    GLCMMAEModel,
+    glcm_loss,
+    ssim_loss,
+    texture_surprise,
+)
 
 PRESETS = ["texture", "paper", "mse"]
 
@@ -163,6 +171,19 @@ def test_save_and_load_give_the_same_output(tiny_model, tmp_path, preset):
     assert all(getattr(loaded.config, name) == getattr(model.config, name) for name in method)
     before, after = (m(images(), noise=fixed_noise()) for m in (model, loaded))
     assert torch.equal(before.logits, after.logits) and torch.equal(before.loss, after.loss)
+
+
+def test_tensors_go_by_their_own_names_before_those_of_files(tiny_config):
+    class WithBranch(GLCMMAEForPreTraining):
+        def __init__(self, config):
+            super().__init__(config)
+            self.output = nn.ModuleDict({"dense": nn.Linear(2, 2)})  # a name that files have of another layer
+
+    model, other = WithBranch(tiny_config()), WithBranch(tiny_config())
+    other.load_state_dict(model.state_dict())
+    assert_same_tensors(other, model.state_dict())
+    with pytest.raises(RuntimeError, match="Missing key"):
+        other.load_state_dict({"output.dense.bias": torch.zeros(2)})
 
 
 def test_overrides_at_load(tiny_fields, tmp_path):
@@ -375,12 +396,13 @@ def test_images_that_do_not_fit_are_refused(tiny_model):
         model(images(height=36), interpolate_pos_encoding=True)
     with pytest.raises(ValueError, match="channel"):
         model(images(channels=1))
-    with pytest.raises(ValueError, match=r"got torch.float32 of shape \(3, 32, 32\): pixel_values\[None\] makes"):
-        model(images()[0])
-    with pytest.raises(ValueError, match=r"normalised, got torch.uint8 of shape .*: an image processor makes"):
-        model(images().byte())
-    with pytest.raises(TypeError, match="pixel_values must be a floating-point tensor .*, got ndarray"):
-        model(images().numpy())
+    for call in (model, model.reconstruct, model.predict_cooccurrence, functools.partial(texture_surprise, model)):
+        with pytest.raises(ValueError, match=r"got the shape \(3, 32, 32\): pixel_values\[None\] makes a batch"):
+            call(images()[0])
+        with pytest.raises(ValueError, match=r"normalised, got torch.uint8: an image processor makes"):
+            call(images().byte())
+        with pytest.raises(TypeError, match="pixel_values must be a floating-point tensor .*, got ndarray"):
+            call(images().numpy())
 
 
 def test_noise_fixes_the_mask(tiny_model):

@@ -21,7 +21,7 @@ from test_publish import (  # noqa: F401 - fixtures
     trained,
     written_classifier,
 )
-from transformers import AutoImageProcessor, AutoModelForImageClassification, ViTModel, pipeline
+from transformers import AutoConfig, AutoImageProcessor, AutoModelForImageClassification, ViTModel, pipeline
 
 import publish as publish_recipe
 from commandline import UsageError
@@ -116,6 +116,25 @@ def test_an_onnx_classifier_answers_calibrated_probabilities_and_names_no_place(
     assert np.ptp(found[:, 0]) > 0.01, "the images are told apart"
     for place in (b"site-packages", str(Path(torch.__file__).parent).encode(), str(calibrated).encode()):
         assert place not in content
+
+
+def test_the_demo_takes_only_a_classifier_for_its_onnx_model(onnxruntime, calibrated, exported, tmp_path, monkeypatch):  # noqa: F811
+    monkeypatch.syspath_prepend(Path(__file__).parents[1] / "hub_cards" / "space")
+    from onnx_classifier import OnnxClassifier
+
+    config, file = AutoConfig.from_pretrained(calibrated), tmp_path / "model.onnx"
+    file.write_bytes(onnx_model(calibrated))
+    model = OnnxClassifier(config, file)
+    pixels = torch.randn(2, 3, 32, 32)
+    with torch.no_grad():
+        expected = AutoModelForImageClassification.from_pretrained(calibrated).eval()(pixels).logits
+    torch.testing.assert_close(model(pixels).logits, expected, rtol=1e-4, atol=1e-4)
+    file.write_bytes(file.read_bytes()[:1000])
+    with pytest.raises(ValueError, match="model.onnx is no ONNX model that can be run"):
+        OnnxClassifier(config, file)
+    file.write_bytes(onnx_model(exported))
+    with pytest.raises(ValueError, match="takes and gives .*'last_hidden_state'.*, not pixel_values and logits"):
+        OnnxClassifier(config, file)
 
 
 def assert_published_with_onnx(hub, repo_id: str, before: dict[str, bytes]) -> str:

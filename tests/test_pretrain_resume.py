@@ -14,7 +14,7 @@ import datasets
 import pytest
 import torch
 import yaml
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 from test_pretrain import ENVIRONMENT, ROOT, TINY, assert_same_losses, images, launch, losses, options, run, save_image  # noqa: F401 - fixtures
 
 from commandline import UsageError, parse_args
@@ -124,6 +124,29 @@ def resumed(**given):
 
     arguments = options(**TINY | {"mse_epochs": 1, "resume_from_checkpoint": "last"} | given)
     return Pretraining(*parse_args(PRETRAINING, arguments))
+
+
+@pytest.mark.parametrize("damage", ["cut", "missing", "other"])
+def test_weights_that_cannot_be_used_end_a_resume_in_one_line(damage, run, images, tmp_path):
+    import pretrain
+
+    broken = shutil.copytree(run, tmp_path / "run")
+    checkpoint = max(broken.glob("checkpoint-[0-9]*"), key=lambda folder: int(folder.name.split("-")[1]))
+    file = checkpoint / "model.safetensors"
+    if damage == "cut":
+        file.write_bytes(file.read_bytes()[:-100])
+    elif damage == "missing":
+        save_file({name: x for name, x in load_file(file).items() if "layer.0" not in name}, file, {"format": "pt"})
+    else:
+        config = json.loads((checkpoint / "config.json").read_text())
+        (checkpoint / "config.json").write_text(json.dumps(config | {"model_type": "vit"}))
+    given = options(**TINY | {"mse_epochs": 1}, corpus=images, output_dir=broken)
+    before = (broken / "export" / "model.safetensors").read_bytes()
+    with pytest.raises(
+        SystemExit, match=rf"^error: resume_from_checkpoint: the weights in {checkpoint} cannot be used"
+    ):
+        pretrain.main([*given, "--resume_from_checkpoint=last"])
+    assert (broken / "export" / "model.safetensors").read_bytes() == before
 
 
 def test_a_resume_may_move_the_images_and_change_what_is_shown(run, images, tmp_path, caplog):

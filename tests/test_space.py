@@ -475,7 +475,18 @@ def test_onnx_runtime_computes_the_classifiers_given_and_no_others(
 
 def test_without_its_onnx_model_a_classifier_is_refused_where_onnx_is_asked_for(classifier):  # noqa: F811
     (*_, said) = start("--onnx", "true", "--model", f"mine={classifier}")
-    assert said == ("error: model 'mine' has no onnx/model.onnx: publish it with --onnx true, or start without --onnx")
+    assert said == (
+        "error: model 'mine' has no onnx/model.onnx: publish it with --onnx true and give its Hub id, or start without "
+        "--onnx"
+    )
+
+
+def test_a_variable_that_is_neither_true_nor_false_is_refused(exported, monkeypatch):
+    monkeypatch.setenv("GLCM_MAE_ONNX", "1")
+    command = [str(PYTHON), str(ROOT / "hub_cards/space/app.py"), "--model", str(exported)]
+    environment = os.environ | {"PYTHONPATH": f"{ROOT}:{ROOT / 'recipes'}"}
+    done = subprocess.run(command, capture_output=True, text=True, env=environment, timeout=120)
+    assert done.returncode == 2 and done.stderr.endswith("error: onnx must be true or false, got '1'\n")
 
 
 def start(*options: str, cwd: Path = ROOT) -> list[str]:

@@ -75,7 +75,7 @@ def serve(name: str, offered: Offered) -> FastAPI:
     network = offered.open(name).classifier
     if network is None:
         raise ValueError(f"model {name!r} has no classifier to serve")
-    model = pipeline("image-classification", model=network.model, image_processor=network.processor)
+    model = pipeline("image-classification", model=network.model, image_processor=network.processor, device="cpu")
     app = FastAPI()
 
     @app.post("/classify")
@@ -160,6 +160,9 @@ def main() -> None:
     parser.add_argument("--port", type=int, default=7860)
     parser.add_argument("--serve", default="false", choices=["true", "false"])
     args = parser.parse_args()
+    for name in ("any_public", "onnx"):  # argparse does not look at what comes of the environment
+        if getattr(args, name) not in ("true", "false"):
+            parser.error(f"{name} must be true or false, got {getattr(args, name)!r}")
     logging.basicConfig(format="%(message)s")
     logger.setLevel(logging.INFO)
     on_the_hub = "SPACE_ID" in os.environ  # where Gradio sets address and port itself

@@ -45,6 +45,7 @@ CLASSIFIERS = {kind.__name__: kind for kind in (ViTForImageClassification, BeitF
 WEIGHTS = ("config.json", "preprocessor_config.json", "model*.safetensors", "model.safetensors.index.json")
 # Of a repository on the Hub: no code, and no adapter, which names another model.
 READ = ("README.md", "config.yaml", *WEIGHTS, *(f"pretraining/{name}" for name in WEIGHTS))
+READ_FOR_ONNX = tuple(name for name in READ if not name.startswith("model"))
 OF_A_BASE = ("config.json", "preprocessor_config.json", *(f"pretraining/{name}" for name in WEIGHTS))
 DEFLATED = "1.2.840.10008.1.2.1.99"  # a DICOM file of a few KiB can hold gigabytes
 MAX_MODEL_BYTES = 4 * 2**30  # of a repository that a visitor names
@@ -173,20 +174,21 @@ def load(source: str, name: str, own: bool, onnx: bool = False) -> Model:
         source: Hub id or folder.
         name: what it is called on the page.
         own: whether it was chosen by whom the server belongs to. Any other is read from the Hub only, without a token.
-        onnx: whether its classifier is the ONNX model beside it, as `publish.py --onnx true` leaves it.
+        onnx: whether its classifier is the ONNX model beside it, as `publish.py --onnx true` sends it.
 
     Raises:
         ValueError: it cannot be opened, or is of another kind; names the model.
     """
     try:
-        folder = _folder(source, own, (*READ, ONNX_FILE) if onnx else READ)
+        folder = _folder(source, own, (*READ_FOR_ONNX, ONNX_FILE) if onnx else READ)
         config = AutoConfig.from_pretrained(folder, trust_remote_code=False)
         architecture = (config.architectures or ["none"])[0]
         classifier = None
         if architecture in CLASSIFIERS:
             if onnx and not (folder / ONNX_FILE).is_file():
                 raise Refused(
-                    f"model {name!r} has no {ONNX_FILE}: publish it with --onnx true, or start without --onnx"
+                    f"model {name!r} has no {ONNX_FILE}: publish it with --onnx true and give its Hub id, or start "
+                    "without --onnx"
                 )
             model = OnnxClassifier(config, folder / ONNX_FILE) if onnx else _model(CLASSIFIERS[architecture], folder)
             classifier = _network(model, folder)

@@ -38,7 +38,7 @@ WELCOME = (
 WORKING = (
     '<p class="working">Looking at the image. A model that is opened for the first time takes up to half a minute.</p>'
 )
-FAILED = "<p>No answer: the message says why. Choose another file or model.</p>"
+FAILED = "<p>No answer: the message says why. Choose another file or model, or give the same file again.</p>"
 # Of the system: every glyph and weight is there, and nothing is asked of another host.
 LOOK = {
     "theme": gr.themes.Default(font=("system-ui", "sans-serif"), font_mono=("system-ui", "sans-serif")),

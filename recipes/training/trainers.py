@@ -8,8 +8,10 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors import SafetensorError
 from transformers import EvalPrediction, Trainer
 
+from commandline import UsageError
 from images.augment import Mixing
 from modeling_glcm_mae import GLCMMAEForPreTraining, texture_fidelity
 from training.feeding import EpochSampler
@@ -73,6 +75,25 @@ class PretrainTrainer(Trainer):
     def steps_per_epoch(self) -> int:
         """Updates in a pass over the images; a stream has none that is known."""
         return len(self._get_train_sampler()) // self.effective_batch_size
+
+    def _load_from_checkpoint(self, resume_from_checkpoint, model=None):
+        if self.is_fsdp_enabled:
+            return super()._load_from_checkpoint(resume_from_checkpoint, model)
+        # Trainer (5.23) warns of a tensor that is missing, and trains on without it.
+        try:
+            saved, report = GLCMMAEForPreTraining.from_pretrained(
+                resume_from_checkpoint, dtype=torch.float32, output_loading_info=True
+            )
+            missing = sorted(report["missing_keys"])
+            if missing:
+                raise ValueError(f"{len(missing)} tensors are missing, {missing[0]} among them")
+            (self.model if model is None else model).load_state_dict(saved.state_dict())
+        except (OSError, ValueError, RuntimeError, SafetensorError) as error:
+            reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+            raise UsageError(
+                f"resume_from_checkpoint: the weights in {resume_from_checkpoint} cannot be used ({reason}): delete it "
+                "to go on from the one before"
+            ) from error
 
     # Schedule of the objective: a function of the step alone, so that a resumed run continues it
 
