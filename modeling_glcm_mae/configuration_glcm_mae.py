@@ -190,8 +190,8 @@ class GLCMMAEConfig(ViTMAEConfig):
     Raises:
         huggingface_hub.errors.StrictDataclassError: on a wrong type or value; names the field, the value and what
             is allowed. Fields are also checked when they are assigned later.
-        ValueError: on a name that begins like the fields of the objective and is none of them, given, stored or
-            assigned. (As in transformers, any other becomes an attribute.)
+        ValueError: on a name that begins like the fields of the objective, or is all but a field, and is none, given,
+            stored or assigned. (As in transformers, any other becomes an attribute.)
 
     Example:
 
@@ -235,8 +235,14 @@ class GLCMMAEConfig(ViTMAEConfig):
 
     @classmethod
     def _refuse_unknown(cls, name: str) -> None:
-        if name.startswith(("glcm_", "ssim_", "mse_")) and name not in cls.__dataclass_fields__:
-            near = difflib.get_close_matches(name, cls.__dataclass_fields__, n=1)
+        if name in cls.__dataclass_fields__ or hasattr(cls, name):
+            return
+        ours = name.startswith(("glcm_", "ssim_", "mse_"))
+        # Of other names, only those that are all but one of ViTMAE's: any else is somebody's own.
+        near = difflib.get_close_matches(
+            name, ViTMAEConfig.__annotations__ | cls.__annotations__, 1, 0.6 if ours else 0.9
+        )
+        if ours or near:
             hint = f": did you mean {near[0]}?" if near else ""
             raise ValueError(f"{name} is not a field of {cls.__name__} in this release{hint}")
 
@@ -253,6 +259,8 @@ class GLCMMAEConfig(ViTMAEConfig):
         """
         if preset not in PRESETS:
             raise ValueError(f"preset must be one of {', '.join(PRESETS)}, got {preset!r}")
+        for name in overrides:
+            cls._refuse_unknown(name)
         unknown = [name for name in overrides if name not in cls.__dataclass_fields__]
         if unknown:
             raise ValueError(f"not a field of {cls.__name__}: {', '.join(unknown)}")

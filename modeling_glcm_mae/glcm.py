@@ -306,6 +306,10 @@ def glcm_loss(
             f"pred and target must have the same shape (M, H, W), got {tuple(pred.shape)} and {tuple(target.shape)}"
         )
     check_choices(reduction, backend, reweight, cumulative)
+    if target.requires_grad and not pred.requires_grad and torch.is_grad_enabled():
+        raise ValueError(
+            "pred must be what is trained, but only target requires a gradient, and gets none: exchange them"
+        )
     masking = {} if mask is None else {"mask": mask}
     if masking and backend not in ("auto", "dense"):
         raise ValueError(f'backend must be "auto" or "dense" with a mask, got {backend!r}')

@@ -79,7 +79,8 @@ def texture_surprise(
         seed: of the masks.
 
     Raises:
-        ValueError: if the model has no texture head, or the images are not in whole patches.
+        TypeError: if the model is none with a decoder, as its published encoder is.
+        ValueError: if it has no texture head, or the images are not in whole patches.
 
     Example:
 
@@ -88,6 +89,11 @@ def texture_surprise(
     >>> texture_surprise(model, processor(images=image, return_tensors="pt")["pixel_values"]).divergence  # 1 rows cols
     ```
     """
+    if not hasattr(model, "predict_cooccurrence"):
+        raise TypeError(
+            f"model must be a GLCMMAEForPreTraining, got {type(model).__name__}: an export has it in "
+            "subfolder='pretraining'"
+        )
     config = model.config
     if not config.glcm_head_weight:
         raise ValueError("the model has no texture head (glcm_head_weight is 0), so it foretells no texture")

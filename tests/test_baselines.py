@@ -280,6 +280,7 @@ def test_the_commonest_class_is_that_of_the_training_part(hard_corpus, tmp_path)
 @pytest.fixture
 def poor(hard_corpus, tmp_path, pretended, monkeypatch) -> Path:  # noqa: F811
     """A cross-validation that answers fine for all test images of fold 1, and for all validation images of fold 2."""
+    monkeypatch.setattr("judging.summary.FEWEST", 5)  # its parts are small
     pretend = cross_validation.subprocess.run
 
     def answer(command, **given):
@@ -310,6 +311,28 @@ def test_a_run_that_has_learned_nothing_says_so_first_and_what_may_help(poor, ha
         assert name in advice
     assert capsys.readouterr().out.startswith(f"{first}\n")
     assert "fold 2 answers fine for every validation image: it has learned nothing" in caplog.messages
+
+
+def test_of_few_images_with_one_answer_nothing_is_said_but_their_intervals(few_resamples):  # noqa: F811
+    for count, said in ((19, {}), (20, {"0": "a"})):
+        table = pd.DataFrame({"fold": "0", "group": map(str, range(count)), "label": np.arange(count) % 2})
+        table = table.assign(file_name=table["group"], prediction=0, probability_a=0.6, probability_b=0.4)
+        assert summary.collapsed_folds(table) == said
+        assert ("nothing learned" in tables.summary_markdown(summary.summarise(table), "T").splitlines()[0]) == bool(
+            said
+        )
+
+
+def test_what_is_shown_to_be_above_the_commonest_class_is_said(few_resamples):  # noqa: F811
+    """Eight images of the rare class are found, and eight others taken for it: better in the mean over the classes."""
+    label = np.array([0] * 40 + [1] * 160)
+    answers = np.ones(200, dtype=int)
+    answers[[*range(0, 40, 5), *range(50, 130, 10)]] = 0
+    table = pd.DataFrame({"fold": "0", "group": map(str, range(200)), "label": label, "prediction": answers})
+    table = table.assign(file_name=table["group"], probability_a=1.0 - answers, probability_b=answers.astype(float))
+    text = tables.summary_markdown(summary.summarise(table, commonest={"0": 1}))
+    assert "gives accuracy 0.800, balanced accuracy 0.500 and AUROC 0.5. Above that by their whole interval: " in text
+    assert "interval: balanced_accuracy, auroc; not shown to be above it: accuracy." in text
 
 
 def test_a_comparison_repeats_who_has_learned_nothing(poor, classified, tmp_path, capsys):

@@ -75,6 +75,10 @@ def test_unknown_preset_and_unknown_override_are_named():
             given()
     with pytest.raises(ValueError, match="did you mean mse_weight?"):
         GLCMMAEConfig(mse_weights=0.5)
+    with pytest.raises(ValueError, match="did you mean mask_ratio?"):
+        GLCMMAEConfig(mask_ration=0.3)
+    with pytest.raises(ValueError, match="did you mean decoder_hidden_size?"):
+        GLCMMAEConfig.from_preset("texture", decoder_hiden_size=64)
     assert GLCMMAEConfig(site="Bonn").site == "Bonn"  # as in transformers
 
 

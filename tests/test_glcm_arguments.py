@@ -110,4 +110,8 @@ def test_a_matrix_of_images_in_other_units_is_warned_of_once_a_range(monkeypatch
 def test_what_has_no_gradient_does_not_seem_to_have_one(backend):
     pred, target = torch.rand(2, 6, 6), torch.rand(2, 6, 6)
     assert not GLCMLoss(**LOSS | {"kernel": "hard"}, backend=backend)(pred.requires_grad_(), target).requires_grad
-    assert not GLCMLoss(**LOSS, backend=backend)(pred.detach(), target.requires_grad_()).requires_grad
+    exchanged = pred.detach(), target.requires_grad_()  # added to other terms, nobody would notice
+    with pytest.raises(ValueError, match="only target requires a gradient, and gets none: exchange them"):
+        GLCMLoss(**LOSS, backend=backend)(*exchanged)
+    with torch.no_grad():
+        assert not GLCMLoss(**LOSS, backend=backend)(*exchanged).requires_grad

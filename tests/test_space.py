@@ -377,6 +377,7 @@ except Exception as error:
     [
         (b"[]", "JSON must be"),
         (b'{"inputs": null}', "JSON must be"),
+        (b'{"inputs": "/etc/passwd"}', "inputs must be an image in base64"),
         (b'{"inputs": "AAAA", "parameters": [1]}', "parameters must be an object, got [1]"),
         (b"{" * 10, "the request cannot be read"),
         (b"[" * 100_000, "the request cannot be read"),

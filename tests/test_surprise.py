@@ -70,6 +70,8 @@ def test_surprise_against_a_plain_calculation(tiny_model):
 
 
 def test_a_model_without_a_head_is_refused(tiny_model):
+    with pytest.raises(TypeError, match="got GLCMMAEModel: an export has it in subfolder='pretraining'"):
+        texture_surprise(tiny_model().vit, images())
     with pytest.raises(ValueError, match="no texture head"):
         texture_surprise(tiny_model("mse"), images())
 

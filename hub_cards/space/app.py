@@ -55,6 +55,8 @@ def _image_and_parameters(body: bytes, kind: str) -> tuple[bytes, dict]:
     Raises:
         ValueError: it is something else.
     """
+    if kind.startswith("multipart/"):
+        raise ValueError("forms are not read: send the bytes of the image, or JSON")
     if not kind.startswith("application/json"):
         return body, {}
     asked = json.loads(body)
@@ -63,7 +65,10 @@ def _image_and_parameters(body: bytes, kind: str) -> tuple[bytes, dict]:
     parameters = asked.get("parameters") or {}
     if not isinstance(parameters, dict):
         raise ValueError(f"parameters must be an object, got {parameters!r}")
-    return base64.b64decode(asked["inputs"], validate=True), parameters
+    try:
+        return base64.b64decode(asked["inputs"], validate=True), parameters
+    except ValueError as error:
+        raise ValueError(f"inputs must be an image in base64 ({error})") from error
 
 
 def serve(name: str, offered: Offered) -> FastAPI:

@@ -100,7 +100,7 @@ def verify_images(
 
 
 def verify_by_processor(
-    dataset: datasets.Dataset, white: float | None, model: str, **checking: Any
+    dataset: datasets.Dataset, white: float | None, model: str, *, way_out: str = "", **checking: Any
 ) -> tuple[datasets.Dataset, list[tuple[str, str]]]:
     """`verify_images` by the white level of a model's image processor, of which the user may not know.
 
@@ -108,6 +108,7 @@ def verify_by_processor(
         dataset, checking: as for `verify_images`.
         white: of the processor; `None` if each image says its own.
         model: `--model_name_or_path`.
+        way_out: what else the recipe allows than to convert the images.
 
     Raises:
         UsageError: the images are of two depths, or of another one than the processor's.
@@ -125,7 +126,7 @@ def verify_by_processor(
             raise UsageError(MIXED_DEPTHS.format(whites="255, 65535", model="model")) from error
         raise UsageError(
             f"{str(error).removesuffix(WHITE_OF_OTHERS)} That is the white level of the image processor of "
-            f"model_name_or_path {model!r}: convert the images to its depth"
+            f"model_name_or_path {model!r}: convert the images to its depth{way_out}"
         ) from error
 
 

@@ -69,7 +69,9 @@ def read_dicom(path: Path, *, name: str, salt: str, window: tuple[float, float] 
     """
     try:
         header = pydicom.dcmread(path)
-    except (InvalidDicomError, OSError, EOFError, ValueError, KeyError, NotImplementedError) as error:
+    except InvalidDicomError as error:  # which advises its own reader's options
+        raise BadImageError(f"DICOM file '{name}' cannot be read: it does not begin as DICOM files do.") from error
+    except (OSError, EOFError, ValueError, KeyError, NotImplementedError) as error:
         raise BadImageError(f"DICOM file '{name}' cannot be read: {error}") from error
     _refuse_what_is_not_a_picture(header, name)
     if "PixelData" not in header:

@@ -321,8 +321,9 @@ def load_prepared(
     folder = Path(corpus).expanduser()
     file = Path(splits_file) if splits_file else folder / "splits.json"
     if not folder.is_dir() or not file.is_file():
+        missing = "" if folder.is_dir() else f"there is no folder {str(folder)!r}: "
         raise UsageError(
-            f"corpus {corpus!r} must be the output folder of prepare_corpus.py, with its splits.json: run "
+            f"{missing}corpus {corpus!r} must be the output folder of prepare_corpus.py, with its splits.json: run "
             "`python recipes/prepare_corpus.py --corpus NAME --data_dir DOWNLOAD --output_dir FOLDER` first"
         )
     stored = datasets.load_dataset("parquet", data_files=parquet_files(folder))

@@ -23,6 +23,7 @@ from metrics.medical_classification.figures import classification_figures
 
 # Without those of single or collapsed classes. A table has either the plain ones (two classes) or the macro means.
 FIGURES = ("accuracy", "balanced_accuracy", *OF_CLASSES, *(f"macro_{name}" for name in OF_CLASSES))
+FEWEST = 20  # images of a part by which it is said that nothing was learned
 COLOURS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9")  # Okabe and Ito: told apart by everybody
 
 
@@ -97,12 +98,15 @@ def _strata(table: pd.DataFrame) -> np.ndarray | None:
 
 
 def collapsed_folds(table: pd.DataFrame) -> dict[str, str]:
-    """Folds in which every image gets the same answer, and that answer: nothing was learned there."""
+    """Folds in which every image gets the same answer, and that answer: nothing was learned there.
+
+    Not those of few images, where it may be chance, or a threshold that is off: intervals say how little is known.
+    """
     classes = class_names_of(table)
     return {
         str(fold): classes[part["prediction"].iloc[0]]
         for fold, part in table.groupby("fold", sort=True)
-        if len(part) > 1 and part["prediction"].nunique() == 1
+        if len(part) >= FEWEST and part["prediction"].nunique() == 1
     }
 
 

@@ -76,6 +76,16 @@ def always_commonest_said(least: Mapping[str, Any]) -> str:
     )
 
 
+def above_commonest_said(figures: Mapping[str, Any], least: Mapping[str, Any]) -> str:
+    """In which figures (of all folds, with intervals) a run is shown to be above the commonest class, in a sentence."""
+    bars = {name: least[name] for name in ("accuracy", "balanced_accuracy")} | {"auroc": 0.5, "macro_auroc": 0.5}
+    shown = {name: figures[name]["low"] > bar for name, bar in bars.items() if name in figures}
+    above, others = ([name for name, beaten in shown.items() if beaten is wanted] for wanted in (True, False))
+    parts = [f"Above that by their whole interval: {', '.join(above)}"] * bool(above)
+    parts += [f"{'not' if above else 'Not'} shown to be above it: {', '.join(others)}"] * bool(others)
+    return "; ".join(parts) + "."
+
+
 def what_it_tells(
     class_names: Sequence[str], summary: Mapping[str, Any] | None, where: str, fold: str | None = None
 ) -> str:
@@ -163,7 +173,8 @@ def summary_markdown(summary: dict[str, Any], title: str | None = None) -> str:
         lines += [NO_PATIENTS, ""]
     least = summary.get("always_commonest")
     if least is not None:
-        lines += [always_commonest_said(least), ""]
+        pooled = {name: figure["pooled"] for name, figure in summary["figures"].items()}
+        lines += [f"{always_commonest_said(least)} {above_commonest_said(pooled, least)}", ""]
     folds = list(next(iter(summary["figures"].values()))["folds"])
     one = len(folds) == 1
     header = [f"fold {folds[0]}"] if one else ["mean over folds", "standard deviation", "all folds"]
@@ -208,7 +219,7 @@ def _calibration_lines(calibration: Mapping[str, Mapping[str, float]]) -> list[s
         "Expected calibration error of the answers (15 bins of equal width; Naeini et al. 2015, Guo et al. 2017)"
         + (
             ", before and after the logits are divided by the temperature, which is fitted to the validation part. All "
-            "other figures are of the calibrated probabilities."
+            "other figures are of what it gives. A temperature of 1.000 changes nothing: the fold's log says why."
             if "temperature" in columns
             else "."
         ),

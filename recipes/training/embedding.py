@@ -77,7 +77,9 @@ def _encoded(args: EmbedArguments, images: datasets.Dataset) -> dict[str, np.nda
         white = args.white_level
         images, _ = verify_images(images, num_channels=3, white_level=white, transform=transform)
     else:
-        images, _ = verify_by_processor(images, white, name, num_channels=3, transform=transform)
+        images, _ = verify_by_processor(
+            images, white, name, way_out=", or give theirs as white_level", num_channels=3, transform=transform
+        )
     items = ImagesAsEvaluated(images, transform, white_level=white)
     features = []
     for start in tqdm(range(0, len(items), args.batch_size), unit=" batches"):
