@@ -48,9 +48,8 @@ def pretraining_verdict(figures: Mapping[str, float], *, normalised: bool = Fals
     else:
         pixels = "finer than a blur of each patch"
     words = (
-        f"pixels {pixels} (squared error {error:.3g}; of the grey {grey:.3g}, of the blur {blur:.3g}); "
         f"{'texture is' if with_texture else 'no texture is'} {done} ({what} {found:.3g}; of the data set's mean "
-        f"{least:.3g})"
+        f"{least:.3g}); pixels {pixels} (squared error {error:.3g}; of the grey {grey:.3g}, of the blur {blur:.3g})"
     )
     return Verdict(with_texture or with_pixels, words)
 
