@@ -482,6 +482,15 @@ def test_without_its_onnx_model_a_classifier_is_refused_where_onnx_is_asked_for(
     )
 
 
+def test_a_mistyped_option_is_told_before_anything_is_imported(tmp_path):
+    """Where gradio and torch cannot be imported."""
+    for name in ("gradio", "torch", "transformers", "uvicorn"):
+        write(tmp_path / f"{name}.py", b"raise ImportError('not needed for that')")
+    command = [str(PYTHON), str(ROOT / "hub_cards/space/app.py"), "--modle", "x"]
+    done = subprocess.run(command, capture_output=True, text=True, env=os.environ | {"PYTHONPATH": str(tmp_path)})
+    assert done.returncode == 2 and done.stderr.endswith("error: unrecognized arguments: --modle x\n")
+
+
 def test_a_variable_that_is_neither_true_nor_false_is_refused(exported, monkeypatch):
     monkeypatch.setenv("GLCM_MAE_ONNX", "1")
     command = [str(PYTHON), str(ROOT / "hub_cards/space/app.py"), "--model", str(exported)]
