@@ -1,5 +1,7 @@
 """recipes/quickstart.ipynb: it runs from its first cell to its last, and shows what its text says."""
 
+import ast
+import importlib
 import re
 import shutil
 from pathlib import Path
@@ -20,6 +22,16 @@ def test_it_is_kept_without_what_it_showed():
     assert code and not any(cell.outputs or cell.execution_count for cell in code)
     links = re.findall(r"\]\(([^)\s]+)\)", "".join(cell.source for cell in cells if cell.cell_type == "markdown"))
     assert links and all((NOTEBOOK.parent / link).exists() for link in links)
+
+
+def test_what_it_imports_is_there():
+    cells = [cell.source for cell in nbformat.read(NOTEBOOK, as_version=4).cells if cell.cell_type == "code"]
+    nodes = [node for source in cells for node in ast.walk(ast.parse(re.sub(r"^[%!].*", "", source, flags=re.M)))]
+    imported = [node for node in nodes if isinstance(node, ast.ImportFrom)]
+    assert {"modeling_glcm_mae", "judging.surprise"} <= {node.module for node in imported}
+    for node in imported:
+        module = importlib.import_module(node.module)
+        assert not [alias.name for alias in node.names if not hasattr(module, alias.name)]
 
 
 @pytest.mark.slow
