@@ -1,6 +1,7 @@
 """What a run says of itself: whether anything was learned, while it lasts and at its end."""
 
 import logging
+import re
 
 import numpy as np
 import pandas as pd
@@ -31,16 +32,16 @@ def figures(mse: float, l1: float, head: float | None = None) -> dict[str, float
         (figures(0.7, 1.7), True, ["worse than a blur"]),
         (figures(0.41, 1.7), True, ["level with a blur"]),
         (figures(0.3, 1.7), True, ["finer than a blur"]),
-        (figures(1.3, 0.7), True, ["worse than one grey", "texture is painted"]),
+        (figures(1.3, 0.7), True, ["worse than one grey", "^texture is painted"]),
         (figures(1.3, 0.7, head=0.5), False, ["no texture is foretold"]),
-        (figures(1.3, 1.9, head=0.2), True, ["texture is foretold"]),
+        (figures(1.3, 1.9, head=0.2), True, ["^texture is foretold"]),
     ],
 )
 def test_a_pretraining_is_held_against_those_who_know_nothing(found, learned, words):
     verdict = pretraining_verdict(found)
     assert verdict.learned == learned
     for part in words:
-        assert part in verdict.words
+        assert re.search(part, verdict.words)
 
 
 def test_where_patches_are_normalised_their_mean_is_no_knowledge():

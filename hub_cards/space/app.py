@@ -6,7 +6,7 @@
 
 Visitors choose among the models given, and see none of their paths. With `--any_public true` they may name any other
 public model of the Hub, which is opened without your token. With `--onnx true` the classifiers given are computed by
-ONNX Runtime, from the `onnx/model.onnx` that `publish.py --onnx true` puts beside them.
+ONNX Runtime, from the `onnx/model.onnx` that `publish.py --onnx true` puts into their repository.
 
 With `--serve true`, POST /classify also answers as the Hub's image-classification task does, for
 `huggingface_hub.InferenceClient(model="http://127.0.0.1:7860/classify").image_classification(...)`.

@@ -114,7 +114,7 @@ class Offered:
     Args:
         given: Hub ids and folders, the first of them to begin with.
         any_public: whether visitors may name other models of the Hub.
-        onnx: classifiers among the given are computed by ONNX Runtime, from the file beside them.
+        onnx: classifiers among the given are computed by ONNX Runtime, from the file in their repository.
 
     Raises:
         ValueError: none given, or two of one name.
