@@ -80,7 +80,7 @@ def above_commonest_said(figures: Mapping[str, Any], least: Mapping[str, Any]) -
     """In which figures (of all folds, with intervals) a run is shown to be above the commonest class, in a sentence."""
     bars = {name: least[name] for name in ("accuracy", "balanced_accuracy")} | {"auroc": 0.5, "macro_auroc": 0.5}
     shown = {name: figures[name]["low"] > bar for name, bar in bars.items() if name in figures}
-    above, others = ([name for name, beaten in shown.items() if beaten is wanted] for wanted in (True, False))
+    above, others = ([name for name, beaten in shown.items() if beaten == wanted] for wanted in (True, False))
     parts = [f"Above that by their whole interval: {', '.join(above)}"] * bool(above)
     parts += [f"{'not' if above else 'Not'} shown to be above it: {', '.join(others)}"] * bool(others)
     return "; ".join(parts) + "."
