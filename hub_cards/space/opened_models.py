@@ -174,7 +174,7 @@ def load(source: str, name: str, own: bool, onnx: bool = False) -> Model:
         source: Hub id or folder.
         name: what it is called on the page.
         own: whether it was chosen by whom the server belongs to. Any other is read from the Hub only, without a token.
-        onnx: whether its classifier is computed from the ONNX model in its repository, as `publish.py --onnx true` sends it.
+        onnx: whether its classifier is the ONNX model in its repository, as `publish.py --onnx true` sends it.
 
     Raises:
         ValueError: it cannot be opened, or is of another kind; names the model.
