@@ -5,7 +5,8 @@
     python recipes/benchmarks/finetuned.py --tables recipes/benchmarks/results/finetuned.json
 
 `data_dir` holds the corpora as prepare_corpus.py makes them: busi, covid_ct, pneumonia. Rows: `classical` (a logistic
-regression on co-occurrence features), `none` (the network from nothing), and the presets. Each fold pretrains on its
+regression on co-occurrence features), `none` (the network from nothing), the presets, and `head` (`texture` without the
+matrices of the pixels). Each fold pretrains on its
 own training part only, by recipes/configs/laptop/; with `_all` on the other corpora too (of the chest X-rays their
 official training part). The chest X-rays are judged on their official split, with three seeds. With --pretrain_options
 and --finetune_options as cross_validate.py has them, at any size.
@@ -49,8 +50,10 @@ ROWS: dict[str, list[str] | None] = {  # options of the pretraining; None: there
     "none": None,
     BASELINE: ["preset=mse"],
     "paper": ["preset=paper", "mse_epochs=0.5"],
+    "head": ["preset=texture", "glcm_weight=0"],
     "texture": ["preset=texture"],
     "mse_all": ["preset=mse"],
+    "head_all": ["preset=texture", "glcm_weight=0"],
     "texture_all": ["preset=texture"],
 }
 ALL = "_all"  # the other corpora are pretrained on too
