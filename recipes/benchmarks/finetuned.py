@@ -6,10 +6,9 @@
 
 `data_dir` holds the corpora as prepare_corpus.py makes them: busi, covid_ct, pneumonia. Rows: `classical` (a logistic
 regression on co-occurrence features), `none` (the network from nothing), the presets, and `head` (`texture` without the
-matrices of the pixels). Each fold pretrains on its
-own training part only, by recipes/configs/laptop/; with `_all` on the other corpora too (of the chest X-rays their
-official training part). The chest X-rays are judged on their official split, with three seeds. With --pretrain_options
-and --finetune_options as cross_validate.py has them, at any size.
+matrices of the pixels). Each fold pretrains on its own training part only, by recipes/configs/laptop/; with `_all` on
+the other corpora too (of the chest X-rays their official training part). The chest X-rays are judged on their official
+split, with three seeds. With --pretrain_options and --finetune_options as cross_validate.py has them, at any size.
 
 --labelled_groups 25 50 100 runs the learning curve of the rows instead: fine-tuned on so many groups (patients, where
 they are known) of each training part, with the encoders of the whole rows, which must be in `output_dir`, and with as
