@@ -352,6 +352,9 @@ def test_throughput(tmp_path, capsys):
     for row in (*report["loader"], *report["step"].values()):
         assert len(row["images_per_second"]) == 2 and min(row["images_per_second"]) > 0
     assert len(table.splitlines()) == 2 + 4 + 2
+    own = ["--rounds=1", "--steps=1", "--workers", "0", "--presets", "mse", "--bf16=true", f"--json={file}"]
+    load("throughput").main([*data, f"--output_dir={tmp_path}", *sizes, *own])
+    assert list(json.loads(file.read_text())["step"]) == ["mse", "mse, bf16"]
     with pytest.raises(SystemExit, match="error: .*mask_ratio"):
         load("throughput").main([*data, "--mask_ratio=1.5"])
 

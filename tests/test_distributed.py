@@ -10,7 +10,10 @@ import pytest
 import torch
 from helpers import encode, grey, write
 from test_finetune import corpus, exported, run, texture  # noqa: F401 - fixtures
+from transformers import TrainingArguments
 
+from commandline import parse_args
+from training.arguments import FINETUNING, PRETRAINING
 from training.models import StochasticDepth
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -21,6 +24,34 @@ def test_fsdp_is_refused_in_one_line(corpus, exported, tmp_path, monkeypatch):  
     monkeypatch.setenv("ACCELERATE_USE_FSDP", "true")
     with pytest.raises(SystemExit, match=r"error: finetune.py does not shard a classifier \(FSDP\).*multi_gpu.yaml"):
         run(corpus, tmp_path / "out", "--model_name_or_path", str(exported))
+
+
+@pytest.mark.parametrize("classes", [PRETRAINING, FINETUNING])
+@pytest.mark.parametrize(
+    ("native", "launched", "given", "bf16"),
+    [
+        (True, None, [], True),
+        (True, "no", [], True),  # accelerate launch without a configuration
+        (False, None, [], False),
+        (True, None, ["--bf16=false"], False),
+        (False, None, ["--bf16=true"], True),
+        (True, None, ["--fp16=true"], False),
+        (True, None, ["--use_cpu=true"], False),
+        (True, "fp16", [], False),
+        (True, "bf16", [], False),  # the launcher's own does it
+    ],
+)
+def test_a_gpu_that_computes_in_bfloat16_does_so_unless_a_precision_was_chosen(
+    classes, native, launched, given, bf16, monkeypatch
+):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda including_emulation: native and not including_emulation)
+    monkeypatch.delenv("ACCELERATE_MIXED_PRECISION", raising=False)
+    if launched:
+        monkeypatch.setenv("ACCELERATE_MIXED_PRECISION", launched)
+    monkeypatch.setattr(TrainingArguments, "__post_init__", lambda args: None)  # it would look for the GPU
+    *_, args = parse_args(classes, ["--corpus=any", "--eval_strategy=no", *given])
+    assert args.bf16 is bf16
 
 
 DRAWS = """

@@ -119,7 +119,7 @@ def test_help_all_lists_those_of_the_trainer_too_and_help_names_such_as_are_need
     everything = listed(shown(script, "--help_all", capsys, monkeypatch))
     assert len(set(everything)) == len(everything) > 130
     named = re.findall(r"--(\w+)", shown(script, "--help", capsys, monkeypatch).partition("--help_all")[2])
-    assert {"seed", "bf16", "resume_from_checkpoint", "push_to_hub", "hub_model_id"} <= set(named)
+    assert {"seed", "torch_compile", "resume_from_checkpoint", "push_to_hub", "hub_model_id"} <= set(named)
     assert set(named) - {"config"} <= set(everything)
 
 

@@ -161,7 +161,10 @@ def settings_of(
 
 def _given(settings: dict[str, Any]) -> dict[str, Any]:
     """Without what is left out, so that a run of before an option was made is the run without it."""
-    return settings | {"training": {name: value for name, value in settings["training"].items() if value is not None}}
+    training = {name: value for name, value in settings["training"].items() if value is not None}
+    if not training.get("bf16"):
+        training.pop("bf16", None)  # once it was not among the options of a training
+    return settings | {"training": training}
 
 
 def divide(options: argparse.Namespace, seed: int) -> Divided:

@@ -8,7 +8,8 @@ are the first --num_images of the corpus.
 - loader: images per second of the data loader alone (read, decode, transform, collate), with so many worker processes;
   with `cached`, after a first pass with `--cache_images true`. Median of the rounds, a round being a pass.
 - step: images per second of a training step (forward, backward, AdamW) on one batch in memory, with the objective of
-  each preset on the same model, in turns. On CUDA also the peak of allocated memory.
+  each preset, in turns. On CUDA also the peak of allocated memory. With `--bf16 true` or `--torch_compile true` also a
+  row without it.
 - with --profile, what a step of each preset spends its time on, by PyTorch's profiler: `loss_and_gradient` is the
   co-occurrence term, forward and gradient in one (on CUDA its kernel, `_loss_kernel`).
 """
@@ -62,11 +63,15 @@ def loader_rates(dataset: PretrainDataset, batch_size: int, workers: int, rounds
 
 
 def step_rates(
-    config: GLCMMAEConfig, batch: dict[str, torch.Tensor], options: argparse.Namespace, bf16: bool
+    config: GLCMMAEConfig, batch: dict[str, torch.Tensor], options: argparse.Namespace, bf16: bool, compiled: bool
 ) -> dict[str, dict[str, Any]]:
-    """Images per second of each preset, round by round, and the peak of memory on CUDA."""
+    """Images per second of each preset, round by round, and the peak of memory on CUDA; plainly, and as asked for."""
     device = batch["noise"].device
-    steps = training_steps(config, options.presets, batch, bf16=bf16)
+    steps = {}
+    for half, whole in dict.fromkeys([(False, False), (bf16, False), (False, compiled), (bf16, compiled)]):
+        made = training_steps(config, options.presets, batch, bf16=half, compiled=whole)
+        kind = ", bf16" * half + ", compiled" * whole
+        steps |= {preset + kind: step for preset, step in made.items()}
     results = {}
     for preset, step in steps.items():
         if device.type == "cuda":
@@ -134,7 +139,7 @@ def main(argv: Sequence[str] | None = None) -> None:
             rows.append([name, f"{median(rates):.4g}", f"{min(rates):.4g}", f"{max(rates):.4g}", ""])
     batch = collate([dataset[index % len(dataset)] for index in range(batch_size)])
     batch = {name: batch[name].to(args.device) for name in ("pixel_values", "noise")}
-    steps = step_rates(config, batch, options, args.bf16)
+    steps = step_rates(config, batch, options, args.bf16, args.torch_compile)
     for preset, found in steps.items():
         rates, peak = found["images_per_second"], found.get("peak_mib")
         rows.append(
@@ -150,7 +155,6 @@ def main(argv: Sequence[str] | None = None) -> None:
             "corpus": Path(data_args.corpus).name,
             "model": config.to_dict(),
             "batch_size": batch_size,
-            "bf16": args.bf16,
             "num_images": len(images),
         }
         report = {"settings": settings, "machine": machine(args.device), "loader": loader, "step": steps}

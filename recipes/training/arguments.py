@@ -1,8 +1,10 @@
 """What can be asked of pretraining and fine-tuning: our options joined with those of transformers' Trainer."""
 
 import math
+import os
 from dataclasses import dataclass
 
+import torch
 from transformers import TrainingArguments
 from transformers.trainer_utils import IntervalStrategy, SaveStrategy
 
@@ -13,6 +15,16 @@ from training.options import DataArguments, ModelArguments, PretrainingOptions
 
 STAGED_SCHEDULES = ("cosine", "linear", "constant", "constant_with_warmup")
 OPTIMIZERS = ("adamw_torch_fused", "adamw_torch")  # AdamW over the groups of parameter_groups is made for both
+
+
+def _bf16(args: TrainingArguments) -> bool:
+    """What was asked for, else whether nobody chose a precision and there is a GPU that computes in bfloat16."""
+    if args.bf16 is not None:
+        return args.bf16
+    # A launcher without a choice of its own says "no".
+    if args.fp16 or args.use_cpu or os.environ.get("ACCELERATE_MIXED_PRECISION", "no") != "no":
+        return False
+    return torch.cuda.is_available() and torch.cuda.is_bf16_supported(including_emulation=False)
 
 
 @dataclass
@@ -28,6 +40,7 @@ class PretrainingArguments(PretrainingOptions, TrainingArguments):
                 raise UsageError(f"{name} must be at least 0, got {getattr(self, name)}")
         if self.num_train_epochs <= 0 and self.max_steps <= 0:
             raise UsageError(f"num_train_epochs must be greater than 0, got {self.num_train_epochs}")
+        self.bf16 = _bf16(self)
         super().__post_init__()
         for name in ("remove_unused_columns", "logging_nan_inf_filter", "load_best_model_at_end"):
             if getattr(self, name):
@@ -75,6 +88,7 @@ class FinetuningArguments(FinetuningOptions, TrainingArguments):
                 raise UsageError(f"{name} must be at least 1, got {getattr(self, name)}")
         if not 0 < self.layer_decay <= 1:
             raise UsageError(f"layer_decay must be above 0 and at most 1, got {self.layer_decay}")
+        self.bf16 = _bf16(self)
         super().__post_init__()
         if self.num_train_epochs <= 0 and self.max_steps <= 0:
             raise UsageError(f"num_train_epochs must be greater than 0, got {self.num_train_epochs}")

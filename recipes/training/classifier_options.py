@@ -4,7 +4,7 @@ from dataclasses import dataclass, field
 from typing import ClassVar
 
 from commandline import UsageError, check_model_name, option
-from training.options import EVALUATION, MACHINE, RUN, SCHEDULE, TENSORS, ImageArguments
+from training.options import BF16, EVALUATION, MACHINE, RUN, SCHEDULE, TENSORS, ImageArguments
 
 FROZEN_MODES = ("linear_probe", "knn")
 MODES = ("finetune", *FROZEN_MODES)
@@ -190,6 +190,7 @@ class FinetuningOptions:
     report_to: str = option(
         "none", "tensorboard for its files in output_dir/runs, wandb, trackio; none for metrics.jsonl alone."
     )
+    bf16: bool | None = option(None, BF16)
     dataloader_num_workers: int = option(2, "Processes that decode images.")
     remove_unused_columns: bool = option(False, "Must stay false: the items are made as the model takes them.")
 

@@ -24,7 +24,11 @@ SCHEDULE = (
     "warmup_steps",
 )
 EVALUATION = ("eval_strategy", "per_device_eval_batch_size", "save_strategy", "save_total_limit")
-MACHINE = ("dataloader_num_workers", "remove_unused_columns")
+MACHINE = ("bf16", "dataloader_num_workers", "remove_unused_columns")
+BF16 = (
+    "Train in bfloat16 where that is safe, about half the memory. Left out: as the launcher says, else on a GPU that "
+    "computes in it, which is several times faster there; not on a CPU, where it may be slower."
+)
 # Fields that decide the shapes of the weights.
 SIZES = (
     "patch_size",
@@ -280,6 +284,7 @@ class PretrainingOptions:
     report_to: str = option(
         "none", "tensorboard for its files in output_dir/runs, wandb, trackio; none for metrics.jsonl alone."
     )
+    bf16: bool | None = option(None, BF16)
     dataloader_num_workers: int = option(2, "Processes that decode images.")
     remove_unused_columns: bool = option(False, "Must stay false: the items are made as the model takes them.")
     logging_nan_inf_filter: bool = option(False, "Must stay false: a loss that is not finite stops the run.")
@@ -292,10 +297,9 @@ PRETRAINING_OPTIONS = (ModelArguments, DataArguments, PretrainingOptions)
 MORE_OPTIONS = """\
 --help_all lists over a hundred more, of transformers' Trainer, which are taken too. Those that are needed most:
   --seed N                         of everything that is random (default: 42)
-  --bf16 true                      half the memory, on a GPU that has it
   --gradient_accumulation_steps N  batches per update (default: 1)
   --max_steps N                    updates, instead of num_train_epochs
   --use_cpu true                   leave a GPU alone
-  --torch_compile true             compile the model
+  --torch_compile true             compile the model: a longer start, for faster steps in a long training
   --resume_from_checkpoint last    go on where a run was stopped
   --push_to_hub true               publish at the end, with --hub_model_id OWNER/NAME and --hub_private_repo true"""

@@ -169,9 +169,11 @@ def refuse_another_training(
             else:
                 changed = name not in allowed and old != new
             if changed:
+                chosen = " (by --bf16 true or false, or the launcher)" if name == "mixed_precision" else ""
                 raise UsageError(
-                    f"resume_from_checkpoint: {name} must stay {old} as in the first part of the run, got {new}. To "
-                    f"train on with other settings or images, start a new run from --model_name_or_path {checkpoint}"
+                    f"resume_from_checkpoint: {name} must stay {old} as in the first part of the run, got {new}{chosen}"
+                    ". To train on with other settings or images, start a new run from --model_name_or_path "
+                    f"{checkpoint}"
                 )
     if untold:
         logger.warning(
