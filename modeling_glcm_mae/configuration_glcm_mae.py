@@ -29,9 +29,11 @@ def value_range_from_normalization(
     Raises:
         ValueError: if the lengths differ, a standard deviation is not positive, or there is no such channel.
     """
-    if len(image_mean) != len(image_std) or not image_mean:
+    lists = all(hasattr(values, "__len__") for values in (image_mean, image_std))
+    if not lists or len(image_mean) != len(image_std) or not len(image_mean):
         raise ValueError(
-            f"image_mean and image_std must have one value per channel each, got {image_mean} and {image_std}"
+            "image_mean and image_std must be lists of one value per channel each, as [0.5], got "
+            f"{image_mean!r} and {image_std!r}"
         )
     if min(image_std) <= 0:
         raise ValueError(f"image_std must be positive, got {list(image_std)}")

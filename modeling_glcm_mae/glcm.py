@@ -73,18 +73,18 @@ def soft_assignment(
     return bump(u) + bump(-u) + bump(2 * levels - u)
 
 
-_ranges_seen: set[tuple[float, float]] = set()
+_ranges_seen: set[tuple[str, float, float]] = set()
 
 
-def _warn_once_of_range(
-    image: torch.Tensor, mask: torch.Tensor | None, levels: int, value_range: Sequence[float]
+def warn_once_of_range(
+    name: str, image: torch.Tensor, levels: int, value_range: Sequence[float], mask: torch.Tensor | None = None
 ) -> None:
     """Look at the first images of each range in a process: to look at all would make the host wait for a GPU."""
-    key = (float(value_range[0]), float(value_range[1]))
-    if torch.compiler.is_compiling() or key in _ranges_seen or not image.numel():
+    key = (name, float(value_range[0]), float(value_range[1]))
+    if torch.compiler.is_compiling() or image.is_meta or key in _ranges_seen or not image.numel():
         return
     _ranges_seen.add(key)
-    warn_of_range("image", image if mask is None else image[mask], levels, value_range)
+    warn_of_range(name, image if mask is None else image[mask], levels, value_range)
 
 
 def cooccurrence_matrix(
@@ -108,7 +108,7 @@ def cooccurrence_matrix(
         image: `(..., H, W)`, floating point.
         levels: number K of grey levels.
         value_range: (lo, hi) spanned by the levels, in the units of `image`; values outside are clamped. (The first
-            images of a range are warned of if most pixels are, or all lie within one level.) The centre of level k is
+            images of a range are warned of if a quarter is, or all lie within one level.) The centre of level k is
             lo + (k + 1/2) (hi - lo) / K: of whole numbers 0..K-1 the range is (-0.5, K - 0.5), and with another one the
             soft kernels share each of them between two levels.
         offsets: `[[dy, dx], ...]`, D offsets (row, column) in pixels, shorter than the image.
@@ -133,7 +133,7 @@ def cooccurrence_matrix(
     check_offsets(offsets, height, width)
     if mask is not None:
         check_mask(mask, image)
-    _warn_once_of_range(image, mask, levels, value_range)
+    warn_once_of_range("image", image, levels, value_range, mask)
     if mask is not None:
         # Before anything is computed: weight 0 would not silence a NaN.
         image = image.masked_fill(~mask, 0)

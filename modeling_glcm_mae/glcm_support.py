@@ -7,12 +7,14 @@ import math
 import sys
 import warnings
 from collections.abc import Sequence
-from numbers import Integral
+from numbers import Integral, Real
 
 import torch
 
 # Weight of a pixel that the sparse backend may move to a nearer level: what lies beyond the support of the kernel.
 SUPPORT_TOLERANCE = {torch.float32: 1e-6, torch.float64: 1e-13}
+# Share of the pixels outside the range from which it is said: of images of -1 to 1 in a range of 0 to 1 it is half.
+MANY_OUTSIDE = 0.25
 # Windows of more pixels are counted in float64.
 MAX_FLOAT32_PIXELS = 32 * 32
 # The Triton backend holds a patch in the registers of a multiprocessor.
@@ -33,8 +35,9 @@ def check_levels(levels: int, value_range: Sequence[float], kernel: str, sharpne
     if not isinstance(levels, Integral) or levels < 2:
         raise ValueError(f"levels must be an integer of at least 2, got {levels!r}")
     two = hasattr(value_range, "__len__") and len(value_range) == 2
-    if not two or not all(map(math.isfinite, value_range)) or not value_range[0] < value_range[1]:
-        raise ValueError(f"value_range must be two finite numbers (lo, hi) with lo < hi, got {value_range}")
+    numbers = two and all(isinstance(value, Real | torch.Tensor) and math.isfinite(value) for value in value_range)
+    if not numbers or not value_range[0] < value_range[1]:
+        raise ValueError(f"value_range must be two finite numbers (lo, hi) with lo < hi, got {value_range!r}")
     if kernel not in ("sigmoid", "linear", "hard"):
         raise ValueError(f"kernel must be one of sigmoid, linear, hard, got {kernel!r}")
     if kernel == "sigmoid" and not 0 < sharpness < math.inf:
@@ -82,6 +85,11 @@ def check_mask(mask: torch.Tensor, image: torch.Tensor) -> None:
 
 def check_offsets(offsets: Sequence[Sequence[int]], height: int, width: int) -> None:
     """Raise `ValueError` on offsets that hold no pair in an image of `height` x `width` pixels."""
+    if isinstance(offsets, torch.Tensor):
+        raise ValueError(
+            f"offsets must be a list [[dy, dx], ...] of whole numbers, got a tensor of shape {tuple(offsets.shape)}: "
+            "offsets.tolist() is one"
+        )
     if len(offsets) == 0:
         raise ValueError("offsets must hold at least one [dy, dx], got none")
     for offset in offsets:
@@ -123,11 +131,11 @@ def offsets_from_angles(distances: Sequence[int], angles: Sequence[float]) -> li
 
 
 def warn_of_range(name: str, image: torch.Tensor, levels: int, value_range: Sequence[float]) -> None:
-    """Warn if most pixels lie outside the range, or all of them within one grey level: it is in other units then."""
+    """Warn if many pixels lie outside the range, or all of them within one grey level: it is in other units then."""
     low, high = map(float, value_range)
     outside = ((image < low) | (image > high)).float().mean().item()
     least, most = image.min().item(), image.max().item()
-    if outside > 0.5:
+    if outside > MANY_OUTSIDE:
         found = f"{outside:.0%} of the pixels of {name} lie outside value_range ({low:g}, {high:g}) and are clamped"
     elif 0 < most - least < (high - low) / levels:
         found = f"all pixels of {name} lie within one of the {levels} grey levels of value_range ({low:g}, {high:g})"
@@ -135,7 +143,7 @@ def warn_of_range(name: str, image: torch.Tensor, levels: int, value_range: Sequ
         return
     warnings.warn(
         f"{found}: give value_range in the units of the images, which span {least:g} to {most:g} (a window of CT that "
-        "is meant may leave most outside)",
+        "is meant may leave as many outside)",
         stacklevel=3,
     )
 

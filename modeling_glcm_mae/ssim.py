@@ -24,8 +24,10 @@ def ssim_loss(pred: torch.Tensor, target: torch.Tensor, *, reduction: str = "mea
     if reduction not in ("mean", "none"):
         raise ValueError(f"reduction must be mean or none, got {reduction!r}")
     if pred.shape != target.shape or pred.dim() != 4:
+        hint = ": .unsqueeze(1) makes grey images of one channel" if pred.dim() == target.dim() == 3 else ""
         raise ValueError(
-            f"pred and target must have the same shape (M, C, H, W), got {tuple(pred.shape)} and {tuple(target.shape)}"
+            "pred and target must have the same shape of four axes (M, C, H, W), got "
+            f"{tuple(pred.shape)} and {tuple(target.shape)}{hint}"
         )
     with torch.autocast(pred.device.type, enabled=False):
         if pred.dtype != torch.float64:

@@ -289,6 +289,7 @@ def test_value_range_from_normalization_by_hand():
     [
         ((MEAN, STD[:2]), "image_mean and image_std"),
         (([], []), "image_mean and image_std"),
+        ((0.5, 0.25), r"lists of one value per channel each, as \[0.5\], got 0.5 and 0.25"),
         ((MEAN, [0.2, 0.0, 0.2]), "positive"),
         ((MEAN, STD, 3), "from 0 to 2"),
         ((MEAN, STD, -1), "from 0 to 2"),

@@ -6,13 +6,17 @@ import warnings
 import numpy as np
 import pytest
 import torch
+from conftest import TINY
 
 from modeling_glcm_mae import (
     GLCMLoss,
+    GLCMMAEConfig,
+    GLCMMAEForPreTraining,
     cooccurrence_matrix,
     glcm_loss,
     offsets_from_angles,
     soft_assignment,
+    ssim_loss,
     texture_fidelity,
 )
 
@@ -43,6 +47,14 @@ LOSS = {"levels": 8, "value_range": (0, 1), "offsets": [[0, 1]], "kernel": "line
         ),
         (lambda x: GLCMLoss(**LOSS | {"value_range": (1, 0)}), ValueError, "value_range must be two finite numbers"),
         (lambda x: GLCMLoss(**LOSS | {"value_range": 0.5}), ValueError, "with lo < hi, got 0.5"),
+        (lambda x: GLCMLoss(**LOSS | {"value_range": "01"}), ValueError, "with lo < hi, got '01'"),
+        (lambda x: cooccurrence_matrix(x, **LOSS | {"value_range": ("0", "1")}), ValueError, "got ('0', '1')"),
+        (
+            lambda x: glcm_loss(x, x, **LOSS | {"offsets": torch.tensor([[0, 1]])}),
+            ValueError,
+            "got a tensor of shape (1, 2): offsets.tolist() is one",
+        ),
+        (lambda x: ssim_loss(x, x), ValueError, "got (2, 6, 6) and (2, 6, 6): .unsqueeze(1) makes grey images of one"),
         (lambda x: GLCMLoss(**LOSS | {"offsets": [0, 1]}), ValueError, "shorter than the image, got 0"),
         (lambda x: GLCMLoss(**LOSS)(x[None], x[None]), ValueError, "pred.flatten(0, 1) makes a stack of every channel"),
         (lambda x: GLCMLoss(**LOSS | {"kernel": "soft"}), ValueError, "kernel must be one of"),
@@ -68,6 +80,8 @@ def test_the_loss_warns_once_of_a_range_in_other_units():
         for _ in range(3):
             loss(images, images)
     assert len(said) == 1
+    with pytest.warns(UserWarning, match="% of the pixels of target lie outside"):  # half of them
+        GLCMLoss(**LOSS)(images, images / 127.5 - 1)
     for low, high in ((0, 255), (-1000, 1000)):
         with pytest.warns(UserWarning, match=r"all pixels of target lie within one of the \d+ grey levels"):
             GLCMLoss(**LOSS | {"value_range": (low, high)})(images / 255, images / 255)
@@ -104,6 +118,18 @@ def test_a_matrix_of_images_in_other_units_is_warned_of_once_a_range(monkeypatch
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         cooccurrence_matrix(padded, mask=mask, **given | {"value_range": (0.0, 1.5)})
+
+
+@pytest.mark.parametrize(("preset", "warned"), [("texture", 1), ("paper", 1), ("mse", 0)])
+def test_the_model_warns_once_of_images_in_other_units(preset, warned, monkeypatch):
+    monkeypatch.setattr("modeling_glcm_mae.glcm._ranges_seen", set())
+    model = GLCMMAEForPreTraining(GLCMMAEConfig.from_preset(preset, **TINY))
+    with warnings.catch_warnings(record=True) as said:
+        warnings.simplefilter("always")
+        for _ in range(2):
+            model(255 * torch.rand(2, 3, 32, 32))
+    assert len(said) == warned
+    assert all(re.match(r"\d+% of the pixels of pixel_values lie outside", str(warning.message)) for warning in said)
 
 
 @pytest.mark.parametrize("backend", ["dense", "sparse", "auto"])
