@@ -292,6 +292,27 @@ def test_texture_learning(learning, learn, monkeypatch):
     assert len(table) == 6, "the table mixes settings"
 
 
+@pytest.mark.slow
+def test_texture_learning_reads_what_was_trained_elsewhere(learning, learn, tmp_path, monkeypatch):
+    kept = ["--presets", "mse", "--models", str(tmp_path / "models")]
+    learning.main([*(f"--{name}={value}" for name, value in TINY_RUN.items()), *kept, "--train_only"])
+    (file,) = (tmp_path / "models").iterdir()
+    assert torch.load(file)["minutes"] > 0
+    trainings = []
+    with monkeypatch.context() as patched:
+        patched.setattr("transformers.Trainer.train", lambda *given, **named: trainings.append(given))
+        runs, _ = learn(*kept, "--labels", "10", "20")  # by other labels
+    assert not trainings and runs[-1]["results"]["minutes"] == torch.load(file)["minutes"]
+    (tmp_path / "learning.json").unlink()
+    plain, _ = learn("--presets", "mse", "--labels", "10", "20")
+    assert plain[-1]["results"]["corpora"] == runs[-1]["results"]["corpora"]
+
+
+def test_train_only_needs_a_place_for_what_it_trains(learn):
+    with pytest.raises(SystemExit, match="error: train_only needs --models FOLDER"):
+        learn("--train_only")
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [

@@ -24,10 +24,12 @@ patch tokens, and the layer half way), and how far each row is above `mse`, in p
 seeds (trainings and splits) and the groups of test images are drawn with replacement.
 
 With --json, results are written after each run and runs found there with equal settings are not repeated: interrupt it
-and start it again as you like.
+and start it again as you like. With --models, what was trained is kept and not trained again: by `--train_only`, which
+probes nothing, trainings can be made on a GPU that is there for minutes, and read on another machine.
 """
 
 import argparse
+import hashlib
 import json
 import logging
 import shlex
@@ -111,6 +113,8 @@ def parse_options(argv: Sequence[str] | None = None) -> tuple[argparse.Namespace
     parser.add_argument("--config", default=CONFIG, help="sizes and rates")
     parser.add_argument("--threads", type=int, help="CPU threads of PyTorch")
     parser.add_argument("--json", type=Path, help="results so far; read first, if it exists")
+    parser.add_argument("--models", type=Path, help="folder that keeps what was trained; read first, if it exists")
+    parser.add_argument("--train_only", action="store_true", help="fill --models, and stop")
     return parser.parse_known_args(argv)
 
 
@@ -209,7 +213,35 @@ def write_union(parts: Divided, folder: Path) -> str:
     return str(folder)
 
 
-def measure(row: str, run: Pretraining, parts: Divided, labels: Sequence[int | str]) -> dict[str, Any]:
+def file_of_model(settings: dict[str, Any], options: argparse.Namespace) -> Path | None:
+    """Where the weights of a run are kept: named after all that decides them, and what is held out."""
+    if options.models is None:
+        return None
+    deciding = {name: value for name, value in _given(settings).items() if name != "labels"}
+    digest = hashlib.sha256(json.dumps(deciding, sort_keys=True).encode()).hexdigest()
+    return options.models / f"{settings['pretraining'].split()[0]}_{settings['training']['seed']}_{digest[:16]}.pt"
+
+
+def train(run: Pretraining, kept: Path | None) -> float:
+    """Train, or take the weights that are kept. Returns the minutes that the training took."""
+    model = run.trainer.accelerator.unwrap_model(run.trainer.model)
+    if kept is not None and kept.exists():
+        trained = torch.load(kept, map_location="cpu", weights_only=True)
+        model.load_state_dict(trained["weights"])
+        return trained["minutes"]
+    started = time.monotonic()
+    run.trainer.train()
+    minutes = (time.monotonic() - started) / 60
+    if kept is not None:
+        kept.parent.mkdir(parents=True, exist_ok=True)
+        with replaced_file(kept) as new:
+            torch.save({"minutes": minutes, "weights": model.state_dict()}, new)
+    return minutes
+
+
+def measure(
+    row: str, run: Pretraining, parts: Divided, labels: Sequence[int | str], kept: Path | None = None
+) -> dict[str, Any]:
     """Train one run, then probe its encoder and judge its reconstructions.
 
     Returns:
@@ -218,10 +250,7 @@ def measure(row: str, run: Pretraining, parts: Divided, labels: Sequence[int | s
         each test image, and the numbers of their `groups`; for encoders also `glcm_l1`, `mse`, the same of two
         predictors that learned nothing (`_patch_mean`, `_dataset_mean`), and `gradient_energy_ratio`.
     """
-    started = time.monotonic()
-    if row not in (UNTRAINED, CLASSICAL):
-        run.trainer.train()
-    minutes = (time.monotonic() - started) / 60
+    minutes = 0 if row in (UNTRAINED, CLASSICAL) else train(run, kept)
     model = run.trainer.accelerator.unwrap_model(run.trainer.model)
     encoder = stock_encoder(model).to(run.args.device)
     settings = {
@@ -343,13 +372,19 @@ def run_all(options: argparse.Namespace, extra: list[str], scratch: Path) -> lis
         bar.set_description(f"{row}, seed {seed}")
         record = next((record for record in stored if _given(record["settings"]) == _given(wanted)), None)
         if record is None:
+            kept = file_of_model(wanted, options)
+            if options.train_only and (row in (UNTRAINED, CLASSICAL) or kept.exists()):
+                continue
             parts = divided[seed]
             if parts and written != seed:
                 write_union(parts, scratch)
                 written = seed
             with tempfile.TemporaryDirectory() as folder:
                 run = Pretraining(*arguments_of(row, seed, options, extra, union, folder))
-                results = measure(row, run, parts or _speckle_parts(run, options), options.labels)
+                if options.train_only:
+                    train(run, kept)
+                    continue
+                results = measure(row, run, parts or _speckle_parts(run, options), options.labels, kept)
             record = {"settings": wanted, "results": results, "machine": machine(run.args.device)}
             stored.append(record)
             if options.json:
@@ -360,6 +395,8 @@ def run_all(options: argparse.Namespace, extra: list[str], scratch: Path) -> lis
 
 def main(argv: Sequence[str] | None = None) -> None:
     options, extra = parse_options(argv)
+    if options.train_only and options.models is None:
+        sys.exit("error: train_only needs --models FOLDER")
     logging.basicConfig(level=logging.WARNING, format="%(levelname)s %(name)s: %(message)s", stream=sys.stderr)
     if options.threads:
         torch.set_num_threads(options.threads)
@@ -368,6 +405,8 @@ def main(argv: Sequence[str] | None = None) -> None:
             records = run_all(options, extra, Path(scratch))
         except (ValueError, OSError, StrictDataclassError) as error:
             sys.exit(f"error: {error}")
+    if options.train_only:
+        return
     if options.corpus == [SPECKLE]:
         images, at_most = f"speckle {options.class_set}, {options.num_images} images", ""
     else:
