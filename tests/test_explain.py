@@ -174,6 +174,31 @@ def test_pictures_share_one_scale_and_tell_label_and_probability(model, prepared
             assert max(np.abs(heat).max() for heat in heats) < 0.1 and (low, high) == (-0.1, 0.1)
 
 
+@pytest.mark.parametrize("depth_of_model", [8, 16])
+def test_images_of_another_depth_than_the_models_need_a_white_level(model, tmp_path, monkeypatch, depth_of_model):
+    model.save_pretrained(tmp_path / "model")
+    white = {8: 255, 16: 65535}
+    ImageTransform(32, resize="squash").processor(white[depth_of_model]).save_pretrained(tmp_path / "model")
+    values = grey()
+    write(tmp_path / "8" / "a.png", encode(values))
+    write(tmp_path / "16" / "a.png", encode(values.astype(np.uint16) * 257))  # the same picture
+    shown = {}
+    monkeypatch.setattr(explaining, "_draw", lambda *given: shown.update({given[0].parent.name: given[2]}))
+
+    def run(depth, *more):
+        given = [("model_name_or_path", "model"), ("corpus", depth), ("output_dir", f"out_{depth}")]
+        explain.main([*(f"--{name}={tmp_path / value}" for name, value in given), "--method=rollout", *more])
+
+    other = "8" if depth_of_model == 16 else "16"
+    with pytest.raises(SystemExit, match=r"'a\.png'.*image processor.*to its depth, or give theirs as white_level$"):
+        run(other)
+    with pytest.raises(SystemExit, match=r"'a\.png' has the grey value .* allowed are 0 to white_level=17"):
+        run(other, "--white_level=17")
+    run(other, f"--white_level={white[int(other)]}")
+    run(str(depth_of_model))
+    np.testing.assert_allclose(shown["out_8"], shown["out_16"], atol=1e-6)
+
+
 def test_images_are_spread_over_the_classes():
     assert spread([0, 0, 0, 0], 2) == [0, 2]
     assert spread([0, 1, 1, 1, 1, 1], 4) == [0, 1, 2, 4]

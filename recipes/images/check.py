@@ -100,23 +100,29 @@ def verify_images(
 
 
 def verify_by_processor(
-    dataset: datasets.Dataset, white: float | None, model: str, *, way_out: str = "", **checking: Any
-) -> tuple[datasets.Dataset, list[tuple[str, str]]]:
+    dataset: datasets.Dataset, white: float, model: str, *, given: float | None, **checking: Any
+) -> tuple[datasets.Dataset, float | None]:
     """`verify_images` by the white level of a model's image processor, of which the user may not know.
 
     Args:
         dataset, checking: as for `verify_images`.
-        white: of the processor; `None` if each image says its own.
+        white: of the processor.
         model: `--model_name_or_path`.
-        way_out: what else the recipe allows than to convert the images.
+        given: `--white_level`, which takes the place of the processor's.
+
+    Returns:
+        The data set without the bad images, and the white level to read it with; `None` if each image says its own.
 
     Raises:
         UsageError: the images are of two depths, or of another one than the processor's.
+        ValueError: `given` does not fit the images.
     """
+    own = "white_level" in dataset.column_names
+    white = given if given is not None else None if own else white
     try:
-        return verify_images(dataset, white_level=white, **checking)
+        return verify_images(dataset, white_level=white, **checking)[0], white
     except ValueError as error:
-        if white is None or not str(error).endswith(WHITE_OF_OTHERS):
+        if given is not None or own or not str(error).endswith(WHITE_OF_OTHERS):
             raise
         depths = set()
         for row in dataset:
@@ -126,7 +132,7 @@ def verify_by_processor(
             raise UsageError(MIXED_DEPTHS.format(whites="255, 65535", model="model")) from error
         raise UsageError(
             f"{str(error).removesuffix(WHITE_OF_OTHERS)} That is the white level of the image processor of "
-            f"model_name_or_path {model!r}: convert the images to its depth{way_out}"
+            f"model_name_or_path {model!r}: convert the images to its depth, or give theirs as white_level"
         ) from error
 
 

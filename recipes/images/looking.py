@@ -88,6 +88,7 @@ class ExplainArguments:
     )
     image_column: str | None = option(None, "Column of the images, if there are several.")
     bad_images: str = option("error", "error: stop at an unreadable file; skip: leave it out, by name.")
+    white_level: float | None = option(None, "Grey value of white, as for pretrain.py; the model's if left out.")
     output_dir: str = option("runs/overlays", "Receives one picture per image.")
     method: str = option(
         "occlusion",

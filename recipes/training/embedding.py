@@ -70,16 +70,9 @@ def _encoded(args: EmbedArguments, images: datasets.Dataset) -> dict[str, np.nda
         transform, white = transform_of_processor(processor, encoder.config.image_size)
     except ValueError as error:
         raise UsageError(f"model_name_or_path {name!r}: {error}") from error
-    if "white_level" in images.column_names:  # each image says its own
-        white = None
     # Again, now that the grey value of white is known: a deeper image must not go through an 8-bit processor.
-    if args.white_level is not None:
-        white = args.white_level
-        images, _ = verify_images(images, num_channels=3, white_level=white, transform=transform)
-    else:
-        images, _ = verify_by_processor(
-            images, white, name, way_out=", or give theirs as white_level", num_channels=3, transform=transform
-        )
+    checking = {"num_channels": 3, "transform": transform}
+    images, white = verify_by_processor(images, white, name, given=args.white_level, **checking)
     items = ImagesAsEvaluated(images, transform, white_level=white)
     features = []
     for start in tqdm(range(0, len(items), args.batch_size), unit=" batches"):

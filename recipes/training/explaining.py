@@ -85,10 +85,8 @@ def explain(args: ExplainArguments) -> list[Path]:
         logger.info("%d of %d images, evenly spread (--max_images)", args.max_images, len(images))
         labels = images["label"] if classes else [0] * len(images)
         images = images.select(spread(labels, args.max_images))
-    if "white_level" in images.column_names:  # each image says its own
-        white = None
-    checking = {"num_channels": channels, "bad_images": args.bad_images}
-    images, _ = verify_by_processor(images, white, args.model_name_or_path, transform=transform, **checking)
+    checking = {"num_channels": channels, "transform": transform, "bad_images": args.bad_images}
+    images, white = verify_by_processor(images, white, args.model_name_or_path, given=args.white_level, **checking)
     if args.method == "surprise":
         settings = {"patch_size": patch, "num_channels": channels, "white_level": white, "train": False}
         items = PretrainDataset(images, transform, **settings)
