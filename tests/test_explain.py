@@ -8,6 +8,7 @@ import pytest
 import torch
 import yaml
 from helpers import encode, grey, picture, write
+from matplotlib.figure import Figure
 from PIL import Image
 from transformers import AutoImageProcessor, ViTConfig, ViTForImageClassification
 
@@ -197,6 +198,29 @@ def test_images_of_another_depth_than_the_models_need_a_white_level(model, tmp_p
     run(other, f"--white_level={white[int(other)]}")
     run(str(depth_of_model))
     np.testing.assert_allclose(shown["out_8"], shown["out_16"], atol=1e-6)
+
+
+@pytest.mark.filterwarnings("error:constrained_layout")
+@pytest.mark.parametrize("method", ["occlusion", "surprise"])
+def test_no_text_of_a_picture_is_cut_off_or_written_over_another(model, tiny_model, tmp_path, monkeypatch, method):
+    if method == "surprise":
+        model = tiny_model()
+        model.save_pretrained(tmp_path / "model" / "pretraining")
+    model.config.id2label = {0: "benign " + 6 * "fibroadenoma_", 1: "malignant"}
+    saved(model, tmp_path / "model", None)
+    for name in ("short", 5 * "name_of_a_study_", 15 * "name_of_a_study_"):
+        write(tmp_path / "images" / "a_class" / f"{name}.png", encode(grey()))
+    figures, save = [], Figure.savefig
+    monkeypatch.setattr(Figure, "savefig", lambda figure, *given, **how: figures.append(figure) or save(figure, *given))
+    given = [("model_name_or_path", "model"), ("corpus", "images"), ("output_dir", "out")]
+    explain.main([*(f"--{name}={tmp_path / value}" for name, value in given), f"--method={method}"])
+    assert len(figures) == 3
+    for figure in figures:
+        titles = [text for axis in figure.axes for text in [axis.title] if text.get_text()] + [figure._suptitle]
+        boxes = [text.get_window_extent() for text in titles]
+        assert "a_class/" in titles[-1].get_text() and len(boxes) > 2
+        assert all(0 <= box.x0 and box.x1 <= figure.bbox.x1 and box.y1 <= figure.bbox.y1 for box in boxes)
+        assert not any(one.overlaps(other) for index, one in enumerate(boxes) for other in boxes[:index])
 
 
 def test_images_are_spread_over_the_classes():

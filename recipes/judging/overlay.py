@@ -1,5 +1,7 @@
 """Where a classifier's answer comes from, as heat maps over the image. Sensitivity of the model, not a lesion map."""
 
+import textwrap
+
 import numpy as np
 import torch
 from matplotlib.axes import Axes
@@ -81,6 +83,11 @@ def attention_rollout(model: PreTrainedModel, pixel_values: torch.Tensor) -> tor
     read = rolled[1:].mean(dim=0) if getattr(model.config, "use_mean_pooling", False) else rolled[0]
     grid = read[1:].view(pixel_values.shape[1] // patch, pixel_values.shape[2] // patch)
     return grid / grid.sum()
+
+
+def in_lines(text: str, width: int) -> str:
+    """A title in lines of at most `width` characters: matplotlib breaks no file name, and cuts what is too long."""
+    return "\n".join(part for line in text.splitlines() for part in textwrap.wrap(line, width) or [line])
 
 
 def draw_overlay(

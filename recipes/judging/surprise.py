@@ -4,7 +4,7 @@ import numpy as np
 from matplotlib.figure import Figure
 from matplotlib.patches import Rectangle
 
-from judging.overlay import draw_overlay
+from judging.overlay import draw_overlay, in_lines
 from modeling_glcm_mae import TextureSurprise
 
 CAVEAT = (
@@ -36,7 +36,8 @@ def draw_surprise(
     figure = Figure(figsize=(8, 7.6), layout="constrained")
     (plain, overlay), below = figure.subplots(2, 2)
     draw_overlay(plain, image)
-    plain.set_title(title)
+    figure.suptitle(in_lines(title, 90), fontsize=10)
+    plain.set_title("image, as the model sees it")
     plain.add_patch(frame_of(found, most))
     shades = draw_overlay(overlay, image, heat)
     shades.set_clim(*limit)

@@ -18,7 +18,7 @@ from images.check import verify_by_processor
 from images.chosen import images_to_show, spread
 from images.looking import ExplainArguments
 from images.transform import transform_of_processor
-from judging.overlay import attention_rollout, draw_overlay, occlusion_map
+from judging.overlay import attention_rollout, draw_overlay, in_lines, occlusion_map
 from judging.surprise import draw_surprise
 from modeling_glcm_mae import GLCMMAEForPreTraining, texture_surprise
 from output_folder import check_output
@@ -107,7 +107,7 @@ def explain(args: ExplainArguments) -> list[Path]:
         row, pixel_values = images[index], items[index]["pixel_values"]
         shown = (pixel_values.numpy() * std + mean).clip(0, 1).transpose(1, 2, 0)
         files.append(output / f"{index:04d}_{Path(row['file_name']).stem}.png")
-        title = f"{row['file_name']}, as the model sees it"
+        title = row["file_name"]
         if classes and row["label"] is not None and row["label"] >= 0:
             title += f"\nlabel: {classes[row['label']]}"
         if args.method == "surprise":
@@ -165,14 +165,16 @@ def _draw(
     figure = Figure(figsize=(12, 4.4), layout="constrained")
     plain, overlay, bars = figure.subplots(1, 3)
     draw_overlay(plain, image)
-    plain.set_title(title, fontsize=9)
+    figure.suptitle(in_lines(title, 150), fontsize=9)
+    plain.set_title("image, as the model sees it", fontsize=9)
     occlusion = method == "occlusion"
     shades = draw_overlay(overlay, image, heat, limit[1] if occlusion else None)
     shades.set_clim(*limit)
     of_what = f"fall of p({names[target]}) where hidden" if occlusion else "attention roll-out, all classes"
-    overlay.set_title(of_what, fontsize=9)
+    overlay.set_title(in_lines(of_what, 48), fontsize=9)
     figure.colorbar(shades, ax=overlay, shrink=0.8)
-    bars.barh(names, probabilities, color="#0072b2")
+    bars.barh(range(len(names)), probabilities, color="#0072b2")
+    bars.set_yticks(range(len(names)), [in_lines(name, 28) for name in names])
     for place, probability in enumerate(probabilities):
         bars.text(min(float(probability) + 0.02, 0.86), place, f"{probability:.2f}", va="center", fontsize=8)
     bars.set(xlim=(0, 1), xlabel="probability")
