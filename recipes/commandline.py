@@ -254,13 +254,45 @@ def check_repo_id(repo_id: str | None, name: str = "repo_id") -> str:
     return repo_id
 
 
-def check_model_name(name_or_path: str | None) -> None:
+def model_inside(folder: Path) -> str | None:
+    """What a folder is that holds the models of runs and is none itself, and which of them to give.
+
+    Returns:
+        The end of a sentence that begins with the folder; `None` where it is a model, or holds none.
+    """
+    if (folder / "config.json").is_file():
+        return None
+    if (folder / "export" / "config.json").is_file():
+        return f"is the output of a run: give its model, {folder / 'export'}"
+    kinds = {"finetune": "the classifier", "pretrain": "the encoder"}
+    places = {"fold_*/": "is the output of cross_validate.py: give, of one fold,", "": "holds runs: give"}
+    for parent, what in places.items():
+        found = {}
+        for step, kind in kinds.items():
+            exports = [file.parent for file in folder.glob(f"{parent}{step}/export/config.json")]
+            if exports:
+                found[kind] = min(exports, key=lambda export: (len(str(export)), str(export)))  # fold_2 before fold_10
+        if found:
+            return f"{what} {' or '.join(f'{kind} {export}' for kind, export in found.items())}"
+    return None
+
+
+def check_model_name(name_or_path: str | None, subfolder: str = "") -> None:
     """See that a model can be meant by it, so that a mistyped folder is called one.
 
+    Args:
+        name_or_path: Hub id or folder.
+        subfolder: `--model_subfolder`, which may choose a model of a run.
+
     Raises:
-        UsageError: it is no folder here, and the Hub allows no such id.
+        UsageError: it is no folder here, and the Hub allows no such id; or it is a folder around the model.
     """
-    if name_or_path is None or Path(name_or_path).is_dir():
+    if name_or_path is None:
+        return
+    if Path(name_or_path).is_dir():
+        instead = None if subfolder else model_inside(Path(name_or_path))
+        if instead is not None:
+            raise UsageError(f"model_name_or_path {name_or_path!r} {instead}")
         return
     try:
         validate_repo_id(name_or_path)

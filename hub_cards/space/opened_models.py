@@ -34,6 +34,7 @@ from transformers import (
     ViTForImageClassification,
 )
 
+from commandline import model_inside
 from corpora.record import DICOM_SUFFIXES
 from images.decode import decode_image, is_deep, to_8_bits
 from images.dicom import read_dicom
@@ -117,7 +118,7 @@ class Offered:
         onnx: classifiers among the given are computed by ONNX Runtime, from the file in their repository.
 
     Raises:
-        ValueError: none given, or two of one name.
+        ValueError: none given, two of one name, or a folder around models.
     """
 
     def __init__(self, given: Sequence[str], any_public: bool = False, onnx: bool = False):
@@ -130,6 +131,8 @@ class Offered:
             source = str(Path(source).expanduser()) if source.startswith("~") else source
             if not Path(source).is_dir():
                 _check_hub_id(source, "neither a folder here nor")  # in a terminal: the page tells no path
+            elif (instead := model_inside(Path(source))) is not None:
+                raise ValueError(f"model {source!r} {instead}")
             name = name or _name_of(source)
             if name in self.sources:
                 raise ValueError(f"two models are called {name!r}: give one another name, as NAME={source}")

@@ -6,7 +6,7 @@ import logging
 import re
 from pathlib import Path
 
-from commandline import UsageError
+from commandline import UsageError, model_inside
 from images.pseudonyms import PRIVATE, STOPPED
 from output_folder import WRITTEN_LIST, not_ours
 
@@ -97,6 +97,9 @@ def check_model(folder: Path, files: dict[str, Path]) -> None:
     """
     for name in ("config.json", "README.md", "preprocessor_config.json"):
         if name not in files:
+            instead = model_inside(folder)
+            if instead is not None:
+                raise UsageError(f"export_dir {str(folder)!r} {instead}")
             raise UsageError(f"{folder} holds no {name}: export_dir is the export/ folder of a run, or a run of folds")
     for name in [name for name in files if Path(name).name == "config.json"]:
         parent = Path(name).parent

@@ -61,7 +61,7 @@ class ClassifierArguments:
     intermediate_size: int | None = option(None, "Width of the MLPs, without a checkpoint.", left_out=3072)
 
     def __post_init__(self):
-        check_model_name(self.model_name_or_path)
+        check_model_name(self.model_name_or_path, self.model_subfolder)
         for name, allowed in (("mode", MODES), ("pooling", POOLINGS), ("head_init", HEAD_INITS)):
             if getattr(self, name) not in allowed:
                 raise UsageError(f"{name} must be one of {', '.join(allowed)}, got {getattr(self, name)!r}")

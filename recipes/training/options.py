@@ -107,7 +107,7 @@ class ModelArguments:
     )
 
     def __post_init__(self):
-        check_model_name(self.model_name_or_path)
+        check_model_name(self.model_name_or_path, self.model_subfolder)
 
     def config_overrides(self) -> dict[str, Any]:
         """The fields of `GLCMMAEConfig` that were given, in its types.
