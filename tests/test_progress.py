@@ -117,6 +117,27 @@ def test_the_time_left_is_by_what_was_done_since_the_start(monkeypatch):
     assert f"about {progress.bar.format_interval(seconds)} left" in str(progress.bar)
 
 
+@pytest.mark.parametrize(("start_up", "seconds", "first"), [(30, 100, 80), (60, 30_000, 600)])
+def test_no_time_is_estimated_from_the_start_of_the_first_training(monkeypatch, start_up, seconds, first):
+    """Of a run of 22 minutes, and of one of 83 hours."""
+    now = [0.0]
+    monkeypatch.setattr("tqdm.std.time", lambda: now[0])
+    monkeypatch.delenv("TQDM_DISABLE", raising=False)
+    progress = cross_validation.Progress(num_folds=5, stages=2)
+    progress.tell("fold 0 pretraining", 0.0)
+    shown = {}
+    for second in range(0, first + 21):
+        now[0] = second
+        progress.tell("fold 0 pretraining", max(0, second - start_up) // 10 * 10 / seconds)
+        shown[second] = str(progress.bar)
+    without = [line for second, line in shown.items() if second < first]
+    assert any("  1%" in line or "  0%" in line for line in without)
+    assert not any("left" in line or "?" in line for line in without)
+    parts = re.search("about ([0-9:]+) left", shown[first])[1].split(":")
+    left = sum(int(part) * 60**place for place, part in enumerate(reversed(parts)))
+    assert left == pytest.approx(10 * (start_up + seconds) - first, rel=0.3)
+
+
 def test_folds_go_on_without_a_bar(monkeypatch):
     bar = cross_validation.tqdm
     monkeypatch.setattr(cross_validation, "tqdm", lambda **given: bar(**given, disable=True))  # as by TQDM_DISABLE

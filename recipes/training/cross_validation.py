@@ -41,6 +41,10 @@ except ImportError:  # Windows has no lock that a started process inherits
 logger = logging.getLogger("cross_validate")
 
 SECONDS_BETWEEN_LOOKS = 2  # at the log of a training
+BAR = "{desc}: {percentage:3.0f}% {bar} {elapsed}{postfix}"
+BAR_WITH_ESTIMATE = BAR.replace("{elapsed}", "{elapsed}, about {remaining} left")
+# Before either of them, the start of the first training, in which nothing is learned, would be most of an estimate.
+SHARE_TO_ESTIMATE, SECONDS_TO_ESTIMATE = 0.05, 600
 RECIPES = Path(__file__).resolve().parents[1]
 # Options of several values.
 LISTS = {
@@ -55,8 +59,7 @@ class Progress:
     """A bar over the trainings of all folds, which shows how far those are that run now; for several threads."""
 
     def __init__(self, num_folds: int, stages: int):
-        form = "{desc}: {percentage:3.0f}% {bar} {elapsed}, about {remaining} left{postfix}"
-        self.bar = tqdm(total=num_folds * stages, desc=f"{num_folds} fold(s)", bar_format=form, miniters=0, smoothing=0)
+        self.bar = tqdm(total=num_folds * stages, desc=f"{num_folds} fold(s)", bar_format=BAR, miniters=0, smoothing=0)
         self.shares: dict[str, float] = {}
         self.lock = Lock()
 
@@ -70,7 +73,15 @@ class Progress:
             self.shares[training] = share
             running = (f"{name} {done:.0%}" for name, done in self.shares.items() if done < 1)
             self.bar.set_postfix_str(", ".join(running), refresh=False)
-            self.bar.update(sum(self.shares.values()) - self.bar.n)
+            done = sum(self.shares.values())
+            if not self.bar.disable and self._can_estimate(done - self.bar.initial):
+                self.bar.bar_format = BAR_WITH_ESTIMATE
+            self.bar.update(done - self.bar.n)
+
+    def _can_estimate(self, done: float) -> bool:
+        """Whether so much, done since the beginning, tells how long the rest will take."""
+        enough = SHARE_TO_ESTIMATE * (self.bar.total - self.bar.initial)
+        return done > 0 and (done >= enough or self.bar.format_dict["elapsed"] >= SECONDS_TO_ESTIMATE)
 
 
 def share_done(folder: Path) -> float:

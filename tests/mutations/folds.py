@@ -5,6 +5,12 @@ from mutations.record import Mutation
 MUTATIONS = [
     Mutation(
         "recipes/training/cross_validation.py",
+        "SHARE_TO_ESTIMATE, SECONDS_TO_ESTIMATE = 0.05, 600",
+        "SHARE_TO_ESTIMATE, SECONDS_TO_ESTIMATE = 0.005, 600",
+        "tests/test_progress.py::test_no_time_is_estimated_from_the_start_of_the_first_training",
+    ),
+    Mutation(
+        "recipes/training/cross_validation.py",
         "                self.bar.initial += share\n",
         "                pass\n",
         "tests/test_progress.py::test_the_time_left_is_by_what_was_done_since_the_start",

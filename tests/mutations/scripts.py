@@ -197,6 +197,12 @@ MUTATIONS = [
     ),
     Mutation(
         "recipes/training/explaining.py",
+        "given=args.white_level, **checking",
+        "given=None, **checking",
+        "tests/test_explain.py::test_images_of_another_depth_than_the_models_need_a_white_level",
+    ),
+    Mutation(
+        "recipes/training/explaining.py",
         "own = {} if channels == 3 else",
         "own = {} if True else",
         "tests/test_surprise.py::test_the_script_draws_surprise_of_an_encoder",
