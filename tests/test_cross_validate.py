@@ -19,6 +19,7 @@ from huggingface_hub import ModelCard
 from test_finetune import FAST, RECIPES, TINY_PRETRAINING, corpus, exported, finished, run  # noqa: F401 - fixtures
 
 import cross_validate
+import finetune
 from images.arguments import PrepareArguments
 from images.splits import load_prepared
 from judging import summary, tables
@@ -195,6 +196,32 @@ def test_a_classifier_with_one_answer_for_all_is_named(corpus, exported, tmp_pat
     assert summary.collapsed_folds(both) == {"0": name}
     text = tables.summary_markdown(summary.summarise(both))
     assert f"Fold 0 answers {name} for every test image" in text and "Fold 1 answers" not in text
+
+
+TAKEN = "the positive class is fine, the second of coarse and fine; --positive_classes names another"
+
+
+@pytest.mark.parametrize("chosen", [[], ["--positive_classes", "fine"]])
+def test_which_class_is_taken_as_positive_is_said_once_unless_it_was_chosen(
+    corpus, tmp_path, pretended, caplog, chosen
+):
+    caplog.set_level("INFO")
+    given = ["--corpus", str(corpus), *chosen]
+    cross_validate.main([*given, "--output_dir", str(tmp_path / "cv"), "--folds", "0", "1"])
+    assert caplog.messages.count(TAKEN) == (not chosen)
+    said = "of the positive class, fine" + ("." if chosen else " (the second of the two; `positive_classes` names")
+    assert said in (tmp_path / "cv" / "summary.md").read_text()
+    caplog.clear()
+    tiny = [f"--{name}={value}" for name, value in FAST.items()]
+    tiny += [
+        "--image_size=32",
+        "--patch_size=8",
+        "--hidden_size=16",
+        "--num_hidden_layers=1",
+        "--num_attention_heads=2",
+    ]
+    finetune.main([*given, *tiny, "--output_dir", str(tmp_path / "one"), "--fold", "0", "--dry_run", "true"])
+    assert caplog.messages.count(TAKEN) == (not chosen)
 
 
 def test_folds_are_checked_before_the_first_runs(corpus, tmp_path, pretended):

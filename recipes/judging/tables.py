@@ -348,3 +348,11 @@ def positive_class(class_names: Sequence[str], positive: Sequence[str] | None) -
     It is the one of `positive`, by default the second, which in the corpora of `corpora/` is the disease.
     """
     return (positive or class_names[1:])[0] if len(class_names) == 2 else None
+
+
+def positive_class_said(class_names: Sequence[str], positive: Sequence[str] | None) -> list[str]:
+    """Which class of two is taken as the positive one where none was chosen, in a line; else no line."""
+    if positive or len(class_names) != 2:
+        return []
+    first, second = class_names
+    return [f"the positive class is {second}, the second of {first} and {second}; --positive_classes names another"]

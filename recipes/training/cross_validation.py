@@ -25,7 +25,14 @@ from commandline import UsageError
 from corpora.load import parquet_files
 from images.splits import load_prepared, sha256_of_lines
 from judging.summary import compare_all, draw_comparison, draw_curves, summarise
-from judging.tables import CALIBRATION, comparisons_markdown, nothing_learned, positive_indices, summary_markdown
+from judging.tables import (
+    CALIBRATION,
+    comparisons_markdown,
+    nothing_learned,
+    positive_class_said,
+    positive_indices,
+    summary_markdown,
+)
 from output_folder import check_output
 from training.arguments import FINETUNING, PRETRAINING
 from training.classical import DISTANCES, LEVELS, TILES, classify_folds
@@ -251,6 +258,8 @@ def cross_validate(args: CrossValidationArguments) -> Path:
         named = (settings.get("finetune_config_content") or {}).get("positive_classes")
         args.positive_classes = [named] if isinstance(named, str) else named
     positive_indices(class_names, args.positive_classes)
+    for line in positive_class_said(class_names, args.positive_classes):
+        logger.info(line)
     settings["positive_classes"] = args.positive_classes
     labelled = (zip(part["file_name"][:], part["label"][:], strict=True) for part in parts.values())
     settings["labels_sha256"] = sha256_of_lines(sorted(f"{name} {label}" for part in labelled for name, label in part))

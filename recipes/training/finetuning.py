@@ -32,6 +32,7 @@ from judging.tables import (
     always_commonest_said,
     figure_rows,
     figures_explained,
+    positive_class_said,
     positive_indices,
     what_it_tells,
 )
@@ -76,6 +77,8 @@ class FineTuning(Run):
         if data_args.labelled_groups is not None:
             self.parts["train"] = few_groups(self.parts["train"], data_args.labelled_groups)
         self.positive = positive_indices(self.class_names, data_args.positive_classes)
+        for line in positive_class_said(self.class_names, data_args.positive_classes):
+            logger.info(line)
         self._refuse_leaks()
         self.model = load_classifier(
             model_args.model_name_or_path,
