@@ -219,6 +219,22 @@ def test_missing_files_of_a_table_are_left_out_by_name_if_asked_to(images, tmp_p
     assert "1 file(s) are missing and left out: im3.png" in caplog.text
 
 
+@pytest.mark.parametrize("name", ["im0.png", "im0", "elsewhere/im0.png"])
+def test_where_a_file_lies_that_a_table_calls_by_its_bare_name(tmp_path, name):
+    raw = tmp_path / "raw"
+    for index in range(2):
+        write(raw / ("benign", "malignant")[index] / f"im{index}.png", picture(index))
+    table = write(tmp_path / "table.csv", f"Image Name,label\n{name},a\n".encode())
+    given = ("--data_dir", raw, "--table", table, "--output_dir", tmp_path / "out")
+    hint = "'benign/im0.png' has that name: the column Image Name must hold such paths below the folder"
+    said = prepare(*given)
+    assert said == f"error: table '{table}', line 2: there is no file {name!r} in '{raw}'; {hint}."
+    skipping = prepare(*given, "--bad_images", "skip")
+    assert skipping == f"error: table '{table}': none of its 1 file(s) is in '{raw}', such as {name!r}; {hint}."
+    write(raw / "malignant" / "im0.png", picture(2))
+    assert "'benign/im0.png' has that name (and 1 more): the column" in prepare(*given)
+
+
 def test_images_that_a_table_does_not_list_are_counted_and_one_is_named(images, tmp_path, caplog):
     table = write_table(tmp_path, "file,label,patient")
     given = ("--data_dir", images, "--table", table, "--num_folds", 2)

@@ -9,7 +9,7 @@ from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 
 from corpora.folder import SPLIT_FOLDERS
-from corpora.record import CorpusError, ImageRecord, existing_folder, printable, read_text
+from corpora.record import CorpusError, ImageRecord, existing_folder, list_pictures, printable, read_text
 
 logger = logging.getLogger(__name__)
 
@@ -128,7 +128,8 @@ def read_table(
             if name is not None and bad_images == "skip":
                 missing.append(name)
                 continue
-            raise CorpusError(f"{where}: there is no file {name!r} in '{root}'.")
+            hint = "" if name is None else _of_that_name(name, root, columns["file"])
+            raise CorpusError(f"{where}: there is no file {name!r} in '{root}'{hint}.")
         if path in lines:
             raise CorpusError(f"{where}: {name!r} is listed in line {lines[path]} already.")
         lines[path] = number
@@ -140,12 +141,31 @@ def read_table(
         records.append(ImageRecord(root / file_name, file_name, label, patient, split))
     if "label" in position and records and all(record.label is None for record in records):
         raise CorpusError(f"{source}: every label is empty. Fill the column, or pass --label_column {NONE}.")
+    if missing and not records:
+        hint = _of_that_name(missing[0], root, columns["file"])
+        count = f"{len(missing)} file(s)"
+        raise CorpusError(f"{source}: none of its {count} is in '{root}', such as {missing[0]!r}{hint}.")
     if missing:
         names = ", ".join(missing[:5]) + (", ..." if len(missing) > 5 else "")
         logger.warning("%s: %d file(s) are missing and left out: %s", source, len(missing), names)
     if not records:
         raise CorpusError(f"{source} must have a header with the column file, and one line per image.")
     return records
+
+
+def _of_that_name(name: str, root: Path, column: str) -> str:
+    """Where a file lies that a table calls by its bare name, and what the column should hold; empty if there is none.
+
+    The extension may be missing too.
+    """
+    bare = os.path.basename(name)
+    whole = "stem" if "." not in bare else "name"
+    found = [path.relative_to(root) for path in list_pictures(root) if getattr(path, whole) == bare]
+    if not found:
+        return ""
+    more = f" (and {len(found) - 1} more)" if len(found) > 1 else ""
+    there = printable(found[0].as_posix())
+    return f"; '{there}' has that name{more}: the column {column} must hold such paths below the folder"
 
 
 def _rows(text: str, source: str, delimiter: str | None) -> Iterator[tuple[int, list[str]]]:
