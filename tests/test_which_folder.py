@@ -5,7 +5,7 @@ import json
 from pathlib import Path
 
 import pytest
-from helpers import write
+from helpers import write, write_folder
 
 import embed
 import explain
@@ -59,6 +59,17 @@ def test_a_subfolder_may_choose_the_model(runs, script):
     with pytest.raises(SystemExit) as stopped:
         recipe.main([*options, "--output_dir", "out", *chosen])
     assert "is the output of a run" not in str(stopped.value)
+
+
+def test_the_option_is_named_by_which_a_pretraining_goes_on(tmp_path):
+    write_folder(tmp_path / "images", ["0.png", "1.png"])
+    write(tmp_path / "export" / "config.json", json.dumps({"model_type": "vit"}).encode())
+    given = [("model_name_or_path", "export"), ("corpus", "images"), ("output_dir", "out")]
+    with pytest.raises(SystemExit) as stopped:
+        pretrain.main([*(f"--{name}={tmp_path / value}" for name, value in given), "--use_cpu=true", "--held_out=0"])
+    said = str(stopped.value)
+    assert said.startswith("error: model_name_or_path: ") and "its model_type is 'vit', allowed is 'vit_mae'" in said
+    assert said.endswith("Its pretraining/ subfolder may: pass --model_subfolder pretraining.")
 
 
 @pytest.mark.parametrize("folder", [folder for folder in AROUND if folder != "cv"])

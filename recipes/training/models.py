@@ -46,8 +46,11 @@ def build_model(model_args: ModelArguments, data_args: DataArguments) -> GLCMMAE
     if model_args.model_name_or_path is None:
         config = GLCMMAEConfig.from_preset(model_args.preset, **overrides)
     else:
-        # from_pretrained names the mistake if the checkpoint is of another architecture.
-        stored = GLCMMAEForPreTraining.checkpoint_config(model_args.model_name_or_path, **source)
+        try:
+            stored = GLCMMAEForPreTraining.checkpoint_config(model_args.model_name_or_path, **source)
+        except ValueError as error:  # of another architecture; the package names its argument, here it is an option
+            said = str(error).replace("subfolder='pretraining'", "--model_subfolder pretraining")
+            raise UsageError(f"model_name_or_path: {said}") from error
         preset = GLCMMAEConfig.from_preset(model_args.preset)
         settings = {name: getattr(preset, name) for name in vars(preset) if name.startswith(("glcm_", "ssim_", "mse_"))}
         has_head = bool(stored.get("glcm_head_weight"))
