@@ -595,15 +595,19 @@ def test_every_part_has_its_line_and_a_failed_one_its_reason(tmp_path):
 def test_gpu_without_a_gpu(tmp_path, capfd, monkeypatch):
     gpu = load("gpu")
     file = tmp_path / "gpu.json"
-    gpu.main(["--device=cpu", "--parts", "tests", "loss", "eager", "profile", f"--json={file}"])
+    names = ["tests", "loss", "eager", "precision", "profile"]
+    gpu.main(["--device=cpu", "--parts", *names, f"--json={file}"])
     printed = capfd.readouterr().out
     assert printed.startswith("No CUDA device")
     parts = json.loads(file.read_text())["parts"]
-    assert list(parts) == ["tests", "loss", "eager", "profile"] and not any("error" in part for part in parts.values())
+    assert list(parts) == names and not any("error" in part for part in parts.values())
     assert parts["tests"] == {"skipped": "no CUDA device"}
     for preset in ("mse", "texture", "paper"):
         assert len(parts["eager"]["presets"][preset]["images_per_second"]) == 2
         assert 0 < parts["eager"]["presets"][preset]["share_of_limit"] < 1
+    over = parts["precision"]["float32_over_bfloat16"]
+    assert 0 < over["lowest"] <= over["value"] <= over["highest"]
+    assert f"| float32 over bfloat16, mse | {over['value']:.2f} (" in printed
     shares = {preset: found["shares"]["::loss_and_gradient"] for preset, found in parts["profile"].items()}
     assert shares["mse"] == 0 < shares["texture"] < 1
     assert parts["profile"]["texture"]["shares"]["::pair_distribution"] > 0

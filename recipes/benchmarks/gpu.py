@@ -15,6 +15,7 @@ are random, smoothed like an ultrasound image; patches 16x16, three quarters mas
   many steps of each preset in turn; how many times as long as `mse` a step takes, and how many times its peak memory;
   the share of the steps' limit, that is of the time that their floating-point operations take at the rate of a matrix
   product of 8,192 x 8,192, measured beside them. A loss that is no number is an error.
+- precision: how many times as long as in bfloat16 a step with `mse` takes in float32, which the recipes avoid there.
 - profile: what a step of each preset spends its time on, and the share of the objective's own operators.
 - train: cross_validate.py with the configurations of the paper's size for BUSI, presets `mse` and `texture`, one fold.
 """
@@ -55,7 +56,7 @@ PATCH_SIZE = 16
 OPERATORS = ("::loss_and_gradient", "::pair_distribution")
 TOY = TINY | {"image_size": 32}  # where there is no GPU
 # At most, of a part: on an H100 with 16 cores the tests take 65, the steps 80 and 150.
-SECONDS = {"tests": 150, "loss": 150, "eager": 150, "compiled": 240, "profile": 90, "train": 600}
+SECONDS = {"tests": 150, "loss": 150, "eager": 150, "compiled": 240, "precision": 60, "profile": 90, "train": 600}
 TRAINED = ("mse", "texture")
 SHOWN_KERNELS = 15
 
@@ -67,7 +68,9 @@ def smooth_images(count: int, size: int, device: torch.device) -> torch.Tensor:
     return (made / made.std()).expand(-1, 3, -1, -1).contiguous().to(device)
 
 
-def steps_of(options: argparse.Namespace, compiled: bool = False) -> dict[str, Callable[[], torch.Tensor]]:
+def steps_of(
+    options: argparse.Namespace, compiled: bool = False, bf16: bool = True
+) -> dict[str, Callable[[], torch.Tensor]]:
     """A training step with each preset, on one batch."""
     device = torch.device(options.device)
     torch.manual_seed(0)
@@ -76,7 +79,7 @@ def steps_of(options: argparse.Namespace, compiled: bool = False) -> dict[str, C
         "pixel_values": smooth_images(options.batch_size, config.image_size, device),
         "noise": torch.rand(options.batch_size, (config.image_size // PATCH_SIZE) ** 2).to(device),
     }
-    return training_steps(config, PRESETS, batch, bf16=True, compiled=compiled)
+    return training_steps(config, PRESETS, batch, bf16=bf16, compiled=compiled)
 
 
 def matrix_rate(device: torch.device, toy: bool) -> float:
@@ -131,6 +134,13 @@ def _operations(options: argparse.Namespace) -> int:
     with FlopCounterMode(display=False) as counter:
         step()
     return counter.get_total_flops()
+
+
+def measure_precision(options: argparse.Namespace) -> dict[str, Any]:
+    """A step with plain mean squared error in float32 beside one in bfloat16."""
+    steps = {name: steps_of(options, bf16=name == "bfloat16")["mse"] for name in ("bfloat16", "float32")}
+    seconds = seconds_side_by_side(steps, repeats=options.rounds, device=options.device)
+    return {"float32_over_bfloat16": ratio(seconds, "float32", "bfloat16")}
 
 
 def measure_profile(options: argparse.Namespace) -> dict[str, Any]:
@@ -214,6 +224,7 @@ PARTS: dict[str, Callable[[argparse.Namespace], dict[str, Any]]] = {
     "tests": run_tests,
     "loss": run_loss,
     "eager": lambda options: measure_steps(options, compiled=False),
+    "precision": measure_precision,
     "profile": measure_profile,
     "compiled": lambda options: measure_steps(options, compiled=True),  # late, since it takes longest
     "train": run_train,
@@ -240,6 +251,10 @@ def table_of(report: dict[str, Any]) -> str:
                 text += f", step_over_mse {over['value']:.3f} ({over['lowest']:.3f} to {over['highest']:.3f})"
                 text += f", peak {entry['peak_mib']:.0f} MiB ({peak:.3f} of mse)" if peak else ""
                 rows.append([part, preset, text])
+        elif part == "precision":
+            over = found["float32_over_bfloat16"]
+            text = f"{over['value']:.2f} ({over['lowest']:.2f} to {over['highest']:.2f})"
+            rows.append([part, "float32 over bfloat16, mse", text])
         elif part == "profile":
             for preset, entry in found.items():
                 shares = ", ".join(f"{name.lstrip(':')} {100 * share:.1f} %" for name, share in entry["shares"].items())
