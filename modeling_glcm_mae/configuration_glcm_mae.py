@@ -29,8 +29,11 @@ def value_range_from_normalization(
     Raises:
         ValueError: if the lengths differ, a standard deviation is not positive, or there is no such channel.
     """
-    lists = all(hasattr(values, "__len__") for values in (image_mean, image_std))
-    if not lists or len(image_mean) != len(image_std) or not len(image_mean):
+    try:
+        lengths = {math.nan if isinstance(values, str) else len(values) for values in (image_mean, image_std)}
+    except TypeError:  # a number, or an array of no axis
+        lengths = {0}
+    if len(lengths) > 1 or not max(lengths) > 0:
         raise ValueError(
             "image_mean and image_std must be lists of one value per channel each, as [0.5], got "
             f"{image_mean!r} and {image_std!r}"

@@ -19,7 +19,7 @@ from .glcm_support import (
     pair_slices,
     place_of_counting,
     support_of,
-    warn_of_range,
+    warn_once_of_range,
 )
 
 
@@ -73,20 +73,6 @@ def soft_assignment(
     return bump(u) + bump(-u) + bump(2 * levels - u)
 
 
-_ranges_seen: set[tuple[str, float, float]] = set()
-
-
-def warn_once_of_range(
-    name: str, image: torch.Tensor, levels: int, value_range: Sequence[float], mask: torch.Tensor | None = None
-) -> None:
-    """Look at the first images of each range in a process: to look at all would make the host wait for a GPU."""
-    key = (name, float(value_range[0]), float(value_range[1]))
-    if torch.compiler.is_compiling() or image.is_meta or key in _ranges_seen or not image.numel():
-        return
-    _ranges_seen.add(key)
-    warn_of_range(name, image if mask is None else image[mask], levels, value_range)
-
-
 def cooccurrence_matrix(
     image: torch.Tensor,
     *,
@@ -133,7 +119,7 @@ def cooccurrence_matrix(
     check_offsets(offsets, height, width)
     if mask is not None:
         check_mask(mask, image)
-    warn_once_of_range("image", image, levels, value_range, mask)
+    warn_once_of_range("image", image, levels, value_range, lambda image: image if mask is None else image[mask])
     if mask is not None:
         # Before anything is computed: weight 0 would not silence a NaN.
         image = image.masked_fill(~mask, 0)

@@ -6,8 +6,8 @@ Axis letters in trailing shape comments: M patches, H W the pixels of a patch, K
 import math
 import sys
 import warnings
-from collections.abc import Sequence
-from numbers import Integral, Real
+from collections.abc import Callable, Sequence
+from numbers import Integral
 
 import torch
 
@@ -34,9 +34,11 @@ def check_levels(levels: int, value_range: Sequence[float], kernel: str, sharpne
     """Raise `ValueError` on grey levels that cannot be; names the argument, its value and what is allowed."""
     if not isinstance(levels, Integral) or levels < 2:
         raise ValueError(f"levels must be an integer of at least 2, got {levels!r}")
-    two = hasattr(value_range, "__len__") and len(value_range) == 2
-    numbers = two and all(isinstance(value, Real | torch.Tensor) and math.isfinite(value) for value in value_range)
-    if not numbers or not value_range[0] < value_range[1]:
+    try:
+        low, high = (math.nan if isinstance(value, str) else float(value) for value in value_range)
+    except (TypeError, ValueError, OverflowError, RuntimeError):  # the last of a tensor of several numbers
+        low = high = math.nan
+    if not -math.inf < low < high < math.inf:
         raise ValueError(f"value_range must be two finite numbers (lo, hi) with lo < hi, got {value_range!r}")
     if kernel not in ("sigmoid", "linear", "hard"):
         raise ValueError(f"kernel must be one of sigmoid, linear, hard, got {kernel!r}")
@@ -133,7 +135,8 @@ def offsets_from_angles(distances: Sequence[int], angles: Sequence[float]) -> li
 def warn_of_range(name: str, image: torch.Tensor, levels: int, value_range: Sequence[float]) -> None:
     """Warn if many pixels lie outside the range, or all of them within one grey level: it is in other units then."""
     low, high = map(float, value_range)
-    outside = ((image < low) | (image > high)).float().mean().item()
+    slack = 1e-4 * (high - low)  # black and white of normalised images lie beyond the range by a rounding
+    outside = ((image < low - slack) | (image > high + slack)).float().mean().item()
     least, most = image.min().item(), image.max().item()
     if outside > MANY_OUTSIDE:
         found = f"{outside:.0%} of the pixels of {name} lie outside value_range ({low:g}, {high:g}) and are clamped"
@@ -146,6 +149,28 @@ def warn_of_range(name: str, image: torch.Tensor, levels: int, value_range: Sequ
         "is meant may leave as many outside)",
         stacklevel=3,
     )
+
+
+_ranges_seen: set[tuple[str, float, float]] = set()
+
+
+def warn_once_of_range(
+    name: str,
+    image: torch.Tensor,
+    levels: int,
+    value_range: Sequence[float],
+    grey: Callable[[torch.Tensor], torch.Tensor] = lambda image: image,
+) -> None:
+    """Look at `grey(image)` once a range in a process: to look at all would make the host wait for a GPU."""
+    key = (name, float(value_range[0]), float(value_range[1]))
+    # A tensor of another type, as FakeTensor, may have no values.
+    without_values = type(image) not in (torch.Tensor, torch.nn.Parameter) or image.is_meta or not image.numel()
+    if key in _ranges_seen or torch.compiler.is_compiling() or without_values:
+        return
+    if image.is_cuda and torch.cuda.is_current_stream_capturing():
+        return
+    _ranges_seen.add(key)
+    warn_of_range(name, grey(image), levels, value_range)
 
 
 def pair_slices(offset: int, size: int) -> tuple[slice, slice]:

@@ -24,8 +24,9 @@ from transformers.utils.generic import can_return_tuple, merge_with_config_defau
 from transformers.utils.output_capturing import capture_outputs
 
 from .configuration_glcm_mae import GLCMMAEConfig
-from .glcm import glcm_loss, warn_once_of_range
+from .glcm import glcm_loss
 from .glcm_head import matrices_of_pairs, num_pairs, pair_distribution, pair_divergence
+from .glcm_support import warn_once_of_range
 from .outputs import GLCMMAEDecoderOutput, GLCMMAEForPreTrainingOutput, GLCMMAEReconstructionOutput
 from .positions import GLCMMAEEmbeddings, check_pixel_values, grid_of, resample_positions, sin_cos_positions
 from .ssim import ssim_loss
@@ -386,7 +387,7 @@ class GLCMMAEForPreTraining(GLCMMAEPreTrainedModel, ViTMAEForPreTraining):
             rows = masked.flatten().sort(descending=True, stable=True).indices[:num_masked]  # M
             with_glcm, with_ssim = texture and config.glcm_weight > 0, texture and config.ssim_weight > 0
             if with_glcm or with_ssim or (texture and glcm_head_logits is not None):
-                warn_once_of_range("pixel_values", self.grey(target), config.glcm_levels, config.glcm_value_range)
+                warn_once_of_range("pixel_values", target, config.glcm_levels, config.glcm_value_range, self.grey)
             # Taken out, not multiplied by 0: an infinite prediction of a visible patch must not turn the loss into NaN.
             pred_masked = pred.flatten(0, 1).index_select(0, rows)  # M p p C
             target_masked = target.flatten(0, 1).index_select(0, rows)  # M p p C

@@ -62,6 +62,10 @@ class _Parser(HfArgumentParser):
             formatter_class=_HelpFormatter,
         )
 
+        for action in self.known.values():
+            if action.type is string_to_bool and action.nargs is None:  # of an option that may be left out, too
+                action.nargs, action.const = "?", True
+
     @property
     def known(self) -> dict[str, Action]:
         """The options by name; of one that has an opposite (--no_NAME), the option itself."""

@@ -294,18 +294,28 @@ def test_texture_learning(learning, learn, monkeypatch):
 
 @pytest.mark.slow
 def test_texture_learning_reads_what_was_trained_elsewhere(learning, learn, tmp_path, monkeypatch):
-    kept = ["--presets", "mse", "--models", str(tmp_path / "models")]
-    learning.main([*(f"--{name}={value}" for name, value in TINY_RUN.items()), *kept, "--train_only"])
+    plainly = ["--presets", "mse", "--use_cpu=true"]
+    kept = [*plainly, "--models", str(tmp_path / "models")]
+    with monkeypatch.context() as patched:  # on a machine that computes in bfloat16
+        patched.setattr("training.arguments._bf16", lambda args: True)
+        learning.main([*(f"--{name}={value}" for name, value in TINY_RUN.items()), *kept, "--train_only"])
     (file,) = (tmp_path / "models").iterdir()
     assert torch.load(file)["minutes"] > 0
     trainings = []
     with monkeypatch.context() as patched:
         patched.setattr("transformers.Trainer.train", lambda *given, **named: trainings.append(given))
         runs, _ = learn(*kept, "--labels", "10", "20")  # by other labels
-    assert not trainings and runs[-1]["results"]["minutes"] == torch.load(file)["minutes"]
-    (tmp_path / "learning.json").unlink()
-    plain, _ = learn("--presets", "mse", "--labels", "10", "20")
-    assert plain[-1]["results"]["corpora"] == runs[-1]["results"]["corpora"]
+        assert not trainings
+        learn(*kept, "--max_steps", "1")
+        assert len(trainings) == 1, "taken for a training of other options"
+    for name, found in (("minutes", "minutes"), ("machine", "trained_on")):
+        assert runs[-1]["results"][found] == torch.load(file)[name]
+    with monkeypatch.context() as patched:
+        patched.setattr("training.arguments._bf16", lambda args: True)
+        (tmp_path / "learning.json").unlink()
+        plain, _ = learn(*plainly, "--labels", "10", "20")
+    encoder = [run["results"]["corpora"]["speckle"]["probe"] for run in (plain[-1], runs[-1])]
+    assert encoder[0] == encoder[1]
 
 
 def test_train_only_needs_a_place_for_what_it_trains(learn):
@@ -374,8 +384,10 @@ def test_throughput(tmp_path, capsys):
         assert len(row["images_per_second"]) == 2 and min(row["images_per_second"]) > 0
     assert len(table.splitlines()) == 2 + 4 + 2
     own = ["--rounds=1", "--steps=1", "--workers", "0", "--presets", "mse", "--bf16=true", f"--json={file}"]
-    load("throughput").main([*data, f"--output_dir={tmp_path}", *sizes, *own])
-    assert list(json.loads(file.read_text())["step"]) == ["mse", "mse, bf16"]
+    for more, rows in ([], ["mse"]), (["--beside_plain"], ["mse", "mse, bf16"]):
+        load("throughput").main([*data, f"--output_dir={tmp_path}", *sizes, *own, *more])
+        report = json.loads(file.read_text())
+        assert list(report["step"]) == rows and report["settings"]["bf16"] is True
     with pytest.raises(SystemExit, match="error: .*mask_ratio"):
         load("throughput").main([*data, "--mask_ratio=1.5"])
 

@@ -3,7 +3,9 @@
 import json
 import math
 
+import numpy as np
 import pytest
+import torch
 from huggingface_hub.errors import StrictDataclassError
 from transformers import ViTMAEConfig
 
@@ -289,6 +291,8 @@ def test_value_range_from_normalization_by_hand():
     [
         ((MEAN, STD[:2]), "image_mean and image_std"),
         (([], []), "image_mean and image_std"),
+        ((np.array(0.5), torch.tensor(0.5)), "image_mean and image_std must be lists"),
+        (("0.5", "0.5"), "image_mean and image_std must be lists"),
         ((0.5, 0.25), r"lists of one value per channel each, as \[0.5\], got 0.5 and 0.25"),
         ((MEAN, [0.2, 0.0, 0.2]), "positive"),
         ((MEAN, STD, 3), "from 0 to 2"),

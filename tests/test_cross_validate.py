@@ -244,6 +244,28 @@ def test_folds_of_a_corpus_that_was_prepared_anew_are_not_mixed(corpus, tmp_path
         cross_validate.main(given)
 
 
+@pytest.mark.parametrize(
+    ("before", "added"), [("no", "--bf16=false"), ("bf16", "--bf16=true"), ("fp16", "--fp16=true"), (None, None)]
+)
+def test_folds_are_trained_in_the_precision_of_those_that_began_before(before, added, corpus, tmp_path, pretended):
+    folder = tmp_path / "fold_2" / "finetune"
+    folder.mkdir(parents=True)
+    (folder / "config.yaml").write_text(yaml.safe_dump({"derived": {"mixed_precision": before} if before else {}}))
+    given = ["--corpus", str(corpus), "--output_dir", str(tmp_path), "--folds", "0"]
+    cross_validate.main(given)
+    said = [text for text in pretended[0]["command"] if text.startswith(("--bf16", "--fp16"))]
+    assert said == ([added] if added else [])
+
+
+def test_the_precision_that_an_option_says_is_that_of_the_folds(corpus, tmp_path, pretended):
+    folder = tmp_path / "fold_2" / "finetune"
+    folder.mkdir(parents=True)
+    (folder / "config.yaml").write_text("derived: {mixed_precision: bf16}")
+    given = ["--corpus", str(corpus), "--output_dir", str(tmp_path), "--folds", "0"]
+    cross_validate.main([*given, "--finetune_options", "bf16=false"])
+    assert [text for text in pretended[0]["command"] if "bf16" in text] == ["--bf16=false"]
+
+
 def test_folds_of_encoders_that_were_replaced_are_not_mixed(corpus, exported, tmp_path, pretended):
     def validate(output: str, encoder: str, *folds: str) -> None:
         given = [

@@ -12,7 +12,7 @@ from helpers import encode, grey, write
 from test_finetune import corpus, exported, run, texture  # noqa: F401 - fixtures
 from transformers import TrainingArguments
 
-from commandline import parse_args
+from commandline import UsageError, parse_args
 from training.arguments import FINETUNING, PRETRAINING
 from training.models import StochasticDepth
 
@@ -39,6 +39,8 @@ def test_fsdp_is_refused_in_one_line(corpus, exported, tmp_path, monkeypatch):  
         (True, None, ["--use_cpu=true"], False),
         (True, "fp16", [], False),
         (True, "bf16", [], False),  # the launcher's own does it
+        (True, None, ["--bf16"], True),
+        (False, None, ["--bf16", "--seed=1"], True),
     ],
 )
 def test_a_gpu_that_computes_in_bfloat16_does_so_unless_a_precision_was_chosen(
@@ -52,6 +54,21 @@ def test_a_gpu_that_computes_in_bfloat16_does_so_unless_a_precision_was_chosen(
     monkeypatch.setattr(TrainingArguments, "__post_init__", lambda args: None)  # it would look for the GPU
     *_, args = parse_args(classes, ["--corpus=any", "--eval_strategy=no", *given])
     assert args.bf16 is bf16
+
+
+@pytest.mark.parametrize("classes", [PRETRAINING, FINETUNING])
+def test_a_launcher_that_leaves_the_gpu_alone_or_says_bf16_is_heeded(classes, monkeypatch):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda including_emulation: True)
+    monkeypatch.setattr(TrainingArguments, "__post_init__", lambda args: None)
+    given = ["--corpus=any", "--eval_strategy=no"]
+    monkeypatch.setenv("ACCELERATE_MIXED_PRECISION", "no")
+    monkeypatch.setenv("ACCELERATE_USE_CPU", "True")
+    *_, args = parse_args(classes, given)
+    assert args.bf16 is False
+    monkeypatch.setenv("ACCELERATE_MIXED_PRECISION", "bf16")
+    with pytest.raises(UsageError, match="bf16 false, where the launcher says mixed_precision bf16: give it"):
+        parse_args(classes, [*given, "--bf16=false"])
 
 
 DRAWS = """

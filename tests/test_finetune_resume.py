@@ -127,7 +127,7 @@ def test_a_mistake_deletes_nothing(finished, corpus, exported, changed, message)
     ("changed", "named"),
     [
         ({"optim": "adamw_torch"}, "optim must stay adamw_torch_fused .* got adamw_torch"),
-        ({"bf16": "true"}, "mixed_precision must stay no .* got bf16"),
+        ({"bf16": "true"}, r"mixed_precision must stay no .* got bf16 \(--bf16 false, or the launcher\)"),
         ({"eval_strategy": "steps", "save_strategy": "steps"}, "eval_strategy must stay epoch .* got steps"),
         ({"lr_scheduler_kwargs": '{"num_cycles": 2}'}, "lr_scheduler_kwargs must stay None"),
         ({"randaugment": "3"}, "randaugment must stay 9 .* got 3"),

@@ -2,11 +2,13 @@
 
 import re
 import warnings
+from decimal import Decimal
 
 import numpy as np
 import pytest
 import torch
 from conftest import TINY
+from torch._subclasses import FakeTensorMode
 
 from modeling_glcm_mae import (
     GLCMLoss,
@@ -18,6 +20,7 @@ from modeling_glcm_mae import (
     soft_assignment,
     ssim_loss,
     texture_fidelity,
+    value_range_from_normalization,
 )
 
 LOSS = {"levels": 8, "value_range": (0, 1), "offsets": [[0, 1]], "kernel": "linear"}
@@ -49,6 +52,8 @@ LOSS = {"levels": 8, "value_range": (0, 1), "offsets": [[0, 1]], "kernel": "line
         (lambda x: GLCMLoss(**LOSS | {"value_range": 0.5}), ValueError, "with lo < hi, got 0.5"),
         (lambda x: GLCMLoss(**LOSS | {"value_range": "01"}), ValueError, "with lo < hi, got '01'"),
         (lambda x: cooccurrence_matrix(x, **LOSS | {"value_range": ("0", "1")}), ValueError, "got ('0', '1')"),
+        (lambda x: GLCMLoss(**LOSS | {"value_range": (x, x)}), ValueError, "value_range must be two finite numbers"),
+        (lambda x: GLCMLoss(**LOSS | {"value_range": (0, 10**400)}), ValueError, "must be two finite numbers"),
         (
             lambda x: glcm_loss(x, x, **LOSS | {"offsets": torch.tensor([[0, 1]])}),
             ValueError,
@@ -96,18 +101,18 @@ def test_the_loss_warns_once_of_a_range_in_other_units():
 def test_a_masked_loss_warns_once_of_the_range_and_of_the_target_alone(monkeypatch):
     images, mask = torch.rand(3, 6, 6), torch.ones(3, 6, 6, dtype=torch.bool)
     mask[:, 0] = False
-    monkeypatch.setattr("modeling_glcm_mae.glcm._ranges_seen", set())
+    monkeypatch.setattr("modeling_glcm_mae.glcm_support._ranges_seen", set())
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         GLCMLoss(**LOSS)(255 * images, images.where(mask, 1000), mask)
-    monkeypatch.setattr("modeling_glcm_mae.glcm._ranges_seen", set())
+    monkeypatch.setattr("modeling_glcm_mae.glcm_support._ranges_seen", set())
     with pytest.warns(UserWarning, match="lie outside value_range") as said:
         GLCMLoss(**LOSS)(255 * images, 255 * images, mask)
     assert len(said) == 1
 
 
 def test_a_matrix_of_images_in_other_units_is_warned_of_once_a_range(monkeypatch):
-    monkeypatch.setattr("modeling_glcm_mae.glcm._ranges_seen", set())
+    monkeypatch.setattr("modeling_glcm_mae.glcm_support._ranges_seen", set())
     given = {"levels": 8, "value_range": (0.0, 1.0), "offsets": [[0, 1]]}
     with pytest.warns(UserWarning, match="pixels of image lie outside") as said:
         for kernel in ("hard", "linear"):
@@ -122,7 +127,7 @@ def test_a_matrix_of_images_in_other_units_is_warned_of_once_a_range(monkeypatch
 
 @pytest.mark.parametrize(("preset", "warned"), [("texture", 1), ("paper", 1), ("mse", 0)])
 def test_the_model_warns_once_of_images_in_other_units(preset, warned, monkeypatch):
-    monkeypatch.setattr("modeling_glcm_mae.glcm._ranges_seen", set())
+    monkeypatch.setattr("modeling_glcm_mae.glcm_support._ranges_seen", set())
     model = GLCMMAEForPreTraining(GLCMMAEConfig.from_preset(preset, **TINY))
     with warnings.catch_warnings(record=True) as said:
         warnings.simplefilter("always")
@@ -130,6 +135,38 @@ def test_the_model_warns_once_of_images_in_other_units(preset, warned, monkeypat
             model(255 * torch.rand(2, 3, 32, 32))
     assert len(said) == warned
     assert all(re.match(r"\d+% of the pixels of pixel_values lie outside", str(warning.message)) for warning in said)
+
+
+@pytest.mark.parametrize("value", [0.0, 1.0])
+def test_black_and_white_are_within_the_range_of_their_normalisation(value, monkeypatch):
+    # Somewhere each of them is beyond it by a rounding.
+    for hundredths in range(10, 60, 3):
+        mean, std = 0.456, hundredths / 100
+        value_range = value_range_from_normalization([mean], [std])
+        pixels = torch.full((2, 6, 6), value).sub(mean).div(std)
+        pixels[0] = 0  # else all lie within one grey level
+        monkeypatch.setattr("modeling_glcm_mae.glcm_support._ranges_seen", set())
+        with warnings.catch_warnings():
+            warnings.simplefilter("error")
+            cooccurrence_matrix(pixels, levels=8, value_range=value_range, offsets=[[0, 1]])
+
+
+def test_the_range_is_not_looked_at_where_there_are_no_values(monkeypatch):
+    monkeypatch.setattr("modeling_glcm_mae.glcm_support._ranges_seen", set())
+    with FakeTensorMode():
+        images = torch.rand(2, 6, 6)
+        assert cooccurrence_matrix(images, levels=8, value_range=(5, 6), offsets=[[0, 1]]).shape == (2, 1, 8, 8)
+    empty = torch.rand(0, 6, 6)
+    assert cooccurrence_matrix(empty, levels=8, value_range=(5, 6), offsets=[[0, 1]]).shape == (0, 1, 8, 8)
+    with pytest.warns(UserWarning, match="lie outside"):  # it was not taken for looked at
+        cooccurrence_matrix(torch.rand(2, 6, 6), levels=8, value_range=(5, 6), offsets=[[0, 1]])
+
+
+@pytest.mark.parametrize("number", [Decimal, np.array, np.float32, torch.tensor])
+def test_a_range_may_be_of_any_numbers(number):
+    images = torch.rand(2, 6, 6)
+    wanted = GLCMLoss(**LOSS)(images, images.flip(1))
+    assert GLCMLoss(**LOSS | {"value_range": (number(0.0), number(1.0))})(images, images.flip(1)) == wanted
 
 
 @pytest.mark.parametrize("backend", ["dense", "sparse", "auto"])

@@ -38,7 +38,7 @@ def machine(device: torch.device | str) -> dict[str, Any]:
         "cpus": os.cpu_count(),
         "architecture": platform.machine(),
         "python": platform.python_version(),
-        "torch": torch.__version__,
+        "torch": str(torch.__version__),
         "transformers": transformers.__version__,
         "numba": importlib.metadata.version("numba") if importlib.util.find_spec("numba") else None,
     }

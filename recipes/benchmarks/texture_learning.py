@@ -213,30 +213,34 @@ def write_union(parts: Divided, folder: Path) -> str:
     return str(folder)
 
 
-def file_of_model(settings: dict[str, Any], options: argparse.Namespace) -> Path | None:
-    """Where the weights of a run are kept: named after all that decides them, and what is held out."""
-    if options.models is None:
-        return None
-    deciding = {name: value for name, value in _given(settings).items() if name != "labels"}
+def file_of_model(settings: dict[str, Any], extra: list[str], parts: Divided, options: argparse.Namespace) -> Path:
+    """Where the weights of a run are kept: named after all that decides them, by the same command on any machine."""
+    deciding = settings | {
+        "extra": extra,
+        "corpora": {name: sorted(train["sha256"][:]) for name, (train, _) in parts.items()},
+        # Not whether the machine computes in bfloat16; an option that says so is among the extra ones.
+        "training": {name: value for name, value in settings["training"].items() if name != "bf16"},
+        "labels": None,
+    }
     digest = hashlib.sha256(json.dumps(deciding, sort_keys=True).encode()).hexdigest()
     return options.models / f"{settings['pretraining'].split()[0]}_{settings['training']['seed']}_{digest[:16]}.pt"
 
 
-def train(run: Pretraining, kept: Path | None) -> float:
-    """Train, or take the weights that are kept. Returns the minutes that the training took."""
+def train(run: Pretraining, kept: Path | None) -> tuple[float, dict[str, Any]]:
+    """Train, or take the weights that are kept. Returns the minutes that the training took, and the machine."""
     model = run.trainer.accelerator.unwrap_model(run.trainer.model)
     if kept is not None and kept.exists():
         trained = torch.load(kept, map_location="cpu", weights_only=True)
         model.load_state_dict(trained["weights"])
-        return trained["minutes"]
+        return trained["minutes"], trained["machine"]
     started = time.monotonic()
     run.trainer.train()
-    minutes = (time.monotonic() - started) / 60
+    minutes, trained_on = (time.monotonic() - started) / 60, machine(run.args.device)
     if kept is not None:
         kept.parent.mkdir(parents=True, exist_ok=True)
         with replaced_file(kept) as new:
-            torch.save({"minutes": minutes, "weights": model.state_dict()}, new)
-    return minutes
+            torch.save({"minutes": minutes, "machine": trained_on, "weights": model.state_dict()}, new)
+    return minutes, trained_on
 
 
 def measure(
@@ -245,12 +249,13 @@ def measure(
     """Train one run, then probe its encoder and judge its reconstructions.
 
     Returns:
-        `minutes` of training, and `corpora`: name -> `probe`, number of labels -> what is read -> accuracy, mean and
-        standard deviation over draws of the labelled images; with all labels, `right`: what is read -> a 0 or 1 for
-        each test image, and the numbers of their `groups`; for encoders also `glcm_l1`, `mse`, the same of two
-        predictors that learned nothing (`_patch_mean`, `_dataset_mean`), and `gradient_energy_ratio`.
+        `minutes` of training, the machine that it was `trained_on`, and `corpora`: name -> `probe`, number of labels ->
+        what is read -> accuracy, mean and standard deviation over draws of the labelled images; with all labels,
+        `right`: what is read -> a 0 or 1 for each test image, and the numbers of their `groups`; for encoders also
+        `glcm_l1`, `mse`, the same of two predictors that learned nothing (`_patch_mean`, `_dataset_mean`), and
+        `gradient_energy_ratio`.
     """
-    minutes = 0 if row in (UNTRAINED, CLASSICAL) else train(run, kept)
+    minutes, trained_on = (0, None) if row in (UNTRAINED, CLASSICAL) else train(run, kept)
     model = run.trainer.accelerator.unwrap_model(run.trainer.model)
     encoder = stock_encoder(model).to(run.args.device)
     settings = {
@@ -277,7 +282,7 @@ def measure(
             },
             "gradient_energy_ratio": _gradient_energy_ratio(model, test, run.args),
         }
-    return {"minutes": minutes, "corpora": found}
+    return {"minutes": minutes, "trained_on": trained_on, "corpora": found}
 
 
 def _probes(
@@ -372,10 +377,10 @@ def run_all(options: argparse.Namespace, extra: list[str], scratch: Path) -> lis
         bar.set_description(f"{row}, seed {seed}")
         record = next((record for record in stored if _given(record["settings"]) == _given(wanted)), None)
         if record is None:
-            kept = file_of_model(wanted, options)
+            parts = divided[seed]
+            kept = file_of_model(wanted, extra, parts, options) if options.models else None
             if options.train_only and (row in (UNTRAINED, CLASSICAL) or kept.exists()):
                 continue
-            parts = divided[seed]
             if parts and written != seed:
                 write_union(parts, scratch)
                 written = seed

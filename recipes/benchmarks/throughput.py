@@ -8,8 +8,8 @@ are the first --num_images of the corpus.
 - loader: images per second of the data loader alone (read, decode, transform, collate), with so many worker processes;
   with `cached`, after a first pass with `--cache_images true`. Median of the rounds, a round being a pass.
 - step: images per second of a training step (forward, backward, AdamW) on one batch in memory, with the objective of
-  each preset, in turns. On CUDA also the peak of allocated memory. With `--bf16 true` or `--torch_compile true` also a
-  row without it.
+  each preset on the same model, in turns. On CUDA also the peak of allocated memory. With --beside_plain also in
+  float32, and compiled also without it: rows for `--bf16 true`, `--torch_compile true`, both and neither.
 - with --profile, what a step of each preset spends its time on, by PyTorch's profiler: `loss_and_gradient` is the
   co-occurrence term, forward and gradient in one (on CUDA its kernel, `_loss_kernel`).
 """
@@ -67,10 +67,13 @@ def step_rates(
 ) -> dict[str, dict[str, Any]]:
     """Images per second of each preset, round by round, and the peak of memory on CUDA; plainly, and as asked for."""
     device = batch["noise"].device
+    kinds = [(bf16, compiled)]
+    if options.beside_plain:
+        kinds = list(dict.fromkeys([(False, False), (bf16, False), (False, compiled), (bf16, compiled)]))
     steps = {}
-    for half, whole in dict.fromkeys([(False, False), (bf16, False), (False, compiled), (bf16, compiled)]):
+    for half, whole in kinds:
         made = training_steps(config, options.presets, batch, bf16=half, compiled=whole)
-        kind = ", bf16" * half + ", compiled" * whole
+        kind = (", bf16" * half + ", compiled" * whole) if options.beside_plain else ""
         steps |= {preset + kind: step for preset, step in made.items()}
     results = {}
     for preset, step in steps.items():
@@ -108,6 +111,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument("--num_images", type=int, default=512)
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--steps", type=int, default=3, help="steps of each preset before the clock runs")
+    parser.add_argument("--beside_plain", action="store_true", help="also without --bf16 and --torch_compile")
     parser.add_argument("--profile", action="store_true", help="also print what a step of each preset is spent on")
     parser.add_argument("--threads", type=int, help="CPU threads of PyTorch")
     parser.add_argument("--json", type=Path, help="results, settings and machine")
@@ -155,6 +159,8 @@ def main(argv: Sequence[str] | None = None) -> None:
             "corpus": Path(data_args.corpus).name,
             "model": config.to_dict(),
             "batch_size": batch_size,
+            "bf16": args.bf16,
+            "torch_compile": args.torch_compile,
             "num_images": len(images),
         }
         report = {"settings": settings, "machine": machine(args.device), "loader": loader, "step": steps}

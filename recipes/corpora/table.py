@@ -158,9 +158,8 @@ def _of_that_name(name: str, root: Path, column: str) -> str:
 
     The extension may be missing too.
     """
-    bare = os.path.basename(name)
-    whole = "stem" if "." not in bare else "name"
-    found = [path.relative_to(root) for path in list_pictures(root) if getattr(path, whole) == bare]
+    bare = name.replace("\\", "/").rsplit("/", 1)[-1]
+    found = [path.relative_to(root) for path in list_pictures(root) if bare in (path.name, path.stem)]
     if not found:
         return ""
     more = f" (and {len(found) - 1} more)" if len(found) > 1 else ""

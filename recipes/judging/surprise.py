@@ -36,7 +36,7 @@ def draw_surprise(
     figure = Figure(figsize=(8, 7.6), layout="constrained")
     (plain, overlay), below = figure.subplots(2, 2)
     draw_overlay(plain, image)
-    figure.suptitle(in_lines(title, 90), fontsize=10)
+    figure.suptitle(in_lines(title, 76), fontsize=10)
     plain.set_title("image, as the model sees it")
     plain.add_patch(frame_of(found, most))
     shades = draw_overlay(overlay, image, heat)

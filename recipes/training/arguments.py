@@ -5,6 +5,7 @@ import os
 from dataclasses import dataclass
 
 import torch
+from accelerate.utils import parse_flag_from_env
 from transformers import TrainingArguments
 from transformers.trainer_utils import IntervalStrategy, SaveStrategy
 
@@ -18,11 +19,18 @@ OPTIMIZERS = ("adamw_torch_fused", "adamw_torch")  # AdamW over the groups of pa
 
 
 def _bf16(args: TrainingArguments) -> bool:
-    """What was asked for, else whether nobody chose a precision and there is a GPU that computes in bfloat16."""
+    """What was asked for, else whether nobody chose a precision and there is a GPU that computes in bfloat16.
+
+    Raises:
+        UsageError: false was asked for, and the launcher says bf16.
+    """
+    launched = os.environ.get("ACCELERATE_MIXED_PRECISION", "no")
+    if args.bf16 is False and launched == "bf16":
+        raise UsageError("bf16 false, where the launcher says mixed_precision bf16: give it --mixed_precision no")
     if args.bf16 is not None:
         return args.bf16
-    # A launcher without a choice of its own says "no".
-    if args.fp16 or args.use_cpu or os.environ.get("ACCELERATE_MIXED_PRECISION", "no") != "no":
+    # A launcher says "no" also where nobody was asked.
+    if args.fp16 or args.use_cpu or parse_flag_from_env("ACCELERATE_USE_CPU") or launched != "no":
         return False
     return torch.cuda.is_available() and torch.cuda.is_bf16_supported(including_emulation=False)
 

@@ -194,6 +194,7 @@ def _run(recipe: str, folder: Path, options: list[str], environment: dict[str, s
     folder.mkdir(parents=True, exist_ok=True)
     going_on = ["--resume_from_checkpoint", "last"] if whole_checkpoints(folder) else ["--overwrite_output_dir", "true"]
     command = [sys.executable, str(RECIPES / f"{recipe}.py"), *options, "--output_dir", str(folder), *going_on]
+    command += _precision_of_others(recipe, folder.parent.parent, options)
     command += ["--push_to_hub", "false"]  # every fold would take the place of the one before
     log = folder / "log.txt"
     logger.info("fold %s: %s, see %s", fold, step, log)
@@ -214,6 +215,17 @@ def _run(recipe: str, folder: Path, options: list[str], environment: dict[str, s
         last = [line for line in log.read_text(errors="replace").splitlines() if line.strip()][-1]
         raise UsageError(f"{recipe}.py failed in {folder} (its log is {log}): {last.removeprefix('error: ')}")
     progress.tell(f"fold {fold} {step}", 1.0)
+
+
+def _precision_of_others(recipe: str, output: Path, options: list[str]) -> list[str]:
+    """That of the trainings which began before, maybe on another machine, unless an option says it."""
+    if any(text.startswith(("--bf16", "--fp16")) for text in options):
+        return []
+    for file in sorted(output.glob(f"fold_*/{recipe}/config.yaml")):
+        found = (yaml.safe_load(file.read_text()).get("derived") or {}).get("mixed_precision")
+        if found in ("no", "bf16", "fp16"):
+            return ["--bf16=false"] if found == "no" else [f"--{found}=true"]
+    return []
 
 
 @contextmanager

@@ -165,7 +165,7 @@ def _draw(
     figure = Figure(figsize=(12, 4.4), layout="constrained")
     plain, overlay, bars = figure.subplots(1, 3)
     draw_overlay(plain, image)
-    figure.suptitle(in_lines(title, 150), fontsize=9)
+    figure.suptitle(in_lines(title, 120), fontsize=9)
     plain.set_title("image, as the model sees it", fontsize=9)
     occlusion = method == "occlusion"
     shades = draw_overlay(overlay, image, heat, limit[1] if occlusion else None)

@@ -26,8 +26,8 @@ SCHEDULE = (
 EVALUATION = ("eval_strategy", "per_device_eval_batch_size", "save_strategy", "save_total_limit")
 MACHINE = ("bf16", "dataloader_num_workers", "remove_unused_columns")
 BF16 = (
-    "Train in bfloat16 where that is safe, about half the memory. Left out: as the launcher says, else on a GPU that "
-    "computes in it, which is several times faster there; not on a CPU, where it may be slower."
+    "Train in bfloat16 where that is safe, for speed and memory. Left out: if the launcher says bf16, or on a GPU that "
+    "computes in it, unless it says fp16; not on a CPU, where it may be slower."
 )
 # Fields that decide the shapes of the weights.
 SIZES = (

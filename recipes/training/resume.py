@@ -169,7 +169,8 @@ def refuse_another_training(
             else:
                 changed = name not in allowed and old != new
             if changed:
-                chosen = " (by --bf16 true or false, or the launcher)" if name == "mixed_precision" else ""
+                option = {"no": "--bf16 false", "bf16": "--bf16 true", "fp16": "--fp16 true"}
+                chosen = f" ({option[old]}, or the launcher)" if name == "mixed_precision" and old in option else ""
                 raise UsageError(
                     f"resume_from_checkpoint: {name} must stay {old} as in the first part of the run, got {new}{chosen}"
                     ". To train on with other settings or images, start a new run from --model_name_or_path "
