@@ -448,6 +448,29 @@ def test_what_is_kept_of_a_run_gives_its_figures(tmp_path, few_resamples):  # no
     assert three["pooled"] == one["pooled"]
 
 
+@pytest.mark.parametrize("row", ["classical", "texture"])
+def test_a_row_that_is_repeated_alone_has_its_table(row, tmp_path, few_resamples, capsys):  # noqa: F811
+    finetuned = load("finetuned")
+    table = predicted(0, 1.0)
+    found = {"busi": {row: {"0": kept(finetuned, tmp_path / row, table)}}}
+    finetuned.main(["--tables", str(write(tmp_path / "one.json", json.dumps(found).encode()))])
+    accuracy = f"{(table['prediction'] == table['label']).mean():.3f}"
+    lines = capsys.readouterr().out.splitlines()
+    assert len(lines) == 3 and lines[0].startswith("| BUSI |") and lines[2].startswith(f"| `{row}` | 1 | {accuracy} (")
+
+
+def test_a_row_that_is_in_the_file_is_named_and_nothing_is_run_unasked(tmp_path, few_resamples, capsys):  # noqa: F811
+    finetuned = load("finetuned")
+    run = kept(finetuned, tmp_path / "run", predicted(0, 1.0))
+    file = write(tmp_path / "one.json", json.dumps({"busi": {"mse": {"0": run}}}).encode())
+    finetuned.main(["--corpora", "busi", "--rows", "mse", "--json", str(file)])
+    said = f"busi, mse, seed 0: is in {file} already, of commit {run['commit'][:12]}: not run"
+    assert capsys.readouterr().out.splitlines()[0] == said
+    with pytest.raises(SystemExit):
+        finetuned.main(["--corpora", "busi", "--json", str(file)])
+    assert "error: give --corpora and --rows to run, or --tables FILE to show" in capsys.readouterr().err
+
+
 def test_the_tables_hold_every_finished_row_and_its_difference(tmp_path, few_resamples):  # noqa: F811
     finetuned = load("finetuned")
     skills = {"classical": 1.5, "mse": 1.0, "texture": 1.2}

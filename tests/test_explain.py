@@ -111,6 +111,11 @@ def test_the_script_draws_an_overlay_an_image(model, tmp_path, caplog):
     assert caplog.messages.count("2 of 4 images, evenly spread (--max_images)") == 2
     with pytest.raises(SystemExit, match="target must be one of a, b"):
         explain.main([*given, "--target", "c"])
+    with pytest.raises(SystemExit, match="is a classifier .*: method surprise takes the encoder that pretrain.py exp"):
+        explain.main([*given, "--method", "surprise"])
+    model.base_model.save_pretrained(tmp_path / "model")
+    with pytest.raises(SystemExit, match="is a ViTModel; method occlusion takes a classifier .* there is method surp"):
+        explain.main([*given, "--method", "occlusion"])
 
 
 @pytest.fixture(scope="module")

@@ -1,7 +1,7 @@
 """Does pretraining for texture pay? Fine-tuned classifiers of real corpora, beside the baselines, as tables.
 
-    python recipes/benchmarks/finetuned.py --data_dir data --output_dir runs/finetuned \
-        --json recipes/benchmarks/results/finetuned.json
+    python recipes/benchmarks/finetuned.py --data_dir data --output_dir runs/finetuned --json runs/finetuned.json \
+        --corpora busi --rows classical mse texture
     python recipes/benchmarks/finetuned.py --tables recipes/benchmarks/results/finetuned.json
 
 `data_dir` holds the corpora as prepare_corpus.py makes them: busi, covid_ct, pneumonia. Rows: `classical` (a logistic
@@ -174,26 +174,30 @@ def table_of(runs: Sequence[dict[str, Any]]) -> pd.DataFrame:
 
 
 def tables(found: dict[str, Any], baseline: str = BASELINE) -> str:
-    """Markdown: for each corpus the figures of every row, and the paired differences to one of them."""
+    """Markdown: for each corpus the figures of every row, and the paired differences to one of them, if it is there."""
     text = []
     for corpus, facts in CORPORA.items():
-        seeds = sorted(found.get(corpus, {}).get(BASELINE if baseline == CLASSICAL else baseline, {}))
+        whole_rows = {row: runs for row, runs in found.get(corpus, {}).items() if row in ROWS}
+        # The seeds of the baseline, for nothing in the classical row is random; without it of any other.
+        by_seeds = [row for row in (baseline, BASELINE, *whole_rows) if row in whole_rows]
+        by_seeds = sorted(by_seeds, key=lambda row: row == CLASSICAL)
+        seeds = sorted(whole_rows[by_seeds[0]]) if by_seeds else []
         rows = {
             row: [runs[seed] for seed in (seeds if row != CLASSICAL else sorted(runs)[:1])]
-            for row, runs in found.get(corpus, {}).items()
-            if row == CLASSICAL
-            or (row in ROWS and sorted(runs) == seeds)  # with other seeds it is not finished, and cannot be paired
+            for row, runs in whole_rows.items()
+            if row == CLASSICAL or sorted(runs) == seeds  # with other seeds it is not finished, and cannot be paired
         }
-        if len(rows) < 2 or baseline not in rows:
+        if not rows:
             continue
         images = {run["file_names_sha256"] for runs in rows.values() for run in runs}
         if len(images) > 1:
             sys.exit(f"error: the rows of {corpus} are not of the same images: prepare it once for all")
         # Nothing in the classical row is random: it is the same for every seed.
         whole = {row: table_of(runs * (len(seeds) if row == CLASSICAL else 1)) for row, runs in rows.items()}
-        compared = compare_all(whole, baseline, facts["positive"])
+        of_all = baseline if baseline in whole else next(iter(whole))
+        compared = compare_all(whole, of_all, facts["positive"])
         names = {
-            title: next((n for n in given if n in compared["runs"][baseline]["figures"]), None)
+            title: next((n for n in given if n in compared["runs"][of_all]["figures"]), None)
             for title, given in COLUMNS.items()
         }
         names = {title: name for title, name in names.items() if name}
@@ -207,14 +211,15 @@ def tables(found: dict[str, Any], baseline: str = BASELINE) -> str:
                 for name in names.values()
             ]
             lines.append([f"`{row}`", str(len(rows[row])), *shown, f"{minutes:.0f}" if minutes else ""])
-            if row != baseline:
+            if row != baseline and baseline in whole:
                 differences = compared["against_baseline"][row]["differences"]
                 points = [
                     tuple(100 * differences[names[title]][key] for key in ("value", "low", "high"))
                     for title in COMPARED
                 ]
                 less.append([f"`{row}`", *(f"{value:+.1f} ({low:+.1f} to {high:+.1f})" for value, low, high in points)])
-        text += [markdown_table(lines), markdown_table(less), *_learning_curve(found[corpus], seeds, facts)]
+        differing = [markdown_table(less)] if len(less) > 1 else []
+        text += [markdown_table(lines), *differing, *_learning_curve(found[corpus], seeds, facts)]
     return "\n\n".join(text)
 
 
@@ -245,7 +250,9 @@ def run_one(
 ) -> None:
     """Run one row, if it is not in `found` yet, and keep it there and in the JSON file."""
     key = key_of(row, labelled)
-    if str(seed) in found.get(corpus, {}).get(key, {}):
+    known = found.get(corpus, {}).get(key, {}).get(str(seed))
+    if known is not None:
+        print(f"{corpus}, {key}, seed {seed}: is in {options.json} already, of commit {known['commit'][:12]}: not run")
         return
     words = command(corpus, row, seed, options, labelled)
     print(f"{corpus}, {key}, seed {seed}", flush=True)
@@ -267,9 +274,11 @@ def main(argv: Sequence[str] | None = None) -> None:
     )
     parser.add_argument("--data_dir", default="data", help="holds the prepared corpora")
     parser.add_argument("--output_dir", default="runs/finetuned", help="receives the runs")
-    parser.add_argument("--json", type=Path, default=Path("finetuned.json"), help="results so far; read first")
-    parser.add_argument("--corpora", nargs="+", choices=CORPORA, default=list(CORPORA))
-    parser.add_argument("--rows", nargs="+", choices=ROWS, default=list(ROWS))
+    parser.add_argument(
+        "--json", type=Path, default=Path("runs/finetuned.json"), help="results; what is in it is not run again"
+    )
+    parser.add_argument("--corpora", nargs="+", choices=CORPORA, help="each of them takes hours; or --tables")
+    parser.add_argument("--rows", nargs="+", choices=ROWS, help="to be run, or --tables")
     parser.add_argument("--seeds", nargs="+", type=int, help="those of the corpus if left out")
     parser.add_argument("--labelled_groups", nargs="+", type=int, default=[None], help="the learning curve, instead")
     parser.add_argument("--pretrain_options", nargs="+", default=[], help="more options of pretrain.py, as NAME=VALUE")
@@ -279,6 +288,8 @@ def main(argv: Sequence[str] | None = None) -> None:
     if options.tables:
         print(tables(json.loads(options.tables.read_text()), options.baseline))
         return
+    if not options.corpora or not options.rows:
+        parser.error("give --corpora and --rows to run, or --tables FILE to show")
     found = json.loads(options.json.read_text()) if options.json.exists() else {}
     for corpus in options.corpora:
         for row in options.rows:

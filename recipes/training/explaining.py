@@ -35,7 +35,10 @@ def _classifier(args: ExplainArguments) -> PreTrainedModel:
     known = {classifier.__name__: classifier for classifier in CLASSIFIERS.values()}
     name = (config.architectures or ["unknown"])[0]
     if name not in known:
-        raise UsageError(f"{args.model_name_or_path!r} is a {name}; allowed are {', '.join(known)}")
+        raise UsageError(
+            f"model_name_or_path {args.model_name_or_path!r} is a {name}; method {args.method} takes a classifier "
+            f"({', '.join(known)}), as finetune.py exports it; of an encoder of pretrain.py there is method surprise"
+        )
     model, report = known[name].from_pretrained(
         args.model_name_or_path,
         attn_implementation="eager",  # no other implementation returns attention
@@ -51,6 +54,13 @@ def _classifier(args: ExplainArguments) -> PreTrainedModel:
 
 
 def _autoencoder(args: ExplainArguments) -> GLCMMAEForPreTraining:
+    config = AutoConfig.from_pretrained(args.model_name_or_path, revision=args.model_revision)
+    architecture = (config.architectures or ["unknown"])[0]
+    if architecture in {classifier.__name__ for classifier in CLASSIFIERS.values()}:
+        raise UsageError(
+            f"model_name_or_path {args.model_name_or_path!r} is a classifier ({architecture}): method surprise takes "
+            "the encoder that pretrain.py exported"
+        )
     where = {"revision": args.model_revision, "subfolder": "pretraining"}
     model = GLCMMAEForPreTraining.from_pretrained(args.model_name_or_path, **where)
     if not model.config.glcm_head_weight:
