@@ -11,7 +11,7 @@ from huggingface_hub import hf_hub_download
 from huggingface_hub.errors import EntryNotFoundError
 from matplotlib.figure import Figure
 from tqdm.auto import tqdm
-from transformers import AutoConfig, AutoImageProcessor, PreTrainedModel
+from transformers import AutoConfig, AutoImageProcessor, PreTrainedConfig, PreTrainedModel
 
 from commandline import UsageError
 from images.check import verify_by_processor
@@ -54,8 +54,8 @@ def _classifier(args: ExplainArguments) -> PreTrainedModel:
 
 
 def _autoencoder(args: ExplainArguments) -> GLCMMAEForPreTraining:
-    config = AutoConfig.from_pretrained(args.model_name_or_path, revision=args.model_revision)
-    architecture = (config.architectures or ["unknown"])[0]
+    config, _ = PreTrainedConfig.get_config_dict(args.model_name_or_path, revision=args.model_revision)
+    architecture = (config.get("architectures") or ["unknown"])[0]
     if architecture in {classifier.__name__ for classifier in CLASSIFIERS.values()}:
         raise UsageError(
             f"model_name_or_path {args.model_name_or_path!r} is a classifier ({architecture}): method surprise takes "
