@@ -9,9 +9,12 @@ import importlib.util
 import json
 import logging
 import os
+import signal
 import sys
+import time
 from argparse import Action, ArgumentDefaultsHelpFormatter, ArgumentParser, RawDescriptionHelpFormatter
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
+from contextlib import contextmanager, suppress
 from dataclasses import field
 from pathlib import Path
 from typing import Any, NoReturn
@@ -236,6 +239,29 @@ def run_main(
         work()
     except mistakes as error:
         sys.exit(f"error: {error}")
+
+
+@contextmanager
+def ending_children() -> Iterator[None]:
+    """Where this process is told to end (SIGTERM, of `kill`, a scheduler or a container), so are those it started.
+
+    It waits for them: their locks are free once it has ended.
+    """
+    import psutil  # here: not for those who only read options
+
+    def end(number: int, frame: object) -> NoReturn:
+        for child in psutil.Process().children():
+            with suppress(psutil.NoSuchProcess):
+                child.terminate()
+                while child.is_running() and child.status() != psutil.STATUS_ZOMBIE:
+                    time.sleep(0.1)  # not `wait`: the exit code is for who started it
+        sys.exit(128 + number)
+
+    before = signal.signal(signal.SIGTERM, end)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)
 
 
 def option(default: Any, help: str, left_out: Any = None) -> Any:

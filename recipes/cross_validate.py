@@ -24,7 +24,7 @@ import itertools
 import sys
 from collections.abc import Sequence
 
-from commandline import run_main
+from commandline import ending_children, run_main
 from hub.contents import PublishArguments, publication_of
 from hub.publication import Publication
 from hub.repository import open_repository, publish
@@ -39,7 +39,8 @@ def run_folds(args: CrossValidationArguments) -> None:
     output = check_output(args.output_dir)
     if args.push_to_hub:  # known before hours of training
         open_repository(Publication(output, args.hub_model_id, private=args.hub_private_repo))
-    output = cross_validate(args)
+    with ending_children():
+        output = cross_validate(args)
     print((output / "summary.md").read_text())
     print(f"curves {output / 'curves.png'}", flush=True)
     if args.push_to_hub:

@@ -18,7 +18,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-from commandline import run_main
+from commandline import ending_children, run_main
 from hub.contents import PublishArguments, publication_of
 from hub.publication import Publication
 from hub.repository import check_owner, look_at_repository, open_repository, publish, set_variable
@@ -35,7 +35,8 @@ def step(script: str, options: Sequence[str], environment: dict[str, str] | None
     """Run another recipe, whose messages are those of this one."""
     logger.info("%s.py %s", script, shlex.join(options))
     command = [sys.executable, str(RECIPES / f"{script}.py"), *options]
-    code = subprocess.run(command, env={**os.environ, **(environment or {})}).returncode
+    with ending_children():
+        code = subprocess.run(command, env={**os.environ, **(environment or {})}).returncode
     if code:
         sys.exit(code if code > 0 else f"error: {script}.py was ended by signal {-code}")
 

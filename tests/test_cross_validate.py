@@ -5,12 +5,15 @@ import json
 import os
 import re
 import shutil
+import signal
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import numpy as np
 import pandas as pd
+import psutil
 import pytest
 import torch
 import yaml
@@ -416,6 +419,26 @@ def test_a_fold_that_still_runs_is_not_started_twice(corpus, tmp_path, pretended
             running.stdout.readline()
             with pytest.raises(SystemExit, match="finetune.py is still running in .*fold_0"):
                 cross_validate.main(["--corpus", str(corpus), "--output_dir", str(tmp_path)])
+        finally:
+            running.kill()
+
+
+def test_what_a_recipe_started_ends_with_it(tmp_path):
+    pid, home = tmp_path / "pid", "import subprocess, sys; from commandline import ending_children\n"
+    sleeper = f"import os, time; open({str(pid)!r}, 'w').write(f'{{os.getpid()}}.'); time.sleep(600)"
+    # as release.py starts cross_validate.py, which starts fine-tunings in threads
+    folds = f"from concurrent.futures import ThreadPoolExecutor\nchild = [sys.executable, '-c', {sleeper!r}]\n"
+    folds += "with ending_children(), ThreadPoolExecutor(1) as pool:\n    pool.submit(subprocess.run, child).result()"
+    whole = f"with ending_children():\n    subprocess.run([sys.executable, '-c', {home + folds!r}])"
+    with subprocess.Popen([sys.executable, "-c", home + whole], env={**os.environ, "PYTHONPATH": RECIPES}) as running:
+        try:
+            while not (pid.exists() and pid.read_text().endswith(".")):
+                assert running.poll() is None
+                time.sleep(0.05)
+            started = psutil.Process(int(pid.read_text()[:-1]))
+            running.terminate()
+            assert running.wait(60) == 128 + signal.SIGTERM
+            assert not started.is_running()
         finally:
             running.kill()
 

@@ -18,6 +18,7 @@ from images.chosen import spread
 from images.splits import load_prepared
 from images.transform import ImageTransform
 from judging.overlay import attention_rollout, occlusion_map
+from output_folder import WRITTEN_LIST
 from prepare_corpus import prepare
 from training import explaining
 from training.models import with_mean_pooling
@@ -109,6 +110,11 @@ def test_the_script_draws_an_overlay_an_image(model, tmp_path, caplog):
         assert [path.name for path in pictures] == ["0000_0.png", "0001_2.png"]
         assert np.asarray(Image.open(pictures[0])).std() > 0
     assert caplog.messages.count("2 of 4 images, evenly spread (--max_images)") == 2
+    write(tmp_path / "rollout" / "mine.txt", b"")
+    explain.main([*given, "--method", "rollout", "--max_images", "1"])
+    assert {path.name for path in (tmp_path / "rollout").iterdir()} == {"0000_0.png", "mine.txt", WRITTEN_LIST}
+    with pytest.raises(SystemExit, match="images holds files that are not of this recipe: give a new folder"):
+        explain.main([*given, "--output_dir", str(tmp_path / "images")])
     with pytest.raises(SystemExit, match="target must be one of a, b"):
         explain.main([*given, "--target", "c"])
     with pytest.raises(SystemExit, match="is a classifier .*: method surprise takes the encoder that pretrain.py exp"):
@@ -188,8 +194,8 @@ def test_images_of_another_depth_than_the_models_need_a_white_level(model, tmp_p
     values = grey()
     write(tmp_path / "8" / "a.png", encode(values))
     write(tmp_path / "16" / "a.png", encode(values.astype(np.uint16) * 257))  # the same picture
-    shown = {}
-    monkeypatch.setattr(explaining, "_draw", lambda *given: shown.update({given[0].parent.name: given[2]}))
+    shown = []
+    monkeypatch.setattr(explaining, "_draw", lambda *given: shown.append(given[2]))
 
     def run(depth, *more):
         given = [("model_name_or_path", "model"), ("corpus", depth), ("output_dir", f"out_{depth}")]
@@ -202,7 +208,7 @@ def test_images_of_another_depth_than_the_models_need_a_white_level(model, tmp_p
         run(other, "--white_level=17")
     run(other, f"--white_level={white[int(other)]}")
     run(str(depth_of_model))
-    np.testing.assert_allclose(shown["out_8"], shown["out_16"], atol=1e-6)
+    np.testing.assert_allclose(*shown, atol=1e-6)
 
 
 @pytest.mark.filterwarnings("error:constrained_layout")

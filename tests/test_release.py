@@ -1,5 +1,6 @@
 """One command from downloads to a release, against a Hub on this machine: killed, gone on with, and tried dry."""
 
+import contextlib
 import os
 import signal
 import subprocess
@@ -74,8 +75,8 @@ def release(hub, home: Path, given: list[str], token: str | None = "hf_writer") 
     return subprocess.run(given, capture_output=True, text=True, env=environment(hub, home, token), timeout=3000)
 
 
-def killed_when(hub, home: Path, given: list[str], reached: Callable[[], bool]) -> None:
-    """Start it, and end it and all that it started at once, once something has happened."""
+def killed_when(hub, home: Path, given: list[str], reached: Callable[[], bool], told_first: bool = False) -> None:
+    """Start it, and end it and all that it started at once, or tell only itself to end, once something has happened."""
     log = home / "killed.log"
     with log.open("a") as lines:
         given_to = {"stdout": lines, "stderr": lines, "env": environment(hub, home), "start_new_session": True}
@@ -84,8 +85,16 @@ def killed_when(hub, home: Path, given: list[str], reached: Callable[[], bool]) 
                 while not reached():
                     assert started.poll() is None, log.read_text()[-3000:]
                     time.sleep(0.02)
+                if told_first:
+                    started.terminate()
+                    assert started.wait(120) == 128 + signal.SIGTERM
+                    with pytest.raises(ProcessLookupError):  # soon nobody is left of what it started
+                        for _ in range(100):
+                            os.killpg(started.pid, 0)
+                            time.sleep(0.1)
             finally:
-                os.killpg(started.pid, signal.SIGKILL)
+                with contextlib.suppress(ProcessLookupError):
+                    os.killpg(started.pid, signal.SIGKILL)
 
 
 def sent(hub) -> dict[tuple[str, str], tuple[int, dict[str, str]]]:
@@ -111,7 +120,7 @@ def test_killed_twice_and_started_again_each_thing_is_published_once(
     output = tmp_path / "run"
     given = command(downloads, output)
     # Amid the first pretraining; and where the first encoder has its commit, and is being loaded back, without a tag.
-    killed_when(hub, tmp_path, given, (output / "busi" / "fold_0" / "pretrain" / "log.txt").exists)
+    killed_when(hub, tmp_path, given, (output / "busi" / "fold_0" / "pretrain" / "log.txt").exists, told_first=True)
     assert hub.repos.keys() == PUBLISHED and {commits for commits, _ in sent(hub).values()} == {1}
     encoder = hub.repo("org/glcm-mae-busi")
     killed_when(hub, tmp_path, given, lambda: len(encoder.line(encoder.at("main"))) == 2)

@@ -21,7 +21,7 @@ from images.transform import transform_of_processor
 from judging.overlay import attention_rollout, draw_overlay, in_lines, occlusion_map
 from judging.surprise import draw_surprise
 from modeling_glcm_mae import GLCMMAEForPreTraining, texture_surprise
-from output_folder import check_output
+from output_folder import WRITTEN_LIST, check_output, replaced_folder
 from training.feeding import ImagesAsEvaluated, PretrainDataset
 from training.models import CLASSIFIERS
 
@@ -74,6 +74,8 @@ def _autoencoder(args: ExplainArguments) -> GLCMMAEForPreTraining:
 def explain(args: ExplainArguments) -> list[Path]:
     """Draw the overlays; returns their files."""
     output = check_output(args.output_dir)
+    if output.is_dir() and any(output.iterdir()) and not (output / WRITTEN_LIST).is_file():
+        raise UsageError(f"output_dir {output} holds files that are not of this recipe: give a new folder")
     try:
         model = (_autoencoder if args.method == "surprise" else _classifier)(args)
         processor = AutoImageProcessor.from_pretrained(args.model_name_or_path, revision=args.model_revision)
@@ -103,7 +105,6 @@ def explain(args: ExplainArguments) -> list[Path]:
     else:
         items = ImagesAsEvaluated(images, transform, white_level=white)
     model.eval()
-    output.mkdir(parents=True, exist_ok=True)
     found = []
     for index in tqdm(range(len(items)), unit=" images"):
         pixel_values = items[index]["pixel_values"]
@@ -111,21 +112,22 @@ def explain(args: ExplainArguments) -> list[Path]:
         found.append(
             texture_surprise(model, pixel_values[None]) if surprising else _explained(args, model, pixel_values)
         )
-    files, limit = [], _limit(args.method, found)
+    names, limit = [], _limit(args.method, found)
     mean, std = (np.array(values)[:, None, None] for values in (transform.image_mean, transform.image_std))
-    for index, one in enumerate(found):
-        row, pixel_values = images[index], items[index]["pixel_values"]
-        shown = (pixel_values.numpy() * std + mean).clip(0, 1).transpose(1, 2, 0)
-        files.append(output / f"{index:04d}_{Path(row['file_name']).stem}.png")
-        title = row["file_name"]
-        if classes and row["label"] is not None and row["label"] >= 0:
-            title += f"\nlabel: {classes[row['label']]}"
-        if args.method == "surprise":
-            with matplotlib.rc_context({"text.parse_math": False}):
-                draw_surprise(one, shown, title, limit).savefig(files[-1], dpi=100)
-        else:
-            _draw(files[-1], title, shown, args.method, limit, list(model.config.id2label.values()), *one)
-    return files
+    with replaced_folder(output) as new:  # those of an earlier call go: they would be taken for pictures of this one
+        for index, one in enumerate(found):
+            row, pixel_values = images[index], items[index]["pixel_values"]
+            shown = (pixel_values.numpy() * std + mean).clip(0, 1).transpose(1, 2, 0)
+            names.append(f"{index:04d}_{Path(row['file_name']).stem}.png")
+            title = row["file_name"]
+            if classes and row["label"] is not None and row["label"] >= 0:
+                title += f"\nlabel: {classes[row['label']]}"
+            if args.method == "surprise":
+                with matplotlib.rc_context({"text.parse_math": False}):
+                    draw_surprise(one, shown, title, limit).savefig(new / names[-1], dpi=100)
+            else:
+                _draw(new / names[-1], title, shown, args.method, limit, list(model.config.id2label.values()), *one)
+    return [output / name for name in names]
 
 
 def _fold_of(args: ExplainArguments) -> str | None:
