@@ -83,6 +83,18 @@ def test_mean_pooling_is_refused_for_images_that_are_not_square():
     with pytest.raises(UsageError, match="pooling mean needs square images, got a model of 32 x 48 pixels"):
         load_classifier(None, ["a", "b"], pooling="mean", sizes=sizes)
     assert load_classifier(None, ["a", "b"], sizes=sizes).config.image_size == (32, 48)
+    unlike = load_classifier(None, ["a", "b"], pooling="usual", sizes=sizes)
+    assert type(unlike) is ViTForImageClassification and unlike.config.image_size == (32, 48)
+
+
+def test_a_new_head_reads_the_mean_and_one_of_a_checkpoint_what_it_read(exported, tmp_path):
+    new = load_classifier(str(exported), ["a", "b"], pooling="usual")
+    nothing = load_classifier(None, ["a", "b"], pooling="usual", sizes=SIZES | {"num_hidden_layers": 1})
+    assert type(new) is type(nothing) is BeitForImageClassification
+    old = ViTForImageClassification(ViTConfig(**SIZES, num_hidden_layers=1, num_labels=2))
+    for name, model in (("mean", new), ("cls", old)):
+        model.save_pretrained(tmp_path / name)
+        assert type(load_classifier(str(tmp_path / name), ["a", "b"], pooling="usual")) is type(model)
 
 
 @torch.no_grad()

@@ -130,7 +130,7 @@ def test_a_mistake_deletes_nothing(finished, corpus, exported, changed, message)
         ({"bf16": "true"}, r"mixed_precision must stay no .* got bf16 \(--bf16 false, or the launcher\)"),
         ({"eval_strategy": "steps", "save_strategy": "steps"}, "eval_strategy must stay epoch .* got steps"),
         ({"lr_scheduler_kwargs": '{"num_cycles": 2}'}, "lr_scheduler_kwargs must stay None"),
-        ({"randaugment": "3"}, "randaugment must stay 9 .* got 3"),
+        ({"randaugment": "3"}, "randaugment must stay 0 .* got 3"),
         ({"resize": "letterbox"}, "transform must stay .*squash.* got .*letterbox"),
         ({"seed": "5"}, "seed must stay 42 .* got 5"),
     ],

@@ -6,10 +6,11 @@ import re
 import numpy as np
 import pandas as pd
 import pytest
-from test_finetune import corpus, exported, run  # noqa: F401  (fixtures)
+from test_finetune import checked, corpus, exported, run  # noqa: F401  (fixtures)
 from test_pretrain import TINY, images, options  # noqa: F401
 
 from judging.verdict import pretraining_verdict
+from training.classifier_options import FEW_UPDATES
 
 
 def figures(mse: float, l1: float, head: float | None = None) -> dict[str, float]:
@@ -65,6 +66,26 @@ def test_a_pretraining_that_learned_nothing_says_so_in_its_log_its_output_and_it
     assert "**It has learned nothing**: no texture is " in (tmp_path / "run" / "export" / "README.md").read_text()
 
 
+@pytest.mark.parametrize("updates", [FEW_UPDATES - 1, FEW_UPDATES])
+def test_with_few_updates_classes_weigh_alike_and_images_are_not_distorted(corpus, exported, tmp_path, caplog, updates):  # noqa: F811
+    caplog.set_level(logging.INFO)
+    given = ("--model_name_or_path", str(exported))
+    made = checked(corpus, tmp_path / "out", *given, max_steps=str(updates))
+    usual = {"randaugment": 0, "random_erasing": 0.0, "class_weights": "balanced"}
+    usual = usual if updates < FEW_UPDATES else {"randaugment": 9, "random_erasing": 0.25, "class_weights": "none"}
+    assert {name: made.resolved["data"][name] for name in usual} == usual
+    said = f"for {updates} updates, left out: " + ", ".join(f"{name} {value}" for name, value in usual.items())
+    assert caplog.messages.count(said) == 1
+    chosen = ("--randaugment", "3", "--random_erasing", "0.5", "--class_weights", "none")
+    made = checked(corpus, tmp_path / "out", *given, *chosen, max_steps=str(updates))
+    assert [made.resolved["data"][name] for name in usual] == [3, 0.5, "none"]
+    epochs = updates / 3  # 48 images, 16 an update
+    made = checked(corpus, tmp_path / "out", *given, num_train_epochs=str(epochs))
+    assert {name: made.resolved["data"][name] for name in usual} == usual
+    made = checked(corpus, tmp_path / "out", *given, "--mode", "linear_probe", max_steps=str(updates))
+    assert made.resolved["data"]["class_weights"] == "none"  # nothing is trained
+
+
 def test_fine_tuning_begins_where_the_linear_probe_of_the_encoder_ends(corpus, exported, tmp_path):  # noqa: F811
     given = {"model_name_or_path": str(exported), "num_train_epochs": "1"}
     probe = run(corpus, tmp_path / "probe", mode="linear_probe", **given)
@@ -80,7 +101,8 @@ def test_a_classifier_that_stays_at_one_answer_is_told_of_once_while_it_lasts(co
     caplog.set_level(logging.WARNING)
     sizes = {"image_size": "32", "patch_size": "8", "hidden_size": "32", "num_hidden_layers": "1"}
     sizes |= {"num_attention_heads": "2", "intermediate_size": "48"}
-    run(corpus, tmp_path / "run", learning_rate="1e-12", num_train_epochs="8", **sizes)
+    strong = {"class_weights": "none", "randaugment": "9", "random_erasing": "0.25", "pooling": "cls"}
+    run(corpus, tmp_path / "run", learning_rate="1e-12", num_train_epochs="8", **sizes, **strong)
     said = [message for message in caplog.messages if "still get the same answer" in message]
     assert len(said) == 1 and said[0].startswith("after 6 of 24 updates")  # not before a quarter of the training
     assert "class_weights balanced; more than 3 updates an epoch" in said[0]

@@ -1,15 +1,19 @@
 """What can be asked of fine-tuning beside the options of transformers' Trainer; see options.py."""
 
+import logging
 from dataclasses import dataclass, field
 from typing import ClassVar
 
 from commandline import UsageError, check_model_name, option
 from training.options import BF16, EVALUATION, MACHINE, RUN, SCHEDULE, TENSORS, ImageArguments
 
+logger = logging.getLogger("finetune")
 FROZEN_MODES = ("linear_probe", "knn")
 MODES = ("finetune", *FROZEN_MODES)
 POOLINGS = ("cls", "mean")  # what the classifier reads: the CLS token, or the mean of the patch tokens
 HEAD_INITS = ("linear_probe", "random")
+FEW_UPDATES = 5000  # of a fine-tuning; with fewer, other settings than MAE's pay (recipes/benchmarks/README.md)
+BY_UPDATES = f"With fewer than {FEW_UPDATES} updates none, if left out."
 
 
 @dataclass
@@ -35,10 +39,11 @@ class ClassifierArguments:
         "finetune: all weights; linear_probe: a logistic regression on the frozen features; knn: votes of the nearest "
         "frozen features (no export). Probes of masked autoencoders score well below their fine-tuning.",
     )
-    pooling: str = option(
-        "cls",
+    pooling: str | None = option(
+        None,
         "What the head reads. cls: the CLS token, by a stock ViTForImageClassification. mean: the mean of the patch "
-        "tokens and a norm, as MAE fine-tunes, by a stock BeitForImageClassification; square images only.",
+        "tokens and a norm, as MAE fine-tunes, by a stock BeitForImageClassification; square images only. Left out: as "
+        "the checkpoint's head does; a new head mean, or cls where images are not square.",
     )
     head_init: str = option(
         "linear_probe",
@@ -63,7 +68,7 @@ class ClassifierArguments:
     def __post_init__(self):
         check_model_name(self.model_name_or_path, self.model_subfolder)
         for name, allowed in (("mode", MODES), ("pooling", POOLINGS), ("head_init", HEAD_INITS)):
-            if getattr(self, name) not in allowed:
+            if getattr(self, name) not in allowed and (name, self.pooling) != ("pooling", None):
                 raise UsageError(f"{name} must be one of {', '.join(allowed)}, got {getattr(self, name)!r}")
         if not 0 <= self.drop_path < 1:
             raise UsageError(f"drop_path must be at least 0 and below 1, got {self.drop_path}")
@@ -116,11 +121,18 @@ class LabelledDataArguments(ImageArguments):
         "Classes that count as positive in the figures that are collapsed to two classes (GBCU: malignant). With two "
         "classes the positive one; the second if left out.",
     )
-    randaugment: int = option(9, "Magnitude of RandAugment, 0 to 30; 0: none.")
-    random_erasing: float = option(0.25, "Probability of erasing a random rectangle.")
+    randaugment: int | None = option(None, f"Magnitude of RandAugment, 0 to 30; 0: none. {BY_UPDATES}", left_out=9)
+    random_erasing: float | None = option(
+        None, f"Probability of erasing a random rectangle. {BY_UPDATES}", left_out=0.25
+    )
     mixup: float = option(0.0, "Parameter of mixup's Beta distribution (0.8 in MAE); 0: none.")
     cutmix: float = option(0.0, "Parameter of CutMix's Beta distribution (1.0 in MAE); 0: none.")
-    class_weights: str = option("none", "none, or balanced: the loss of a class is weighted by 1 / its frequency.")
+    class_weights: str | None = option(
+        None,
+        "none, or balanced: the loss of a class is weighted by 1 / its frequency. With fewer than "
+        f"{FEW_UPDATES} updates balanced, if left out.",
+        left_out="none",
+    )
     labelled_groups: int | None = option(
         None,
         "Train on so many groups (patients) of the training part only, to see what more labels would be worth: drawn "
@@ -134,11 +146,11 @@ class LabelledDataArguments(ImageArguments):
 
     def __post_init__(self):
         super().__post_init__()
-        if self.class_weights not in ("none", "balanced"):
+        if self.class_weights not in (None, "none", "balanced"):
             raise UsageError(f"class_weights must be none or balanced, got {self.class_weights!r}")
-        if not 0 <= self.randaugment <= 30:
+        if self.randaugment is not None and not 0 <= self.randaugment <= 30:
             raise UsageError(f"randaugment must be 0 to 30, got {self.randaugment}")
-        if not 0 <= self.random_erasing <= 1:
+        if self.random_erasing is not None and not 0 <= self.random_erasing <= 1:
             raise UsageError(f"random_erasing must be 0 to 1, got {self.random_erasing}")
         for name in ("mixup", "cutmix"):
             if getattr(self, name) < 0:
@@ -146,6 +158,25 @@ class LabelledDataArguments(ImageArguments):
         for name in ("image_mean", "image_std"):
             if getattr(self, name) is not None and len(getattr(self, name)) != 3:
                 raise UsageError(f"{name} must be three numbers, one per channel, got {getattr(self, name)}")
+
+    def fill_in(self, updates: float | None) -> None:
+        """Choose what was left out and what is best depends on how long the network learns.
+
+        Args:
+            updates: of the fine-tuning; `None` where the network stays as it is.
+        """
+        usual = {"randaugment": 9, "random_erasing": 0.25, "class_weights": "none"}
+        if updates is None or updates < FEW_UPDATES:
+            usual = {
+                "randaugment": 0,
+                "random_erasing": 0.0,
+                "class_weights": "none" if updates is None else "balanced",
+            }
+        chosen = {name: value for name, value in usual.items() if getattr(self, name) is None}
+        vars(self).update(chosen)
+        if chosen and updates is not None:
+            said = ", ".join(f"{name} {value}" for name, value in chosen.items())
+            logger.info("for %.0f updates, left out: %s", updates, said)
 
 
 @dataclass

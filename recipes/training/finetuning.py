@@ -14,7 +14,7 @@ from accelerate.utils import parse_flag_from_env
 from scipy.special import softmax
 from torch.utils.data import DataLoader
 from tqdm.auto import tqdm
-from transformers import AutoImageProcessor, EarlyStoppingCallback, EvalPrediction
+from transformers import AutoImageProcessor, BeitForImageClassification, EarlyStoppingCallback, EvalPrediction
 
 from commandline import UsageError
 from corpora.facts import facts_of
@@ -60,7 +60,7 @@ class FineTuning(Run):
     )
 
     def _prepare(self) -> None:
-        model_args, data_args = self.model_args, self.data_args
+        model_args, data_args, args = self.model_args, self.data_args, self.args
         if parse_flag_from_env("ACCELERATE_USE_FSDP"):
             raise UsageError(
                 "finetune.py does not shard a classifier (FSDP): launch it with "
@@ -83,12 +83,16 @@ class FineTuning(Run):
         self.model = load_classifier(
             model_args.model_name_or_path,
             self.class_names,
-            pooling=model_args.pooling,
+            pooling=model_args.pooling or "usual",
             drop_path=model_args.drop_path if model_args.mode == "finetune" else 0.0,
             revision=model_args.model_revision,
             subfolder=model_args.model_subfolder,
             sizes=model_args.sizes(),
         )
+        model_args.pooling = "mean" if isinstance(self.model, BeitForImageClassification) else "cls"
+        batch = args.train_batch_size * args.gradient_accumulation_steps * args.world_size
+        updates = args.max_steps if args.max_steps > 0 else args.num_train_epochs * (len(self.parts["train"]) // batch)
+        data_args.fill_in(updates if model_args.mode == "finetune" else None)
         self.transform = self._transform()
         self.datasets = self._datasets()
 

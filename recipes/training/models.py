@@ -2,7 +2,7 @@
 
 import contextlib
 import logging
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import torch
@@ -171,7 +171,8 @@ def load_classifier(
             for random weights.
         class_names: names of the classes, label 0 first.
         pooling: "cls" (stock `ViTForImageClassification`), "mean" (stock `BeitForImageClassification`, see
-            `with_mean_pooling`), or `None`: as the checkpoint has it, "cls" where it has no head.
+            `with_mean_pooling`), `None`: as the checkpoint has it, "cls" where it has no head, or "usual": likewise,
+            but "mean" where it has no head and images are square.
         drop_path: stochastic depth of the last layer; it grows linearly from 0 at the first.
         revision, subfolder: of the checkpoint.
         sizes: fields of `ViTConfig`, without a checkpoint.
@@ -182,6 +183,7 @@ def load_classifier(
     """
     names = dict(enumerate(class_names))
     labels = {"id2label": names, "label2id": {name: index for index, name in names.items()}}
+    has_head = False
     if name_or_path is None:
         model = ViTForImageClassification(ViTConfig(**(sizes or {}) | {"num_channels": 3}, **labels))
     else:
@@ -197,7 +199,8 @@ def load_classifier(
                 f"model_name_or_path {name_or_path!r} is a {stored.model_type}; allowed are {', '.join(_ENCODERS)}"
             )
         config_class = _ENCODERS[stored.model_type]
-        if config_class is BeitConfig and not (stored.use_mean_pooling and pooling in ("mean", None)):
+        has_head = "ViTForImageClassification" in (stored.architectures or ())
+        if config_class is BeitConfig and not (stored.use_mean_pooling and pooling in ("mean", "usual", None)):
             raise UsageError(
                 f"model_name_or_path {name_or_path!r} is a beit: allowed is one with use_mean_pooling, by pooling mean"
             )
@@ -228,6 +231,8 @@ def load_classifier(
         nn.init.normal_(model.classifier.weight, std=0.02)
         nn.init.zeros_(model.classifier.bias)
         _take_three_channels(model)
+    if pooling == "usual" and not has_head and _is_square(model.config.image_size):
+        pooling = "mean"
     if pooling == "mean" and isinstance(model, ViTForImageClassification):
         model = with_mean_pooling(model)
     model.config.architectures = [type(model).__name__]
@@ -236,6 +241,10 @@ def load_classifier(
         # Both apply `dropout` to the residual branches just before they are added: the place of stochastic depth.
         layer.dropout = nn.Sequential(layer.dropout, StochasticDepth(rate))
     return model
+
+
+def _is_square(image_size: int | Sequence[int]) -> bool:
+    return isinstance(image_size, int) or len(set(image_size)) == 1
 
 
 def _shared(config: PreTrainedConfig, config_class: type[PreTrainedConfig]) -> dict[str, Any]:
@@ -262,7 +271,7 @@ def with_mean_pooling(model: ViTForImageClassification) -> BeitForImageClassific
         UsageError: of images that are not square, for which transformers would interpolate the positions wrongly.
     """
     sides = model.config.image_size
-    if not isinstance(sides, int) and len(set(sides)) > 1:
+    if not _is_square(sides):
         raise UsageError(f"pooling mean needs square images, got a model of {' x '.join(map(str, sides))} pixels")
     mean = BeitForImageClassification(
         BeitConfig(

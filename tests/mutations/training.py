@@ -191,6 +191,18 @@ MUTATIONS = [
         "tests/test_finetune.py::test_rates_depth_and_augmentation_are_those_that_were_asked_for",
     ),
     Mutation(
+        "recipes/training/classifier_options.py",
+        "updates < FEW_UPDATES",
+        "updates <= FEW_UPDATES",
+        "tests/test_verdict.py::test_with_few_updates_classes_weigh_alike_and_images_are_not_distorted",
+    ),
+    Mutation(
+        "recipes/training/models.py",
+        'pooling == "usual" and not has_head',
+        'pooling == "usual"',
+        "tests/test_classifier.py::test_a_new_head_reads_the_mean_and_one_of_a_checkpoint_what_it_read",
+    ),
+    Mutation(
         "recipes/training/finetuning.py",
         "Augmentation(args.randaugment, args.random_erasing)",
         "Augmentation(0, args.random_erasing)",
