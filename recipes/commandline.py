@@ -11,6 +11,7 @@ import logging
 import os
 import signal
 import sys
+import threading
 import time
 from argparse import Action, ArgumentDefaultsHelpFormatter, ArgumentParser, RawDescriptionHelpFormatter
 from collections.abc import Callable, Collection, Iterator, Sequence
@@ -31,6 +32,7 @@ from transformers.hf_argparser import HfArgumentParser, string_to_bool
 logger = logging.getLogger(__name__)
 ABOUT_CONFIG = "--config FILE.yaml sets defaults for any of these; options on the command line win."
 HELP_ALL = "--help_all"
+TOLD_TO_END = threading.Event()
 
 
 class UsageError(ValueError):
@@ -245,11 +247,13 @@ def run_main(
 def ending_children() -> Iterator[None]:
     """Where this process is told to end (SIGTERM, of `kill`, a scheduler or a container), so are those it started.
 
-    It waits for them: their locks are free once it has ended.
+    It waits for them: their locks are free once it has ended. Who starts another in a thread looks at `TOLD_TO_END`.
     """
     import psutil  # here: not for those who only read options
 
     def end(number: int, frame: object) -> NoReturn:
+        signal.signal(number, signal.SIG_IGN)  # once is enough
+        TOLD_TO_END.set()
         for child in psutil.Process().children():
             with suppress(psutil.NoSuchProcess):
                 child.terminate()
@@ -262,6 +266,7 @@ def ending_children() -> Iterator[None]:
         yield
     finally:
         signal.signal(signal.SIGTERM, before)
+        TOLD_TO_END.clear()
 
 
 def option(default: Any, help: str, left_out: Any = None) -> Any:

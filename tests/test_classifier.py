@@ -94,6 +94,8 @@ def test_a_new_head_reads_the_mean_and_one_of_a_checkpoint_what_it_read(exported
     old = ViTForImageClassification(ViTConfig(**SIZES, num_hidden_layers=1, num_labels=2))
     for name, model in (("mean", new), ("cls", old)):
         model.save_pretrained(tmp_path / name)
+        file = tmp_path / name / "config.json"  # the weights tell, not what a file says of itself
+        file.write_text(json.dumps(json.loads(file.read_text()) | {"architectures": None}))
         assert type(load_classifier(str(tmp_path / name), ["a", "b"], pooling="usual")) is type(model)
 
 

@@ -443,6 +443,17 @@ def test_what_a_recipe_started_ends_with_it(tmp_path):
             running.kill()
 
 
+def test_nothing_is_started_any_more_once_it_is_told_to_end(corpus, tmp_path, pretended):
+    # between two steps of a fold there is no child to be ended
+    given = ["--corpus", str(corpus), "--output_dir", str(tmp_path)]
+    cross_validation.TOLD_TO_END.set()
+    with pytest.raises(SystemExit, match="told to end before finetune.py began in .*fold_0"):
+        cross_validate.main(given)
+    assert not pretended and not cross_validation.TOLD_TO_END.is_set()
+    cross_validate.main(given)
+    assert len(pretended) == 3
+
+
 def test_a_checkpoint_that_was_cut_off_is_not_resumed_from(corpus, tmp_path, pretended):
     write(tmp_path / "fold_0" / "finetune" / "checkpoint-3" / "trainer_state.json", b'{"global_st')
     cross_validate.main(["--corpus", str(corpus), "--output_dir", str(tmp_path), "--folds", "0"])

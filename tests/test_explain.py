@@ -13,6 +13,7 @@ from PIL import Image
 from transformers import AutoImageProcessor, ViTConfig, ViTForImageClassification
 
 import explain
+from hub.export import write_export
 from images.arguments import PrepareArguments
 from images.chosen import spread
 from images.splits import load_prepared
@@ -96,7 +97,7 @@ def test_a_classifier_of_the_mean_token_is_opened_as_such(model, tmp_path, monke
     np.testing.assert_allclose(seen[0], expected, atol=1e-5)
 
 
-def test_the_script_draws_an_overlay_an_image(model, tmp_path, caplog):
+def test_the_script_draws_an_overlay_an_image(model, tiny_model, tmp_path, caplog):
     caplog.set_level("INFO")
     model.save_pretrained(tmp_path / "model")
     ImageTransform(32, resize="squash").processor().save_pretrained(tmp_path / "model")
@@ -113,8 +114,20 @@ def test_the_script_draws_an_overlay_an_image(model, tmp_path, caplog):
     write(tmp_path / "rollout" / "mine.txt", b"")
     explain.main([*given, "--method", "rollout", "--max_images", "1"])
     assert {path.name for path in (tmp_path / "rollout").iterdir()} == {"0000_0.png", "mine.txt", WRITTEN_LIST}
-    with pytest.raises(SystemExit, match="images holds files that are not of this recipe: give a new folder"):
+    with pytest.raises(SystemExit, match="images holds files that this recipe did not draw: give a new folder"):
         explain.main([*given, "--output_dir", str(tmp_path / "images")])
+    write_export(
+        tmp_path / "export",
+        tiny_model("texture"),
+        AutoImageProcessor.from_pretrained(tmp_path / "model"),
+        {},
+        [],
+        {"title": "t", "repo_id": "r"},
+    )
+    before = {path: path.read_bytes() for path in (tmp_path / "export").rglob("*") if path.is_file()}
+    with pytest.raises(SystemExit, match="export holds files that this recipe did not draw"):
+        explain.main([*given, "--output_dir", str(tmp_path / "export")])
+    assert {path: path.read_bytes() for path in (tmp_path / "export").rglob("*") if path.is_file()} == before
     with pytest.raises(SystemExit, match="target must be one of a, b"):
         explain.main([*given, "--target", "c"])
     with pytest.raises(SystemExit, match="is a classifier .*: method surprise takes the encoder that pretrain.py exp"):

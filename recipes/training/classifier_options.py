@@ -12,8 +12,9 @@ FROZEN_MODES = ("linear_probe", "knn")
 MODES = ("finetune", *FROZEN_MODES)
 POOLINGS = ("cls", "mean")  # what the classifier reads: the CLS token, or the mean of the patch tokens
 HEAD_INITS = ("linear_probe", "random")
-FEW_UPDATES = 5000  # of a fine-tuning; with fewer, other settings than MAE's pay (recipes/benchmarks/README.md)
-BY_UPDATES = f"With fewer than {FEW_UPDATES} updates none, if left out."
+# Were all images of the corpus trained on; with fewer, other settings than MAE's pay (recipes/benchmarks/README.md).
+FEW_UPDATES = 5000
+FROM_THERE_ON = f"from {FEW_UPDATES} updates on"
 
 
 @dataclass
@@ -121,17 +122,18 @@ class LabelledDataArguments(ImageArguments):
         "Classes that count as positive in the figures that are collapsed to two classes (GBCU: malignant). With two "
         "classes the positive one; the second if left out.",
     )
-    randaugment: int | None = option(None, f"Magnitude of RandAugment, 0 to 30; 0: none. {BY_UPDATES}", left_out=9)
+    randaugment: int | None = option(
+        None, "Magnitude of RandAugment, 0 to 30; 0: none.", left_out=f"9 {FROM_THERE_ON}, else 0"
+    )
     random_erasing: float | None = option(
-        None, f"Probability of erasing a random rectangle. {BY_UPDATES}", left_out=0.25
+        None, "Probability of erasing a random rectangle.", left_out=f"0.25 {FROM_THERE_ON}, else 0"
     )
     mixup: float = option(0.0, "Parameter of mixup's Beta distribution (0.8 in MAE); 0: none.")
     cutmix: float = option(0.0, "Parameter of CutMix's Beta distribution (1.0 in MAE); 0: none.")
     class_weights: str | None = option(
         None,
-        "none, or balanced: the loss of a class is weighted by 1 / its frequency. With fewer than "
-        f"{FEW_UPDATES} updates balanced, if left out.",
-        left_out="none",
+        "none, or balanced: the loss of a class is weighted by 1 / its frequency.",
+        left_out=f"none {FROM_THERE_ON} and in probes, else balanced",
     )
     labelled_groups: int | None = option(
         None,
@@ -163,7 +165,8 @@ class LabelledDataArguments(ImageArguments):
         """Choose what was left out and what is best depends on how long the network learns.
 
         Args:
-            updates: of the fine-tuning; `None` where the network stays as it is.
+            updates: of the fine-tuning, were all images of the corpus trained on; `None` where the network stays as it
+                is.
         """
         usual = {"randaugment": 9, "random_erasing": 0.25, "class_weights": "none"}
         if updates is None or updates < FEW_UPDATES:
@@ -176,7 +179,7 @@ class LabelledDataArguments(ImageArguments):
         vars(self).update(chosen)
         if chosen and updates is not None:
             said = ", ".join(f"{name} {value}" for name, value in chosen.items())
-            logger.info("for %.0f updates, left out: %s", updates, said)
+            logger.info("for up to %.0f updates, left out: %s", updates, said)
 
 
 @dataclass

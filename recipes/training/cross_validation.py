@@ -21,7 +21,7 @@ import torch
 import yaml
 from tqdm.auto import tqdm
 
-from commandline import UsageError
+from commandline import TOLD_TO_END, UsageError
 from corpora.load import parquet_files
 from images.splits import load_prepared, sha256_of_lines
 from judging.summary import compare_all, draw_comparison, draw_curves, summarise
@@ -209,8 +209,12 @@ def _run(recipe: str, folder: Path, options: list[str], environment: dict[str, s
             ) from None
         lines.write(f"$ {' '.join(command)}\n")
         lines.flush()
+        if TOLD_TO_END.is_set():
+            raise UsageError(f"told to end before {recipe}.py began in {folder}")
         with _meanwhile(lambda: progress.tell(f"fold {fold} {step}", min(share_done(folder), 0.99))):
             code = subprocess.run(command, stdout=lines, stderr=subprocess.STDOUT, env=environment).returncode
+    if TOLD_TO_END.is_set():  # a recipe that is told to end may call that a success
+        raise UsageError(f"told to end while {recipe}.py ran in {folder}")
     if code:
         last = [line for line in log.read_text(errors="replace").splitlines() if line.strip()][-1]
         raise UsageError(f"{recipe}.py failed in {folder} (its log is {log}): {last.removeprefix('error: ')}")

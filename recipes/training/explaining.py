@@ -1,6 +1,8 @@
 """Heat maps: where a classifier looks, and where a texture surprises an autoencoder."""
 
+import json
 import logging
+import re
 from pathlib import Path
 
 import matplotlib
@@ -74,8 +76,8 @@ def _autoencoder(args: ExplainArguments) -> GLCMMAEForPreTraining:
 def explain(args: ExplainArguments) -> list[Path]:
     """Draw the overlays; returns their files."""
     output = check_output(args.output_dir)
-    if output.is_dir() and any(output.iterdir()) and not (output / WRITTEN_LIST).is_file():
-        raise UsageError(f"output_dir {output} holds files that are not of this recipe: give a new folder")
+    if output.is_dir() and any(output.iterdir()) and not _holds_pictures_alone(output):
+        raise UsageError(f"output_dir {output} holds files that this recipe did not draw: give a new folder")
     try:
         model = (_autoencoder if args.method == "surprise" else _classifier)(args)
         processor = AutoImageProcessor.from_pretrained(args.model_name_or_path, revision=args.model_revision)
@@ -128,6 +130,12 @@ def explain(args: ExplainArguments) -> list[Path]:
             else:
                 _draw(new / names[-1], title, shown, args.method, limit, list(model.config.id2label.values()), *one)
     return [output / name for name in names]
+
+
+def _holds_pictures_alone(folder: Path) -> bool:
+    """Whether all that we put into a folder, by our list, are pictures of an earlier call."""
+    written = folder / WRITTEN_LIST  # other recipes fill folders with such a list too
+    return written.is_file() and all(re.fullmatch(r"\d{4,}_.*\.png", n) for n in json.loads(written.read_text()))
 
 
 def _fold_of(args: ExplainArguments) -> str | None:

@@ -74,6 +74,7 @@ class FineTuning(Run):
             )
         if self.class_names is None:
             raise UsageError(f"corpus {data_args.corpus!r} has no labels to learn")
+        num_images = sum(map(len, self.parts.values()))
         if data_args.labelled_groups is not None:
             self.parts["train"] = few_groups(self.parts["train"], data_args.labelled_groups)
         self.positive = positive_indices(self.class_names, data_args.positive_classes)
@@ -91,8 +92,12 @@ class FineTuning(Run):
         )
         model_args.pooling = "mean" if isinstance(self.model, BeitForImageClassification) else "cls"
         batch = args.train_batch_size * args.gradient_accumulation_steps * args.world_size
-        updates = args.max_steps if args.max_steps > 0 else args.num_train_epochs * (len(self.parts["train"]) // batch)
+        # Of all parts: not of the training part, by which the folds of one corpus might choose differently.
+        updates = args.max_steps if args.max_steps > 0 else args.num_train_epochs * (num_images // batch)
         data_args.fill_in(updates if model_args.mode == "finetune" else None)
+        logger.info(
+            "the head reads %s (pooling)", {"mean": "the mean token", "cls": "the CLS token"}[model_args.pooling]
+        )
         self.transform = self._transform()
         self.datasets = self._datasets()
 

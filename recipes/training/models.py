@@ -199,7 +199,6 @@ def load_classifier(
                 f"model_name_or_path {name_or_path!r} is a {stored.model_type}; allowed are {', '.join(_ENCODERS)}"
             )
         config_class = _ENCODERS[stored.model_type]
-        has_head = "ViTForImageClassification" in (stored.architectures or ())
         if config_class is BeitConfig and not (stored.use_mean_pooling and pooling in ("mean", "usual", None)):
             raise UsageError(
                 f"model_name_or_path {name_or_path!r} is a beit: allowed is one with use_mean_pooling, by pooling mean"
@@ -221,6 +220,9 @@ def load_classifier(
                 )
             except (OSError, SafetensorError) as error:
                 raise UsageError(f"model_name_or_path {name_or_path!r} cannot be loaded: {error}") from error
+        # The first release wrote a head on the mean under the names of one on CLS.
+        of_mean = "ViTMeanPoolingForImageClassification" in (stored.architectures or ())
+        has_head = "classifier.weight" not in report["missing_keys"] and not of_mean
         absent = sorted(name for name in report["missing_keys"] if not name.startswith("classifier."))
         wrong = sorted(str(item) for item in report["mismatched_keys"] if "classifier." not in str(item))
         if absent or wrong:
