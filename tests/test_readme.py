@@ -194,13 +194,19 @@ def test_the_tables_of_the_documents_are_those_of_the_results():
     found = json.loads((BENCHMARKS / "results" / "finetuned.json").read_text())
     documents = [file.read_text() for file in (BENCHMARKS / "README.md", ROOT / "README.md")]
     text = finetuned.tables(found)
-    assert text.count("| `texture` |") == 2 * len(found)
+    curves = sum("texture@25" in rows for rows in found.values())
+    assert curves and text.count("| `texture` |") == 2 * len(found) + curves
     for table in text.split("\n\n"):
         assert table in documents[0]
     rows = [line.split("|") for line in text.split("\n\n")[0].splitlines()[2:]]
     page = (ROOT / "recipes" / "few_labels.md").read_text()
     for row in rows:
         assert f"| {row[3].strip()} | {row[6].strip()} |" in page, row[1]
+    (curve,) = [
+        table for table in text.split("\n\n") if table.startswith("| BUSI: balanced accuracy, AUROC | 25 groups")
+    ]
+    for line in curve.splitlines()[2:]:
+        assert f" | {' | '.join(re.findall(r', ([0-9.]+) [(]', line))} " in page, line
     (against,) = [table for table in text.split("\n\n") if "BUSI: points above `mse`" in table]
     (row,) = [line.split("|")[2:5] for line in against.splitlines() if line.startswith("| `texture` |")]
     accuracy, _, auroc = (cell.strip().replace("+", "") for cell in row)
