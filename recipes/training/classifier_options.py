@@ -168,13 +168,12 @@ class LabelledDataArguments(ImageArguments):
             updates: of the fine-tuning, were all images of the corpus trained on; `None` where the network stays as it
                 is.
         """
-        usual = {"randaugment": 9, "random_erasing": 0.25, "class_weights": "none"}
-        if updates is None or updates < FEW_UPDATES:
-            usual = {
-                "randaugment": 0,
-                "random_erasing": 0.0,
-                "class_weights": "none" if updates is None else "balanced",
-            }
+        few = updates is not None and updates < FEW_UPDATES
+        usual = {
+            "randaugment": 0 if few else 9,
+            "random_erasing": 0.0 if few else 0.25,
+            "class_weights": "balanced" if few else "none",
+        }
         chosen = {name: value for name, value in usual.items() if getattr(self, name) is None}
         vars(self).update(chosen)
         if chosen and updates is not None:
