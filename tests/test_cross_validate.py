@@ -269,6 +269,33 @@ def test_the_precision_that_an_option_says_is_that_of_the_folds(corpus, tmp_path
     assert [text for text in pretended[0]["command"] if "bf16" in text] == ["--bf16=false"]
 
 
+def test_folds_that_were_not_trained_alike_are_told(corpus, tmp_path, pretended, caplog):
+    given = ["--corpus", str(corpus), "--output_dir", str(tmp_path)]
+    cross_validate.main(given)
+    for fold, pooling in (("0", "cls"), ("1", "mean"), ("2", "mean")):
+        settings = {
+            "model": {"pooling": pooling},
+            "data": {"fold": fold},
+            "training": {"seed": 0, "use_cpu": fold < "1"},
+        }
+        settings["model"] |= {"new_in_the_last": 1} if fold == "2" else {}  # an option that the others do not know
+        file = tmp_path / f"fold_{fold}" / "finetune" / "config.yaml"
+        file.write_text(yaml.safe_dump(settings | {"derived": {"mixed_precision": "no" if fold < "2" else "bf16"}}))
+    cross_validate.main(given)
+    said = [
+        "finetune: pooling: cls in fold 0; mean in folds 1, 2",
+        "finetune: mixed_precision: no in folds 0, 1; bf16 in fold 2",
+    ]
+    assert [line for line in caplog.messages if line.startswith("finetune: ")] == said
+    text = (tmp_path / "summary.md").read_text()
+    assert "**The folds were not trained alike.**" in text and all(f"- {line}\n" in text for line in said)
+    assert text.count("finetune: ") == 2
+    for fold in "012":
+        (tmp_path / f"fold_{fold}" / "finetune" / "config.yaml").write_text("model: {pooling: cls}")
+    cross_validate.main(given)
+    assert "not trained alike" not in (tmp_path / "summary.md").read_text()
+
+
 def test_folds_of_encoders_that_were_replaced_are_not_mixed(corpus, exported, tmp_path, pretended):
     def validate(output: str, encoder: str, *folds: str) -> None:
         given = [

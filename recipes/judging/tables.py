@@ -126,6 +126,22 @@ def nothing_learned(found: Mapping[str, Any]) -> dict[str, str]:
     return dict(sorted(said.items()))
 
 
+def folds_differ_said(differ: Mapping[str, Mapping[str, str]]) -> list[str]:
+    """A sentence for each option that was not the same in all folds.
+
+    Args:
+        differ: by option, its value by fold.
+    """
+    said = []
+    for name, by_fold in differ.items():
+        alike: dict[str, list[str]] = {}
+        for fold, value in by_fold.items():
+            alike.setdefault(value, []).append(fold)
+        values = "; ".join(f"{value} in fold{'s' * (len(of) > 1)} {', '.join(of)}" for value, of in alike.items())
+        said.append(f"{name}: {values}")
+    return said
+
+
 def _where(found: Mapping[str, Any]) -> str:
     folds = list(nothing_learned(found))
     return f"nothing learned in {'fold' if len(folds) == 1 else 'folds'} {', '.join(folds)}"
@@ -165,6 +181,9 @@ def summary_markdown(summary: dict[str, Any], title: str | None = None) -> str:
         lines += [f"**Fold {fold} {answers}**: it has learned nothing.", ""]
     if collapsed:
         lines += [WHAT_MAY_HELP, ""]
+    differ = folds_differ_said(summary.get("folds_differ") or {})
+    if differ:
+        lines += ["**The folds were not trained alike.**", "", *(f"- {text}" for text in differ), ""]
     lines += [
         f"{summary['num_images']} images of {summary['num_groups']} groups; classes {', '.join(summary['classes'])}.",
         "",

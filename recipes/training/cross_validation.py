@@ -28,6 +28,7 @@ from judging.summary import compare_all, draw_comparison, draw_curves, summarise
 from judging.tables import (
     CALIBRATION,
     comparisons_markdown,
+    folds_differ_said,
     nothing_learned,
     positive_class_said,
     positive_indices,
@@ -37,7 +38,7 @@ from output_folder import check_output
 from training.arguments import FINETUNING, PRETRAINING
 from training.classical import DISTANCES, LEVELS, TILES, classify_folds
 from training.fold_options import TEXTURE_FEATURES, CompareArguments, CrossValidationArguments
-from training.fold_settings import keep_settings, refuse_options, settings_of
+from training.fold_settings import keep_settings, refuse_options, settings_of, settings_that_differ
 from training.resume import whole_checkpoints
 
 try:
@@ -302,6 +303,7 @@ def cross_validate(args: CrossValidationArguments) -> Path:
         commonest=_commonest(args.corpus, splits_file, folds),
     )
     summary["calibration"] = _calibration(done, folds)
+    summary["folds_differ"] = _differences(done, folds)
     for fold, answers in nothing_learned(summary).items():
         logger.warning("fold %s %s: it has learned nothing", fold, answers)
     (output / "summary.json").write_text(json.dumps(summary, indent=1) + "\n")
@@ -356,6 +358,17 @@ def _calibration(done: list[Path], folds: list[str]) -> dict[str, dict[str, floa
         for fold, found in zip(folds, results, strict=True)
     }
     return {fold: found for fold, found in told.items() if found}
+
+
+def _differences(done: list[Path], folds: list[str]) -> dict[str, dict[str, str]]:
+    """Options of either training that are not the same in all folds, by fold; said in the log."""
+    differ = {}
+    for step in ("pretrain", "finetune"):
+        found = settings_that_differ({name: folder.parent / step for name, folder in zip(folds, done, strict=True)})
+        differ |= {f"{step}: {name}": values for name, values in found.items()}
+    for line in folds_differ_said(differ):
+        logger.warning(line)
+    return differ
 
 
 def _commonest(corpus: str, splits_file: Path, folds: list[str]) -> dict[str, int]:

@@ -10,7 +10,7 @@ import yaml
 from commandline import UsageError, nearest
 from training.arguments import FINETUNING, PRETRAINING
 from training.fold_options import MODES, CrossValidationArguments
-from training.resume import whole_checkpoints
+from training.resume import MAY_CHANGE, whole_checkpoints
 
 NOT_OF_THE_FOLDS = ("jobs", "output_dir", "seed", "push_to_hub", "hub_model_id", "hub_private_repo")
 # Options of the recipes that are set for each fold, with the option of cross_validate.py that decides, if there is one.
@@ -95,3 +95,30 @@ def keep_settings(settings: dict[str, Any], output: Path) -> None:
         settings["checkpoint_sha256"] = before | now
     output.mkdir(parents=True, exist_ok=True)
     stored_file.write_text(yaml.safe_dump(settings, sort_keys=False))
+
+
+def settings_that_differ(folders: dict[str, Path]) -> dict[str, dict[str, str]]:
+    """How folds of one cross-validation were trained unlike each other, as by versions of other defaults.
+
+    Args:
+        folders: of each fold, by its name, that of the training; one without config.yaml is left out.
+
+    Returns:
+        For each option that config.yaml of several folds names and that is not the same in all: its value by fold.
+    """
+    found: dict[str, dict[str, Any]] = {}
+    for fold, folder in folders.items():
+        file = folder / "config.yaml"
+        stored = yaml.safe_load(file.read_text()) if file.is_file() else {}
+        for section in ("model", "data", "training"):
+            for name, value in (stored.get(section) or {}).items():
+                if name not in MAY_CHANGE[section] | {"fold"}:
+                    found.setdefault(name, {})[fold] = value
+        precision = (stored.get("derived") or {}).get("mixed_precision")
+        if precision is not None:
+            found.setdefault("mixed_precision", {})[fold] = precision
+    return {
+        name: {fold: str(value) for fold, value in values.items()}
+        for name, values in found.items()
+        if any(value != next(iter(values.values())) for value in values.values())
+    }

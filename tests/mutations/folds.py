@@ -42,6 +42,12 @@ MUTATIONS = [
     ),
     Mutation(
         "recipes/training/fold_settings.py",
+        'if name not in MAY_CHANGE[section] | {"fold"}:',
+        'if name != "fold":',
+        "tests/test_cross_validate.py::test_folds_that_were_not_trained_alike_are_told",
+    ),
+    Mutation(
+        "recipes/training/fold_settings.py",
         "if path in used and before.get",
         "if before.get",
         "tests/test_cross_validate.py::test_folds_of_encoders_that_were_replaced_are_not_mixed",
