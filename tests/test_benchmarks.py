@@ -496,6 +496,17 @@ def test_the_tables_hold_every_finished_row_and_its_difference(tmp_path, few_res
     point -= 100 * (finetuned.table_of([busi["classical"]["0"]]).eval("prediction == label").mean())
     assert f"| `mse` | {point:+.1f} (" in less and "| `texture` |" in less and "| `classical` |" not in less
     assert "| `mse` | +0.0 (+0.0 to +0.0) |" in text.split("| Chest X-ray: points above `classical` |")[1]
+    text = finetuned.tables({"busi": busi}, "classical", beside="classical")
+    both = [f"probability_{name}" for name in BUSI]
+    means = (answers["classical"][both].to_numpy() + answers["texture"][both].to_numpy()) / 2
+    accuracy, alone = (
+        (choice == answers["texture"]["label"]).mean()
+        for choice in (means.argmax(1), answers["classical"]["prediction"])
+    )
+    assert (
+        f"| `classical` and `texture` | 1 | {accuracy:.3f} (" in text and f"| `classical` | 1 | {alone:.3f} (" in text
+    )
+    assert f"| `classical` and `texture` | {100 * (accuracy - alone):+.1f} (" in text and "| `texture` |" not in text
     busi["texture"]["0"]["file_names_sha256"] = "of another preparation"
     with pytest.raises(SystemExit, match="the rows of busi are not of the same images"):
         finetuned.tables({"busi": busi})

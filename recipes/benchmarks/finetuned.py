@@ -17,7 +17,8 @@ many updates.
 Each row of a corpus is a run of cross_validate.py in `output_dir`, which goes on where it was interrupted, and lands in
 the JSON file when it is finished: its settings, its command, its commit (`-dirty` with changes that are in none), and
 every answer to a test image.
-The tables are made of that file alone; `--baseline texture` holds all rows against that one.
+The tables are made of that file alone; `--baseline texture` holds all rows against that one. With `--together_with
+classical` the answers of each other row are the mean of its probabilities and those of that row: what an encoder adds.
 """
 
 import argparse
@@ -173,8 +174,21 @@ def table_of(runs: Sequence[dict[str, Any]]) -> pd.DataFrame:
     return pd.concat(parts, ignore_index=True)
 
 
-def tables(found: dict[str, Any], baseline: str = BASELINE) -> str:
-    """Markdown: for each corpus the figures of every row, and the paired differences to one of them, if it is there."""
+def together(table: pd.DataFrame, other: pd.DataFrame) -> pd.DataFrame:
+    """The same images with the means of both tables' probabilities, and the answers that follow."""
+    columns = [name for name in table if name.startswith("probability_")]
+    means = (table[columns] + other[columns]) / 2
+    return table.assign(**means, prediction=means.to_numpy().argmax(axis=1))
+
+
+def tables(found: dict[str, Any], baseline: str = BASELINE, beside: str | None = None) -> str:
+    """Markdown: for each corpus the figures of every row, and the paired differences to one of them, if it is there.
+
+    Args:
+        found: what the JSON file holds.
+        baseline: a row that the others are held against.
+        beside: a row; of each other one, the mean of its probabilities and those of this one is judged.
+    """
     text = []
     for corpus, facts in CORPORA.items():
         whole_rows = {row: runs for row, runs in found.get(corpus, {}).items() if row in ROWS}
@@ -194,6 +208,10 @@ def tables(found: dict[str, Any], baseline: str = BASELINE) -> str:
             sys.exit(f"error: the rows of {corpus} are not of the same images: prepare it once for all")
         # Nothing in the classical row is random: it is the same for every seed.
         whole = {row: table_of(runs * (len(seeds) if row == CLASSICAL else 1)) for row, runs in rows.items()}
+        named = {row: f"`{row}`" for row in whole}
+        if beside in whole:
+            named |= {row: f"`{beside}` and `{row}`" for row in whole if row != beside}
+            whole |= {row: together(table, whole[beside]) for row, table in whole.items() if row != beside}
         of_all = baseline if baseline in whole else next(iter(whole))
         compared = compare_all(whole, of_all, facts["positive"])
         names = {
@@ -202,7 +220,7 @@ def tables(found: dict[str, Any], baseline: str = BASELINE) -> str:
         }
         names = {title: name for title, name in names.items() if name}
         lines = [[facts["title"], "seeds", *names, "minutes"]]
-        less = [[f"{facts['title']}: points above `{baseline}`", *COMPARED]]
+        less = [[f"{facts['title']}: points above {named.get(baseline)}", *COMPARED]]
         for row in (row for row in ROWS if row in whole):
             figures = compared["runs"][row]["figures"]
             minutes = sum(run["minutes"] for run in rows[row])
@@ -210,16 +228,17 @@ def tables(found: dict[str, Any], baseline: str = BASELINE) -> str:
                 f"{figures[name]['value']:.3f} ({figures[name]['low']:.3f} to {figures[name]['high']:.3f})"
                 for name in names.values()
             ]
-            lines.append([f"`{row}`", str(len(rows[row])), *shown, f"{minutes:.0f}" if minutes else ""])
+            lines.append([named[row], str(len(rows[row])), *shown, f"{minutes:.0f}" if minutes else ""])
             if row != baseline and baseline in whole:
                 differences = compared["against_baseline"][row]["differences"]
                 points = [
                     tuple(100 * differences[names[title]][key] for key in ("value", "low", "high"))
                     for title in COMPARED
                 ]
-                less.append([f"`{row}`", *(f"{value:+.1f} ({low:+.1f} to {high:+.1f})" for value, low, high in points)])
+                less.append([named[row], *(f"{value:+.1f} ({low:+.1f} to {high:+.1f})" for value, low, high in points)])
         differing = [markdown_table(less)] if len(less) > 1 else []
-        text += [markdown_table(lines), *differing, *_learning_curve(found[corpus], seeds, facts)]
+        text += [markdown_table(lines), *differing]
+        text += _learning_curve(found[corpus], seeds, facts) if beside is None else []
     return "\n\n".join(text)
 
 
@@ -272,6 +291,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument(
         "--baseline", default=BASELINE, choices=ROWS, help="the row that tables hold the others against"
     )
+    parser.add_argument("--together_with", choices=ROWS, help="tables of each other row's mean with this one")
     parser.add_argument("--data_dir", default="data", help="holds the prepared corpora")
     parser.add_argument("--output_dir", default="runs/finetuned", help="receives the runs")
     parser.add_argument(
@@ -286,7 +306,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument("--jobs", type=int, default=1, help="folds at once")
     options = parser.parse_args(argv)
     if options.tables:
-        print(tables(json.loads(options.tables.read_text()), options.baseline))
+        print(tables(json.loads(options.tables.read_text()), options.baseline, options.together_with))
         return
     if not options.corpora or not options.rows:
         parser.error("give --corpora and --rows to run, or --tables FILE to show")
@@ -296,7 +316,7 @@ def main(argv: Sequence[str] | None = None) -> None:
             for seed in options.seeds or CORPORA[corpus]["seeds"][: 1 if row == CLASSICAL else None]:
                 for labelled in options.labelled_groups:
                     run_one(corpus, row, seed, labelled, found, options)
-    print(tables(found, options.baseline))
+    print(tables(found, options.baseline, options.together_with))
 
 
 if __name__ == "__main__":
