@@ -4,8 +4,9 @@
     python recipes/embed.py --corpus data/busi --features mean --model_name_or_path path/to/export --plot pca
     python recipes/embed.py --corpus data/busi --features mean --model_name_or_path path/to/export --neighbours 8
 
-`cls`, `mean`: the CLS token, or the mean of the patch tokens, of the last layer of an encoder (an export of
-pretrain.py, a classifier of finetune.py, any ViT or ViTMAE checkpoint). Nothing is masked and nothing is random: the
+`cls`, `mean`, `grid`: of the last layer of an encoder (an export of pretrain.py, a classifier of finetune.py, any ViT
+or ViTMAE checkpoint) the CLS token, the mean of the patch tokens, or their means in each of 3 x 3 parts of the image,
+row by row, side by side: nine times as many columns, which tell where. Nothing is masked and nothing is random: the
 same image gives the same numbers, whatever the batch size, to float32 rounding (1e-5).
 
 `texture`: the 25 co-occurrence features of IBSI (`modeling_glcm_mae.texture_features`) of the grey image at its own

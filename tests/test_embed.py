@@ -77,7 +77,7 @@ def test_bad_images_are_named_or_skipped(folder, tmp_path, capsys):
 @pytest.mark.parametrize(
     ("option", "message"),
     [
-        ("--features=shape", "features must be one of texture, cls, mean, got 'shape'"),
+        ("--features=shape", "features must be one of texture, cls, mean, grid, got 'shape'"),
         ("--levels=1", "levels must be at least 2, got 1"),
         ("--distances=0", r"distances .* at least 1, got \[0\]"),
         ("--distances=35", r"benign/0.png.*30 x 40 pixels"),
@@ -96,7 +96,7 @@ def encoder_folder(tmp_path, tiny_model):
     return tmp_path / "export"
 
 
-@pytest.mark.parametrize("kind", ["cls", "mean"])
+@pytest.mark.parametrize("kind", ["cls", "mean", "grid"])
 def test_encoder_features_are_those_of_plain_transformers_for_any_batch_size(tmp_path, encoder_folder, kind):
     names = [f"{label}/{index}.png" for label in ("a", "b") for index in range(4)]
     root = write_folder(tmp_path / "images", names)
@@ -114,8 +114,35 @@ def test_encoder_features_are_those_of_plain_transformers_for_any_batch_size(tmp
     images = [Image.open(root / name).convert("RGB") for name in table["file_name"]]
     with torch.no_grad():
         tokens = encoder.eval()(**processor(images=images, return_tensors="pt")).last_hidden_state
-    expected = tokens[:, 0] if kind == "cls" else tokens[:, 1:].mean(1)
-    np.testing.assert_allclose(tables[0], expected, atol=1e-5)
+    expected = {
+        "cls": tokens[:, 0],
+        "mean": tokens[:, 1:].mean(1),
+        "grid": parts_of(tokens[:, 1:].unflatten(1, (4, 4))),
+    }
+    np.testing.assert_allclose(tables[0], expected[kind], atol=1e-5)
+
+
+def parts_of(tokens: torch.Tensor) -> torch.Tensor:
+    """Means in 3 x 3 parts `(B, 9 C)` of patch tokens `(B, rows, columns, C)`: of 4 rows the first two, and so on."""
+    bounds = [[(side * i // 3, -(-side * (i + 1) // 3)) for i in range(3)] for side in tokens.shape[1:3]]
+    parts = [tokens[:, top:bottom, left:right].mean((1, 2)) for top, bottom in bounds[0] for left, right in bounds[1]]
+    return torch.cat(parts, 1)
+
+
+@torch.no_grad()
+def test_the_parts_of_an_image_that_is_not_square(tmp_path, tiny_model):
+    root = write_folder(tmp_path / "images", ["0.png", "1.png"])
+    folder, transform = tmp_path / "wide", ImageTransform([32, 56], resize="squash")
+    wide = tiny_model(image_size=[32, 56])
+    write_export(folder, wide, transform.processor(), {}, [], {"title": "t", "repo_id": "r"})
+    options = ["--features", "grid", "--model_name_or_path", str(folder), "--output_dir", str(tmp_path / "out")]
+    embed.main(["--corpus", str(root), *options])
+    table = pd.read_parquet(tmp_path / "out" / "features.parquet")
+    images = [Image.open(root / name).convert("RGB") for name in table["file_name"]]
+    pixels = AutoImageProcessor.from_pretrained(folder)(images=images, return_tensors="pt")
+    tokens = AutoModel.from_pretrained(folder).eval()(**pixels).last_hidden_state[:, 1:]
+    found = table.drop(columns="file_name").to_numpy()
+    np.testing.assert_allclose(found, parts_of(tokens.unflatten(1, (4, 7))), atol=1e-5)
 
 
 @torch.no_grad()
@@ -134,6 +161,11 @@ def test_features_of_a_classifier_are_what_its_head_reads(tmp_path, encoder_fold
     found = torch.tensor(table.drop(columns=["file_name", "label", "label_name"]).to_numpy())
     expected = model(**pixels).logits
     torch.testing.assert_close(model.classifier(found), expected, rtol=1e-4, atol=1e-5)
+    embed.main([*options, "--features", "grid"])
+    found = pd.read_parquet(tmp_path / "out" / "features.parquet").drop(columns=["file_name", "label", "label_name"])
+    tokens = model.base_model(**pixels).last_hidden_state[:, 1:].unflatten(1, (4, 4))
+    parts = model.base_model.pooler.layernorm(parts_of(tokens).unflatten(1, (9, -1)))  # each as the head reads its mean
+    np.testing.assert_allclose(found.to_numpy(), parts.flatten(1), atol=1e-5)
 
 
 def test_a_deep_image_does_not_go_through_an_8_bit_processor(tmp_path, encoder_folder):
@@ -171,7 +203,7 @@ def test_the_processor_decides_the_resampling(tmp_path, encoder_folder, resample
 
 def test_features_need_the_encoder_that_they_are_of(tmp_path):
     root = write_folder(tmp_path / "images", ["a.png"])
-    with pytest.raises(SystemExit, match="model_name_or_path is needed for the features cls and mean"):
+    with pytest.raises(SystemExit, match="model_name_or_path is needed for the features cls, mean and grid"):
         embed.main(["--corpus", str(root), "--features", "cls"])
 
 

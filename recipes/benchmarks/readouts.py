@@ -9,19 +9,17 @@ from sklearn.model_selection import GridSearchCV, StratifiedGroupKFold
 from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
 from torch import nn
-from torch.nn.functional import adaptive_avg_pool2d
 from tqdm.auto import tqdm
 from transformers import ViTModel
 
 from modeling_glcm_mae import GLCMMAEForPreTraining
 from modeling_glcm_mae.glcm_head import pair_distribution
 from training.feeding import PretrainDataset
-from training.frozen import REGULARISATION
+from training.frozen import REGULARISATION, means_of_parts
 
 TOKENS = "tokens"  # of the patches, in the last layer: what the attentive probe reads
 DISTANCES, DIRECTIONS, LEVELS = (1, 2, 3, 4), ((0, 1), (1, 0), (1, 1), (1, -1)), 8
 TILES = 4
-GRID = 3  # of an encoder's tokens, for what depends on the place
 
 
 def _batches(dataset: PretrainDataset, size: int = 64):
@@ -57,7 +55,7 @@ def features_of_encoder(encoder: ViTModel, dataset: PretrainDataset) -> dict[str
             {
                 "mean": last[:, 1:].mean(1),
                 "cls": last[:, 0],
-                "grid": adaptive_avg_pool2d(last[:, 1:].mT.unflatten(2, (height, -1)), GRID).flatten(1),
+                "grid": means_of_parts(last[:, 1:], height).flatten(1),
                 "middle mean": middle[:, 1:].mean(1),
                 "middle cls": middle[:, 0],
                 TOKENS: last[:, 1:],

@@ -4,7 +4,7 @@ from dataclasses import dataclass, field
 
 from commandline import UsageError, check_model_name, option
 
-FEATURES = ("texture", "cls", "mean")
+FEATURES = ("texture", "cls", "mean", "grid")
 PLOTS = ("none", "pca")
 METHODS = ("occlusion", "rollout", "surprise")
 
@@ -36,11 +36,11 @@ class EmbedArguments:
     )
     white_level: float | None = field(default=None, metadata={"help": "Grey value of white, as for pretrain.py."})
     features: str = field(default="texture", metadata={"help": f"What to compute: {', '.join(FEATURES)}."})
-    model_name_or_path: str | None = field(default=None, metadata={"help": "Encoder, for features cls and mean."})
+    model_name_or_path: str | None = field(default=None, metadata={"help": "Encoder, for features cls, mean and grid."})
     model_revision: str = field(default="main", metadata={"help": "Branch, tag or commit of the encoder on the Hub."})
     batch_size: int = field(default=64, metadata={"help": "Images at once, for an encoder."})
     plot: str = field(default="none", metadata={"help": "pca: picture of the first two components, by label."})
-    neighbours: int = field(default=0, metadata={"help": "Nearest images to find of each, for cls and mean. 0: none."})
+    neighbours: int = field(default=0, metadata={"help": "Nearest images to find of each, by an encoder. 0: none."})
     levels: int = field(default=32, metadata={"help": "Number of grey levels of the co-occurrence matrices."})
     distances: list[int] = field(
         default_factory=lambda: [1], metadata={"help": "Distances between the pixels of a pair, in pixels."}
@@ -52,7 +52,7 @@ class EmbedArguments:
             raise UsageError(f"features must be one of {', '.join(FEATURES)}, got {self.features!r}")
         if (self.model_name_or_path is None) != (self.features == "texture"):
             raise UsageError(
-                f"model_name_or_path is needed for the features cls and mean, and only there; got features "
+                f"model_name_or_path is needed for the features cls, mean and grid, and only there; got features "
                 f"{self.features} and model_name_or_path {self.model_name_or_path}"
             )
         check_model_name(self.model_name_or_path)

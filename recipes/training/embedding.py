@@ -23,6 +23,7 @@ from judging.feature_space import draw_neighbours, draw_pca, nearest_images
 from output_folder import check_output, replaced_folder
 from training.classical import features_by_direction
 from training.feeding import ImagesAsEvaluated
+from training.frozen import means_of_parts
 from training.models import load_classifier
 
 WRITTEN = ("features.parquet", "features.png", "neighbours.parquet", "neighbours.png", "config.yaml")
@@ -77,10 +78,16 @@ def _encoded(args: EmbedArguments, images: datasets.Dataset) -> dict[str, np.nda
     features = []
     for start in tqdm(range(0, len(items), args.batch_size), unit=" batches"):
         batch = [items[i]["pixel_values"] for i in range(start, min(start + args.batch_size, len(items)))]
-        outputs = encoder(torch.stack(batch).to(device))
-        tokens = outputs.last_hidden_state  # B 1+N C
-        mean = outputs.pooler_output if pools else tokens[:, 1:].mean(dim=1)
-        features.append((tokens[:, 0] if args.features == "cls" else mean).cpu())
+        pixels = torch.stack(batch).to(device)
+        tokens = encoder(pixels).last_hidden_state  # B 1+N C
+        if args.features == "cls":
+            read = tokens[:, 0]
+        else:
+            patches = tokens[:, 1:]
+            height = pixels.shape[2] // encoder.config.patch_size
+            means = means_of_parts(patches, height) if args.features == "grid" else patches.mean(dim=1)
+            read = (encoder.pooler.layernorm(means) if pools else means).flatten(1)
+        features.append(read.cpu())
     values = torch.cat(features).numpy()
     return {f"{index:04d}": values[:, index] for index in range(values.shape[1])}
 

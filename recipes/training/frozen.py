@@ -10,6 +10,7 @@ from sklearn.model_selection import StratifiedShuffleSplit
 from sklearn.neighbors import KNeighborsClassifier
 from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
+from torch.nn.functional import adaptive_avg_pool2d
 from torch.utils.data import DataLoader, Dataset
 from tqdm.auto import tqdm
 from transformers import PreTrainedModel, ViTModel
@@ -18,6 +19,7 @@ from training.feeding import PretrainDataset
 
 logger = logging.getLogger(__name__)
 
+GRID = 3  # parts of an image, in each direction
 NEVER = -1e4  # logit of a class that is not to be answered
 REGULARISATION = (1e-3, 1e-2, 1e-1, 1.0)  # inverse strengths C of LogisticRegression, tried on the validation part
 
@@ -102,6 +104,18 @@ def all_columns(probabilities: np.ndarray, classes: np.ndarray, num_classes: int
     every = np.zeros((len(probabilities), num_classes))
     every[:, classes] = probabilities
     return every / every.sum(axis=1, keepdims=True)  # those of float32 do not quite sum to 1
+
+
+def means_of_parts(tokens: torch.Tensor, height: int) -> torch.Tensor:
+    """Means of the patch tokens in each of 3 x 3 parts of the image: `(B, 9, C)`, row by row.
+
+    Parts that the patches cannot be shared out to evenly overlap by a row or a column of them.
+
+    Args:
+        tokens: `(B, N, C)`, without the CLS token.
+        height: rows of patches.
+    """
+    return adaptive_avg_pool2d(tokens.mT.unflatten(2, (height, -1)), GRID).flatten(2).mT
 
 
 @torch.no_grad()

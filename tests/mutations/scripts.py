@@ -213,4 +213,16 @@ MUTATIONS = [
         "        pass\n    for one",
         "tests/test_release.py::test_a_repository_of_others_stops_it_before_any_is_made",
     ),
+    Mutation(
+        "recipes/training/embedding.py",
+        "(encoder.pooler.layernorm(means) if pools else means)",
+        "means",
+        "tests/test_embed.py::test_features_of_a_classifier_are_what_its_head_reads",
+    ),
+    Mutation(
+        "recipes/training/frozen.py",
+        "tokens.mT.unflatten(2, (height, -1))",
+        "tokens.mT.unflatten(2, (-1, height))",
+        "tests/test_embed.py::test_the_parts_of_an_image_that_is_not_square",
+    ),
 ]
