@@ -1,5 +1,6 @@
 """Heat maps where the right answer is known, and the script."""
 
+import hashlib
 import json
 
 import datasets
@@ -173,6 +174,21 @@ def test_of_a_prepared_corpus_the_test_part_of_the_models_fold_is_drawn(
     every = datasets.concatenate_datasets(list(parts.values()))
     labels = dict(zip(every["file_name"], every["label"], strict=True))
     assert sorted(classes[labels[f"{name}.png"]] for name in drawn) == 4 * ["a"] + 4 * ["b"]  # both classes alike
+
+
+def test_a_training_image_is_said_to_be_one(model, tmp_path, monkeypatch, caplog):
+    folder, titles = saved(model, tmp_path / "model", None), []
+    files = [write(tmp_path / "images" / f"{index}.png", encode(grey(seed=index))) for index in range(3)]
+    monkeypatch.setattr(explaining, "_draw", lambda *given: titles.append(given[1]))
+    given = ["--model_name_or_path", str(folder), "--corpus", str(tmp_path / "images"), "--method", "rollout"]
+    for listed, expected in (([1], ["0.png", "1.png\na training image of this model", "2.png"]), ([], None)):
+        titles.clear()
+        caplog.clear()
+        digests = [hashlib.sha256(files[index].read_bytes()).hexdigest() for index in listed]
+        (folder / "training_images.txt").write_text("".join(f"{digest}\n" for digest in digests))
+        explain.main([*given, "--output_dir", str(tmp_path / "out")])
+        assert titles == (expected or ["0.png", "1.png", "2.png"])
+        assert ("was trained on 1 of these 3 images" in caplog.text) == bool(listed)
 
 
 @pytest.mark.parametrize("other", [{"corpus": "another"}, {"splits_file": "other.json"}])

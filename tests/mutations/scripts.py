@@ -225,4 +225,10 @@ MUTATIONS = [
         "tokens.mT.unflatten(2, (-1, height))",
         "tests/test_embed.py::test_the_parts_of_an_image_that_is_not_square",
     ),
+    Mutation(
+        "recipes/training/explaining.py",
+        "[digest in known for digest in image_digests(images)]",
+        "[False for digest in image_digests(images)]",
+        "tests/test_explain.py::test_a_training_image_is_said_to_be_one",
+    ),
 ]
