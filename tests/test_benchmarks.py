@@ -471,7 +471,7 @@ def test_a_row_that_is_in_the_file_is_named_and_nothing_is_run_unasked(tmp_path,
     assert "error: give --corpora and --rows to run, or --tables FILE to show" in capsys.readouterr().err
 
 
-def test_the_tables_hold_every_finished_row_and_its_difference(tmp_path, few_resamples):  # noqa: F811
+def test_the_tables_hold_every_finished_row_and_its_difference(tmp_path, few_resamples, capsys):  # noqa: F811
     finetuned = load("finetuned")
     skills = {"classical": 1.5, "mse": 1.0, "texture": 1.2}
     answers = {row: predicted(index, skill) for index, (row, skill) in enumerate(skills.items())}
@@ -507,6 +507,9 @@ def test_the_tables_hold_every_finished_row_and_its_difference(tmp_path, few_res
         f"| `classical` and `texture` | 1 | {accuracy:.3f} (" in text and f"| `classical` | 1 | {alone:.3f} (" in text
     )
     assert f"| `classical` and `texture` | {100 * (accuracy - alone):+.1f} (" in text and "| `texture` |" not in text
+    both_seeds = finetuned.tables({"pneumonia": xray, "busi": {"mse": busi["mse"]}}, "classical", beside="classical")
+    assert "| `classical` and `mse` | 2 | " in both_seeds and "BUSI" not in both_seeds
+    assert "busi is left out: it has no finished row classical\n" in capsys.readouterr().err
     busi["texture"]["0"]["file_names_sha256"] = "of another preparation"
     with pytest.raises(SystemExit, match="the rows of busi are not of the same images"):
         finetuned.tables({"busi": busi})

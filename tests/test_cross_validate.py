@@ -270,30 +270,58 @@ def test_the_precision_that_an_option_says_is_that_of_the_folds(corpus, tmp_path
 
 
 def test_folds_that_were_not_trained_alike_are_told(corpus, tmp_path, pretended, caplog):
-    given = ["--corpus", str(corpus), "--output_dir", str(tmp_path)]
+    run, encoders = tmp_path / "run", str(tmp_path / "encoders" / "{fold}")
+    given = ["--corpus", str(corpus), "--output_dir", str(run), "--checkpoint", encoders]
     cross_validate.main(given)
-    for fold, pooling in (("0", "cls"), ("1", "mean"), ("2", "mean")):
-        settings = {
-            "model": {"pooling": pooling},
-            "data": {"fold": fold},
-            "training": {"seed": 0, "use_cpu": fold < "1"},
+
+    def tell(fold: int, **different) -> None:
+        """Write the config.yaml of both trainings, with options by section."""
+        tuned = {
+            "model": {"pooling": "mean", "head_init": "linear_probe", "calibrate": True},
+            "data": {"fold": str(fold), "labelled_groups": None},
+            "model_config": {"image_size": 96},
+            "training": {"seed": 0, "use_cpu": True, "metric_for_best_model": "eval_macro_auroc", "ema": None},
+            "derived": {"mixed_precision": "no", "effective_batch_size": 16, "num_train_images": 500 + fold},
         }
-        settings["model"] |= {"new_in_the_last": 1} if fold == "2" else {}  # an option that the others do not know
-        file = tmp_path / f"fold_{fold}" / "finetune" / "config.yaml"
-        file.write_text(yaml.safe_dump(settings | {"derived": {"mixed_precision": "no" if fold < "2" else "bf16"}}))
-    cross_validate.main(given)
-    said = [
+        pretrained = {
+            "model": {"preset": "texture"},
+            "model_config": {"glcm_weight": 2560.0},
+            "training": {"num_train_epochs": 60, "picture_every_epochs": fold},
+            "derived": {"max_steps": 900 + fold},
+        }
+        for section, options in different.items():
+            (pretrained if section.startswith("pretrained_") else tuned)[section.removeprefix("pretrained_")] |= options
+        (run / f"fold_{fold}" / "finetune" / "config.yaml").write_text(yaml.safe_dump(tuned))
+        write(Path(encoders.replace("{fold}", str(fold))) / "config.yaml", yaml.safe_dump(pretrained).encode())
+
+    def said() -> list[str]:
+        caplog.clear()
+        cross_validate.main(given)
+        lines = [line for line in caplog.messages if line.startswith(("finetune: ", "pretrain: "))]
+        text = (run / "summary.md").read_text()
+        assert ("**The folds were not trained alike" in text) == bool(lines)
+        assert [line[2:] for line in text.splitlines() if line.startswith("- ")] == lines
+        return lines
+
+    for fold in range(3):
+        tell(fold)
+    tell(0, training={"metric_for_best_model": "eval_auroc", "use_cpu": False}, model_config={"image_size": "96"})
+    assert said() == []  # the same figure by its former name, another device, a number as a text
+    tell(0, model={"pooling": "cls", "calibrate": False}, pretrained_model_config={"glcm_weight": 10240.0})
+    tell(2, derived={"mixed_precision": "bf16"})
+    file = run / "fold_1" / "finetune" / "config.yaml"
+    file.write_text(file.read_text().replace("  head_init: linear_probe\n", "").replace("  ema: null\n", ""))
+    assert said() == [
+        "pretrain: glcm_weight: 10240.0 in fold 0; 2560.0 in folds 1, 2",
+        "finetune: calibrate: False in fold 0; True in folds 1, 2",
+        "finetune: head_init: linear_probe in folds 0, 2; not told in fold 1",
         "finetune: pooling: cls in fold 0; mean in folds 1, 2",
         "finetune: mixed_precision: no in folds 0, 1; bf16 in fold 2",
     ]
-    assert [line for line in caplog.messages if line.startswith("finetune: ")] == said
-    text = (tmp_path / "summary.md").read_text()
-    assert "**The folds were not trained alike.**" in text and all(f"- {line}\n" in text for line in said)
-    assert text.count("finetune: ") == 2
-    for fold in "012":
-        (tmp_path / f"fold_{fold}" / "finetune" / "config.yaml").write_text("model: {pooling: cls}")
-    cross_validate.main(given)
-    assert "not trained alike" not in (tmp_path / "summary.md").read_text()
+    cross_validate.main([*given[:2], "--output_dir", str(tmp_path / "other")])
+    cross_validate.main(["compare", str(run), str(tmp_path / "other"), "--output_dir", str(tmp_path / "compared")])
+    text = (tmp_path / "compared" / "comparison.md").read_text()
+    assert text.count("not trained alike") == 1 and f"**{run}: the folds were not trained alike" in text
 
 
 def test_folds_of_encoders_that_were_replaced_are_not_mixed(corpus, exported, tmp_path, pretended):

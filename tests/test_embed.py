@@ -12,7 +12,7 @@ import yaml
 from helpers import encode, grey, truncated_png, write_folder
 from PIL import Image
 from skimage.feature import graycomatrix, graycoprops
-from transformers import AutoImageProcessor, AutoModel
+from transformers import AutoImageProcessor, AutoModel, ViTConfig, ViTModel
 
 import embed
 from hub.export import write_export
@@ -129,6 +129,24 @@ def parts_of(tokens: torch.Tensor) -> torch.Tensor:
     return torch.cat(parts, 1)
 
 
+def test_an_encoder_of_few_patches_has_no_grid_and_patches_need_not_be_square(tmp_path, encoder_folder):
+    root = write_folder(tmp_path / "images", ["0.png"])
+    options = [
+        "--corpus",
+        str(root),
+        "--model_name_or_path",
+        str(encoder_folder),
+        "--output_dir",
+        str(tmp_path / "out"),
+    ]
+    sizes = {"hidden_size": 8, "num_hidden_layers": 1, "num_attention_heads": 1, "intermediate_size": 8}
+    ViTModel(ViTConfig(image_size=32, patch_size=[8, 16], **sizes)).save_pretrained(encoder_folder)
+    embed.main([*options, "--features", "mean"])
+    assert len(pd.read_parquet(tmp_path / "out" / "features.parquet").columns) == 1 + 8
+    with pytest.raises(SystemExit, match="features grid needs 3 x 3 patches at least, and .* has 4 x 2: give features"):
+        embed.main([*options, "--features", "grid"])
+
+
 @torch.no_grad()
 def test_the_parts_of_an_image_that_is_not_square(tmp_path, tiny_model):
     root = write_folder(tmp_path / "images", ["0.png", "1.png"])
@@ -152,7 +170,7 @@ def test_features_of_a_classifier_are_what_its_head_reads(tmp_path, encoder_fold
     model = load_classifier(str(encoder_folder), ["a", "b"], pooling="mean").eval()
     model.save_pretrained(folder)
     options = ["--corpus", str(root), "--output_dir", str(tmp_path / "out"), "--model_name_or_path", str(folder)]
-    with pytest.raises(SystemExit, match="reads the mean of the patch tokens: give features mean"):
+    with pytest.raises(SystemExit, match="reads the mean of the patch tokens: give features mean or grid"):
         embed.main([*options, "--features", "cls"])
     embed.main([*options, "--features", "mean"])
     table = pd.read_parquet(tmp_path / "out" / "features.parquet")

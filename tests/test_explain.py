@@ -176,19 +176,23 @@ def test_of_a_prepared_corpus_the_test_part_of_the_models_fold_is_drawn(
     assert sorted(classes[labels[f"{name}.png"]] for name in drawn) == 4 * ["a"] + 4 * ["b"]  # both classes alike
 
 
-def test_a_training_image_is_said_to_be_one(model, tmp_path, monkeypatch, caplog):
+def test_an_image_that_the_model_has_seen_is_said_to_be_one(model, tmp_path, monkeypatch, caplog):
     folder, titles = saved(model, tmp_path / "model", None), []
     files = [write(tmp_path / "images" / f"{index}.png", encode(grey(seed=index))) for index in range(3)]
     monkeypatch.setattr(explaining, "_draw", lambda *given: titles.append(given[1]))
     given = ["--model_name_or_path", str(folder), "--corpus", str(tmp_path / "images"), "--method", "rollout"]
-    for listed, expected in (([1], ["0.png", "1.png\na training image of this model", "2.png"]), ([], None)):
+    for listed, expected in (([1], ["0.png", "1.png\nseen in training or validation", "2.png"]), ([], None)):
         titles.clear()
         caplog.clear()
         digests = [hashlib.sha256(files[index].read_bytes()).hexdigest() for index in listed]
         (folder / "training_images.txt").write_text("".join(f"{digest}\n" for digest in digests))
         explain.main([*given, "--output_dir", str(tmp_path / "out")])
         assert titles == (expected or ["0.png", "1.png", "2.png"])
-        assert ("was trained on 1 of these 3 images" in caplog.text) == bool(listed)
+        assert ("has seen 1 of these 3 images" in caplog.text) == bool(listed)
+    caplog.set_level("INFO")
+    (folder / "training_images.txt").unlink()
+    explain.main([*given, "--output_dir", str(tmp_path / "out")])
+    assert f"{folder} does not tell which images it has seen" in caplog.text
 
 
 @pytest.mark.parametrize("other", [{"corpus": "another"}, {"splits_file": "other.json"}])

@@ -203,15 +203,20 @@ def tables(found: dict[str, Any], baseline: str = BASELINE, beside: str | None =
         }
         if not rows:
             continue
+        if beside is not None and beside not in rows:
+            print(f"{corpus} is left out: it has no finished row {beside}", file=sys.stderr)
+            continue
         images = {run["file_names_sha256"] for runs in rows.values() for run in runs}
         if len(images) > 1:
             sys.exit(f"error: the rows of {corpus} are not of the same images: prepare it once for all")
         # Nothing in the classical row is random: it is the same for every seed.
         whole = {row: table_of(runs * (len(seeds) if row == CLASSICAL else 1)) for row, runs in rows.items()}
         named = {row: f"`{row}`" for row in whole}
-        if beside in whole:
-            named |= {row: f"`{beside}` and `{row}`" for row in whole if row != beside}
-            whole |= {row: together(table, whole[beside]) for row, table in whole.items() if row != beside}
+        if beside is not None:
+            others = [row for row in whole if row != beside]
+            named |= {row: f"`{beside}` and `{row}`" for row in others}
+            whole |= {row: together(whole[row], whole[beside]) for row in others}
+            rows |= {row: max(rows[row], rows[beside], key=len) for row in others}
         of_all = baseline if baseline in whole else next(iter(whole))
         compared = compare_all(whole, of_all, facts["positive"])
         names = {
@@ -223,7 +228,7 @@ def tables(found: dict[str, Any], baseline: str = BASELINE, beside: str | None =
         less = [[f"{facts['title']}: points above {named.get(baseline)}", *COMPARED]]
         for row in (row for row in ROWS if row in whole):
             figures = compared["runs"][row]["figures"]
-            minutes = sum(run["minutes"] for run in rows[row])
+            minutes = sum(run["minutes"] for run in rows[row]) if beside is None else 0
             shown = [
                 f"{figures[name]['value']:.3f} ({figures[name]['low']:.3f} to {figures[name]['high']:.3f})"
                 for name in names.values()
@@ -291,7 +296,9 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument(
         "--baseline", default=BASELINE, choices=ROWS, help="the row that tables hold the others against"
     )
-    parser.add_argument("--together_with", choices=ROWS, help="tables of each other row's mean with this one")
+    parser.add_argument(
+        "--together_with", choices=ROWS, help="with --tables: of each other row's mean with this one, all labels"
+    )
     parser.add_argument("--data_dir", default="data", help="holds the prepared corpora")
     parser.add_argument("--output_dir", default="runs/finetuned", help="receives the runs")
     parser.add_argument(
@@ -310,13 +317,15 @@ def main(argv: Sequence[str] | None = None) -> None:
         return
     if not options.corpora or not options.rows:
         parser.error("give --corpora and --rows to run, or --tables FILE to show")
+    if options.together_with:
+        parser.error("--together_with goes with --tables")
     found = json.loads(options.json.read_text()) if options.json.exists() else {}
     for corpus in options.corpora:
         for row in options.rows:
             for seed in options.seeds or CORPORA[corpus]["seeds"][: 1 if row == CLASSICAL else None]:
                 for labelled in options.labelled_groups:
                     run_one(corpus, row, seed, labelled, found, options)
-    print(tables(found, options.baseline, options.together_with))
+    print(tables(found, options.baseline))
 
 
 if __name__ == "__main__":

@@ -28,7 +28,9 @@ TRAINING_IMAGES = "training_images.txt"  # in an export and in the folder of its
 
 
 def images_seen(name_or_path: str | None, revision: str = "main", subfolder: str = "") -> set[str] | None:
-    """SHA-256 of every image that a checkpoint or one of its ancestors was trained on; `None` where it does not tell.
+    """SHA-256 of every image that a checkpoint or one of its ancestors saw; `None` where it does not tell.
+
+    These are those of its training, and those that it was validated on or that were held out of a pretraining.
 
     An export lists them in training_images.txt, a line an image, for its subfolder `pretraining` too; a run lists them
     in its own folder, for its checkpoints.

@@ -142,6 +142,13 @@ def folds_differ_said(differ: Mapping[str, Mapping[str, str]]) -> list[str]:
     return said
 
 
+def _folds_differ_lines(found: Mapping[str, Any], whose: str) -> list[str]:
+    said = folds_differ_said(found.get("folds_differ") or {})  # an earlier version does not say
+    return (
+        [f"**{whose} were not trained alike, as far as they tell.**", "", *(f"- {t}" for t in said), ""] if said else []
+    )
+
+
 def _where(found: Mapping[str, Any]) -> str:
     folds = list(nothing_learned(found))
     return f"nothing learned in {'fold' if len(folds) == 1 else 'folds'} {', '.join(folds)}"
@@ -181,9 +188,7 @@ def summary_markdown(summary: dict[str, Any], title: str | None = None) -> str:
         lines += [f"**Fold {fold} {answers}**: it has learned nothing.", ""]
     if collapsed:
         lines += [WHAT_MAY_HELP, ""]
-    differ = folds_differ_said(summary.get("folds_differ") or {})
-    if differ:
-        lines += ["**The folds were not trained alike.**", "", *(f"- {text}" for text in differ), ""]
+    lines += _folds_differ_lines(summary, "The folds")
     lines += [
         f"{summary['num_images']} images of {summary['num_groups']} groups; classes {', '.join(summary['classes'])}.",
         "",
@@ -256,8 +261,8 @@ def comparisons_markdown(comparison: dict[str, Any]) -> str:
     """Several runs as tables: one row a run, then each against the baseline.
 
     Args:
-        comparison: what `compare_all` returns; where known, with `always_commonest`, and `validation_only_answers` of
-            each run, as in their summaries.
+        comparison: what `compare_all` returns; where known, with `always_commonest`, and `validation_only_answers` and
+            `folds_differ` of each run, as in their summaries.
     """
     runs, baseline, pairs = comparison["runs"], comparison["baseline"], comparison["against_baseline"]
     figures, collapsed = comparison["main_figures"], {name: run for name, run in runs.items() if nothing_learned(run)}
@@ -268,6 +273,8 @@ def comparisons_markdown(comparison: dict[str, Any]) -> str:
             lines += [f"**{name}: fold {fold} {answers}**: it has learned nothing.", ""]
     if collapsed:
         lines += [WHAT_MAY_HELP, ""]
+    for name, run in runs.items():
+        lines += _folds_differ_lines(run, f"{name}: the folds")
     if not comparison.get("patients_known", True):
         lines += [NO_PATIENTS, ""]
     header = [f"| {' | '.join(figures)} |", "|---" * (len(figures) + 1) + "|"]

@@ -303,7 +303,7 @@ def cross_validate(args: CrossValidationArguments) -> Path:
         commonest=_commonest(args.corpus, splits_file, folds),
     )
     summary["calibration"] = _calibration(done, folds)
-    summary["folds_differ"] = _differences(done, folds)
+    summary["folds_differ"] = _differences(args, done, folds)
     for fold, answers in nothing_learned(summary).items():
         logger.warning("fold %s %s: it has learned nothing", fold, answers)
     (output / "summary.json").write_text(json.dumps(summary, indent=1) + "\n")
@@ -360,11 +360,13 @@ def _calibration(done: list[Path], folds: list[str]) -> dict[str, dict[str, floa
     return {fold: found for fold, found in told.items() if found}
 
 
-def _differences(done: list[Path], folds: list[str]) -> dict[str, dict[str, str]]:
-    """Options of either training that are not the same in all folds, by fold; said in the log."""
+def _differences(args: CrossValidationArguments, done: list[Path], folds: list[str]) -> dict[str, dict[str, str]]:
+    """Settings of either training that are not the same in all folds, by fold; said in the log."""
+    encoders = [args.checkpoint.replace("{fold}", fold) for fold in folds] if args.checkpoint else None
+    pretrained = [Path(path) for path in encoders] if encoders else [folder.parent / "pretrain" for folder in done]
     differ = {}
-    for step in ("pretrain", "finetune"):
-        found = settings_that_differ({name: folder.parent / step for name, folder in zip(folds, done, strict=True)})
+    for step, folders in (("pretrain", pretrained), ("finetune", done)):
+        found = settings_that_differ(dict(zip(folds, folders, strict=True)), step)
         differ |= {f"{step}: {name}": values for name, values in found.items()}
     for line in folds_differ_said(differ):
         logger.warning(line)
@@ -408,6 +410,7 @@ def compare_runs(runs: Sequence[str], args: CompareArguments) -> Path:
     comparison = compare_all(tables, baseline, positive, args.seed)
     for run, summary in summaries.items():
         comparison["runs"][run]["validation_only_answers"] = summary.get("validation_only_answers") or {}
+        comparison["runs"][run]["folds_differ"] = summary.get("folds_differ") or {}
     comparison["always_commonest"] = summaries[baseline].get("always_commonest")
     output.mkdir(parents=True, exist_ok=True)
     (output / "comparison.json").write_text(json.dumps(comparison, indent=1) + "\n")

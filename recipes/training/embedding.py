@@ -23,7 +23,7 @@ from judging.feature_space import draw_neighbours, draw_pca, nearest_images
 from output_folder import check_output, replaced_folder
 from training.classical import features_by_direction
 from training.feeding import ImagesAsEvaluated
-from training.frozen import means_of_parts
+from training.frozen import GRID, means_of_parts
 from training.models import load_classifier
 
 WRITTEN = ("features.parquet", "features.png", "neighbours.parquet", "neighbours.png", "config.yaml")
@@ -58,7 +58,16 @@ def _encoded(args: EmbedArguments, images: datasets.Dataset) -> dict[str, np.nda
     encoder = load_classifier(name, ["unused"], pooling=None, revision=args.model_revision).base_model.eval()
     pools = encoder.config.model_type == "beit"  # a classifier of the mean token, whose CLS token nothing has read
     if pools and args.features == "cls":
-        raise UsageError(f"model_name_or_path {name!r} reads the mean of the patch tokens: give features mean")
+        raise UsageError(f"model_name_or_path {name!r} reads the mean of the patch tokens: give features mean or grid")
+    sides = (
+        [side] * 2 if isinstance(side, int) else side for side in (encoder.config.image_size, encoder.config.patch_size)
+    )
+    grid = [of_image // of_patch for of_image, of_patch in zip(*sides, strict=True)]
+    if args.features == "grid" and min(grid) < GRID:
+        raise UsageError(
+            f"features grid needs {GRID} x {GRID} patches at least, and model_name_or_path {name!r} has "
+            f"{grid[0]} x {grid[1]}: give features mean"
+        )
     device = "cuda" if torch.cuda.is_available() else "cpu"
     encoder.to(device)
     try:
@@ -84,8 +93,7 @@ def _encoded(args: EmbedArguments, images: datasets.Dataset) -> dict[str, np.nda
             read = tokens[:, 0]
         else:
             patches = tokens[:, 1:]
-            height = pixels.shape[2] // encoder.config.patch_size
-            means = means_of_parts(patches, height) if args.features == "grid" else patches.mean(dim=1)
+            means = means_of_parts(patches, grid[0]) if args.features == "grid" else patches.mean(dim=1)
             read = (encoder.pooler.layernorm(means) if pools else means).flatten(1)
         features.append(read.cpu())
     values = torch.cat(features).numpy()

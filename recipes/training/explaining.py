@@ -101,7 +101,7 @@ def explain(args: ExplainArguments) -> list[Path]:
         logger.info("%d of %d images, evenly spread (--max_images)", args.max_images, len(images))
         labels = images["label"] if classes else [0] * len(images)
         images = images.select(spread(labels, args.max_images))
-    known = images_seen(args.model_name_or_path, args.model_revision) or set()
+    known = images_seen(args.model_name_or_path, args.model_revision)
     checking = {"num_channels": channels, "transform": transform, "bad_images": args.bad_images}
     images, white = verify_by_processor(images, white, args.model_name_or_path, given=args.white_level, **checking)
     if args.method == "surprise":
@@ -109,11 +109,11 @@ def explain(args: ExplainArguments) -> list[Path]:
         items = PretrainDataset(images, transform, **settings)
     else:
         items = ImagesAsEvaluated(images, transform, white_level=white)
-    trained_on = [digest in known for digest in image_digests(images)]
-    if any(trained_on):
-        logger.warning(
-            "the model was trained on %d of these %d images: their titles say so", sum(trained_on), len(images)
-        )
+    if known is None:
+        logger.info("%s does not tell which images it has seen: any of these may be one", args.model_name_or_path)
+    seen = [digest in (known or ()) for digest in image_digests(images)]
+    if any(seen):
+        logger.warning("the model has seen %d of these %d images: their titles say so", sum(seen), len(images))
     model.eval()
     found = []
     for index in tqdm(range(len(items)), unit=" images"):
@@ -132,7 +132,7 @@ def explain(args: ExplainArguments) -> list[Path]:
             title = row["file_name"]
             if classes and row["label"] is not None and row["label"] >= 0:
                 title += f"\nlabel: {classes[row['label']]}"
-            title += "\na training image of this model" if trained_on[index] else ""
+            title += "\nseen in training or validation" if seen[index] else ""
             if args.method == "surprise":
                 with matplotlib.rc_context({"text.parse_math": False}):
                     draw_surprise(one, shown, title, limit).savefig(new / names[-1], dpi=100)

@@ -10,13 +10,29 @@ import yaml
 from commandline import UsageError, nearest
 from training.arguments import FINETUNING, PRETRAINING
 from training.fold_options import MODES, CrossValidationArguments
-from training.resume import MAY_CHANGE, whole_checkpoints
+from training.pretraining import ALSO_MAY_CHANGE
+from training.resume import MAY_CHANGE, as_told_now, whole_checkpoints
 
 NOT_OF_THE_FOLDS = ("jobs", "output_dir", "seed", "push_to_hub", "hub_model_id", "hub_private_repo")
 # Options of the recipes that are set for each fold, with the option of cross_validate.py that decides, if there is one.
 SET_HERE = {name: name for name in ("corpus", "splits_file", "output_dir", "positive_classes")}
 SET_HERE |= {name: name for name in ("push_to_hub", "hub_model_id", "hub_private_repo")}
 SET_HERE |= {"fold": "folds", "dry_run": None, "resume_from_checkpoint": None, "overwrite_output_dir": None}
+
+NOT_TOLD = "not told"
+# By step and section of config.yaml, what folds need not have in common: what a resume may change, but for what the
+# answers are changed by afterwards, and for the length, whose other measure is of a fold's own images.
+OF_A_FOLD = {
+    "finetune": MAY_CHANGE | {"model": MAY_CHANGE["model"] - {"calibrate"}, "data": MAY_CHANGE["data"] | {"fold"}},
+    "pretrain": MAY_CHANGE
+    | {
+        "model": ALSO_MAY_CHANGE["model"],  # as it is resolved, it stands in model_config
+        "data": MAY_CHANGE["data"] | {"fold"},
+        "training": MAY_CHANGE["training"] | ALSO_MAY_CHANGE["training"] - {"num_train_epochs", "max_steps"},
+    },
+}
+# Of what follows from the settings: the rest tells which images a fold has.
+OF_ALL_FOLDS = ("effective_batch_size", "mixed_precision", "transform", "white_level")
 
 
 def refuse_options(args: CrossValidationArguments) -> None:
@@ -97,28 +113,26 @@ def keep_settings(settings: dict[str, Any], output: Path) -> None:
     stored_file.write_text(yaml.safe_dump(settings, sort_keys=False))
 
 
-def settings_that_differ(folders: dict[str, Path]) -> dict[str, dict[str, str]]:
+def settings_that_differ(folders: dict[str, Path], step: str) -> dict[str, dict[str, str]]:
     """How folds of one cross-validation were trained unlike each other, as by versions of other defaults.
 
     Args:
         folders: of each fold, by its name, that of the training; one without config.yaml is left out.
+        step: pretrain or finetune.
 
     Returns:
-        For each option that config.yaml of several folds names and that is not the same in all: its value by fold.
+        For each setting that is not the same in all: its value by fold, `NOT_TOLD` where config.yaml does not hold it.
     """
+    files = {fold: folder / "config.yaml" for fold, folder in folders.items()}
+    stored = {fold: yaml.safe_load(file.read_text()) for fold, file in files.items() if file.is_file()}
+    stored = {fold: found for fold, found in stored.items() if found.get("training") and found.get("derived")}
     found: dict[str, dict[str, Any]] = {}
-    for fold, folder in folders.items():
-        file = folder / "config.yaml"
-        stored = yaml.safe_load(file.read_text()) if file.is_file() else {}
-        for section in ("model", "data", "training"):
-            for name, value in (stored.get(section) or {}).items():
-                if name not in MAY_CHANGE[section] | {"fold"}:
-                    found.setdefault(name, {})[fold] = value
-        precision = (stored.get("derived") or {}).get("mixed_precision")
-        if precision is not None:
-            found.setdefault("mixed_precision", {})[fold] = precision
-    return {
-        name: {fold: str(value) for fold, value in values.items()}
-        for name, values in found.items()
-        if any(value != next(iter(values.values())) for value in values.values())
-    }
+    for fold, settings in stored.items():
+        settings, _ = as_told_now(settings, stored[list(stored)[-1]])
+        for section in ("model", "data", "model_config", "training", "derived"):
+            for name, value in (settings.get(section) or {}).items():
+                if name in OF_ALL_FOLDS if section == "derived" else name not in OF_A_FOLD[step][section]:
+                    found.setdefault(name, {})[fold] = str(value)  # of a number and its text, the same
+    every = {name: {fold: values.get(fold, NOT_TOLD) for fold in stored} for name, values in found.items()}
+    # An option that one does not know and another leaves out is no difference.
+    return {name: of for name, of in every.items() if len({v.replace(NOT_TOLD, "None") for v in of.values()}) > 1}

@@ -112,6 +112,32 @@ def _refuse_to_delete(folder: Path, written: Sequence[str], sources: Sequence[st
             raise UsageError(f"output_dir {folder} holds {source}, which would be deleted: give another --output_dir")
 
 
+def as_told_now(
+    stored: dict[str, dict[str, Any]], now: dict[str, dict[str, Any]]
+) -> tuple[dict[str, dict[str, Any]], dict[str, dict[str, Any]]]:
+    """Settings of two runs, the first maybe of an earlier version, with what that named otherwise or left out.
+
+    Args:
+        stored, now: what config.yaml holds, by section; not changed.
+    """
+    stored, now = ({name: dict(section) for name, section in given.items()} for given in (stored, now))
+    # Until the launcher's precision was written down, all that is known is what was asked for by option.
+    asked = next((name for name in ("bf16", "fp16") if stored["training"].get(name)), "no")
+    stored["derived"].setdefault("mixed_precision", asked)
+    # The macro mean of a figure was once named as that of two classes.
+    chosen = now["training"].get("metric_for_best_model")
+    if chosen == f"eval_macro_{str(stored['training'].get('metric_for_best_model')).removeprefix('eval_')}":
+        stored["training"]["metric_for_best_model"] = chosen
+    # A pretraining once kept the digest of its file names as train_images_sha256.
+    if "train_file_names_sha256" in now["derived"] and "train_images_sha256" in stored["derived"]:
+        stored["derived"]["train_file_names_sha256"] = stored["derived"].pop("train_images_sha256")
+    # Without a texture head, a model's configuration does not name it.
+    if "model_config" in stored and "model_config" in now:
+        for settings in (stored, now):
+            settings["model_config"].setdefault("glcm_head_weight", 0.0)
+    return stored, now
+
+
 def refuse_another_training(
     checkpoint: Path, resolved: dict[str, dict[str, Any]], may_change: dict[str, frozenset[str]]
 ) -> None:
@@ -136,21 +162,7 @@ def refuse_another_training(
         raise UsageError(f"resume_from_checkpoint: {file} does not tell how the run began")
     if stored["training"].get("save_only_model"):
         raise UsageError(f"resume_from_checkpoint: {checkpoint} was saved with save_only_model, without the optimiser")
-    # Until the launcher's precision was written down, all that is known is what was asked for by option.
-    asked = next((name for name in ("bf16", "fp16") if stored["training"].get(name)), "no")
-    stored["derived"].setdefault("mixed_precision", asked)
-    # The macro mean of a figure was once named as that of two classes.
-    chosen = resolved["training"].get("metric_for_best_model")
-    if chosen == f"eval_macro_{str(stored['training'].get('metric_for_best_model')).removeprefix('eval_')}":
-        stored["training"]["metric_for_best_model"] = chosen
-    # A pretraining once kept the digest of its file names as train_images_sha256.
-    if "train_file_names_sha256" in resolved["derived"] and "train_images_sha256" in stored["derived"]:
-        stored["derived"]["train_file_names_sha256"] = stored["derived"].pop("train_images_sha256")
-    # Without a texture head, a model's configuration does not name it.
-    if "model_config" in stored and "model_config" in resolved:
-        resolved = resolved | {"model_config": dict(resolved["model_config"])}
-        for settings in (stored, resolved):
-            settings["model_config"].setdefault("glcm_head_weight", 0.0)
+    stored, resolved = as_told_now(stored, resolved)
     untold = []
     first = {"model": 0, "derived": 1}  # what others follow from
     for section in sorted(resolved, key=lambda section: first.get(section, len(first))):

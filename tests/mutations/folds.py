@@ -42,8 +42,14 @@ MUTATIONS = [
     ),
     Mutation(
         "recipes/training/fold_settings.py",
-        'if name not in MAY_CHANGE[section] | {"fold"}:',
-        'if name != "fold":',
+        "settings, _ = as_told_now(",
+        "as_told_now(",
+        "tests/test_cross_validate.py::test_folds_that_were_not_trained_alike_are_told",
+    ),
+    Mutation(
+        "recipes/training/fold_settings.py",
+        "else name not in OF_A_FOLD[step][section]:",
+        "else True:",
         "tests/test_cross_validate.py::test_folds_that_were_not_trained_alike_are_told",
     ),
     Mutation(

@@ -362,7 +362,7 @@ MUTATIONS = [
     ),
     Mutation(
         "recipes/training/resume.py",
-        'if "train_file_names_sha256" in resolved["derived"] and',
+        'if "train_file_names_sha256" in now["derived"] and',
         "if False and",
         "tests/test_pretrain_resume.py::test_a_run_of_an_earlier_version_is_resumed_where_its_settings_tell_enough",
     ),
