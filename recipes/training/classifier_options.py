@@ -13,7 +13,7 @@ MODES = ("finetune", *FROZEN_MODES)
 POOLINGS = ("cls", "mean")  # what the classifier reads: the CLS token, or the mean of the patch tokens
 HEAD_INITS = ("linear_probe", "random")
 # Were all images of the corpus trained on; with fewer, other settings than MAE's pay (recipes/benchmarks/README.md).
-FEW_UPDATES = 5000
+FEW_UPDATES = 10_000
 FROM_THERE_ON = f"from {FEW_UPDATES} updates on"
 
 
