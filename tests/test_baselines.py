@@ -201,9 +201,9 @@ def test_each_image_is_measured_once_and_a_finished_fold_is_left_alone(hard_corp
 
 def test_folds_of_other_settings_are_not_mixed(hard_corpus, classified, tmp_path, pretended):  # noqa: F811
     shutil.copytree(classified, tmp_path / "out")
-    with pytest.raises(SystemExit, match="run with another class_weights: take"):
+    with pytest.raises(SystemExit, match=r"with another class_weights \(none there, balanced here\): take"):
         validate(hard_corpus, tmp_path / "out", "--class_weights", "balanced")
-    with pytest.raises(SystemExit, match="run with another positive_classes: take"):
+    with pytest.raises(SystemExit, match=r"another positive_classes \(not given there, \[\'coarse\'\] here\): take"):
         validate(hard_corpus, tmp_path / "out", "--positive_classes", "coarse")
     with pytest.raises(SystemExit, match="run with another mode"):
         cross_validate.main(["--corpus", str(hard_corpus), "--output_dir", str(tmp_path / "out")])

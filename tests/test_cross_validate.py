@@ -459,8 +459,22 @@ def test_a_fold_that_failed_stops_the_others_and_its_settings_can_be_corrected(
     monkeypatch.setattr(cross_validation.subprocess, "run", pretend)
     cross_validate.main([*given, "--finetune_options", "num_train_epochs=2"])
     assert len(pretended) == 3
-    with pytest.raises(SystemExit, match="holds folds that were run with another finetune_options"):
-        cross_validate.main([*given, "--finetune_options", "num_train_epochs=3"])
+    changed = r"with another finetune_options \(num_train_epochs 2 there, 3 here; seed not given there, 1 here\): take"
+    with pytest.raises(SystemExit, match=changed):
+        cross_validate.main([*given, "--finetune_options", "seed=1", "num_train_epochs=3"])
+
+
+def test_settings_that_say_the_same_are_the_same(corpus, tmp_path, pretended):
+    config = write(tmp_path / "finetune.yaml", b"learning_rate: 0.001\n")
+    given = ["--corpus", str(corpus), "--output_dir", str(tmp_path / "out"), "--finetune_config", str(config)]
+    cross_validate.main([*given, "--finetune_options", "num_train_epochs=2", "seed=1"])
+    run = len(pretended)
+    cross_validate.main([*given, "--finetune_options", "seed=1", "num_train_epochs=3", "num_train_epochs=2"])
+    assert len(pretended) == run
+    config.write_text("learning_rate: 0.002\n")
+    changed = r"with another finetune_config_content \(learning_rate 0.001 there, 0.002 here\): take another one"
+    with pytest.raises(SystemExit, match=changed):
+        cross_validate.main([*given, "--finetune_options", "num_train_epochs=2", "seed=1"])
 
 
 def test_a_fold_that_still_runs_is_not_started_twice(corpus, tmp_path, pretended):

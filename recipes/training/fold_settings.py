@@ -75,7 +75,7 @@ def _weights(
 
     Those on the Hub are known by their name, and by a `model_revision` among the options of the fine-tuning.
     """
-    given = (config or {}) | dict(entry.split("=", 1) for entry in args.finetune_options or ())
+    given = (config or {}) | _by_name(args.finetune_options)
     paths = {args.checkpoint.replace("{fold}", fold) for fold in folds} if args.checkpoint else ()
     found = {path: sorted(Path(path, given.get("model_subfolder") or "").glob("*.safetensors")) for path in paths}
     return {path: {file.name: _sha256(file) for file in files} for path, files in sorted(found.items()) if files}
@@ -92,7 +92,10 @@ def keep_settings(settings: dict[str, Any], output: Path) -> None:
     if stored_file.exists():
         stored = {"mode": MODES[0]} | yaml.safe_load(stored_file.read_text())  # an earlier version knew one mode
         free = ("folds", "checkpoint_sha256")
-        changed = [name for name, value in settings.items() if stored.get(name) != value and name not in free]
+        compared = {name: (stored.get(name), now) for name, now in settings.items()}
+        for name in ("pretrain_options", "finetune_options"):
+            compared[name] = tuple(_by_name(entries) for entries in compared[name])
+        changed = {name: _change(*both) for name, both in compared.items() if both[0] != both[1] and name not in free}
         # What the pretraining is not given may be corrected while nothing else has got anywhere.
         later = {"finetune_config", "finetune_config_content", "finetune_options", "positive_classes"}
         steps = output.glob("fold_*/[!p]*" if set(changed) <= later else "fold_*/*")
@@ -103,14 +106,29 @@ def keep_settings(settings: dict[str, Any], output: Path) -> None:
         }
         before, now = stored.get("checkpoint_sha256") or {}, settings["checkpoint_sha256"]
         replaced = [path for path in now if path in used and before.get(path, now[path]) != now[path]]
-        changed += [f"checkpoint (the weights in {path} were replaced)" for path in replaced]
-        if changed and begun:
+        told = [f"{name} ({change})" for name, change in changed.items()]
+        told += [f"checkpoint (the weights in {path} were replaced)" for path in replaced]
+        if told and begun:
             raise UsageError(
-                f"output_dir {output} holds folds that were run with another {', '.join(changed)}: take another one"
+                f"output_dir {output} holds folds that were run with another {', '.join(told)}: take another one"
             )
         settings["checkpoint_sha256"] = before | now
     output.mkdir(parents=True, exist_ok=True)
     stored_file.write_text(yaml.safe_dump(settings, sort_keys=False))
+
+
+def _by_name(entries: list[str] | None) -> dict[str, str]:
+    """Values of entries NAME=VALUE. Of those of one name the last counts, as on the command line, in any order."""
+    return dict(entry.split("=", 1) for entry in entries or ())
+
+
+def _change(before: Any, now: Any) -> str:
+    """What changed in a setting, with both values: of a mapping, the entries that did."""
+    if not (isinstance(before, dict) or isinstance(now, dict)):
+        return f"{'not given' if before is None else before} there, {'not given' if now is None else now} here"
+    before, now = before or {}, now or {}
+    names = [name for name in before | now if before.get(name) != now.get(name)]
+    return "; ".join(f"{name} {_change(before.get(name), now.get(name))}" for name in names)
 
 
 def settings_that_differ(folders: dict[str, Path], step: str) -> dict[str, dict[str, str]]:
