@@ -151,7 +151,7 @@ def test_killed_twice_and_started_again_each_thing_is_published_once(
     recipe.main([*given[2:], "--dry_run", "true"])
     said = capsys.readouterr().out
     assert said.count("is there") == len(PUBLISHED) and said.count("1 fold(s) trained, summed up") == 2
-    with pytest.raises(SystemExit, match="busi was prepared with another num_folds"):
+    with pytest.raises(SystemExit, match=r"prepared with another num_folds \(2 there, 3 here\): take"):
         recipe.main([*given[2:], "--prepare_options", "num_folds=3"])
 
 

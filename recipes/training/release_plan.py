@@ -97,7 +97,8 @@ class Corpus:
     def _check_prepared(self, options: Sequence[str] | None) -> None:
         names = {entry.split("=")[0] for entry in options or ()} - {"salt", "table"}
         stored = yaml.safe_load((self.data / "config.yaml").read_text()) if self.prepared else {}
-        changed = [name for name in sorted(names & stored.keys()) if stored[name] != getattr(self.preparation, name)]
+        asked = {name: getattr(self.preparation, name) for name in sorted(names & stored.keys())}
+        changed = [f"{name} ({stored[name]} there, {now} here)" for name, now in asked.items() if now != stored[name]]
         if changed:
             raise UsageError(f"{self.data} was prepared with another {', '.join(changed)}: take another output_dir")
 
