@@ -421,14 +421,15 @@ def predicted(seed: int, skill: float, names: tuple[str, ...] = BUSI) -> pd.Data
     return table
 
 
-def kept(finetuned, folder: Path, table: pd.DataFrame) -> dict:
+def kept(finetuned, folder: Path, table: pd.DataFrame, *options: str) -> dict:
     """The record of a run with these predictions."""
     folder.mkdir(parents=True)
     table.sample(frac=1, random_state=0).to_parquet(folder / "predictions.parquet")
     (folder / "config.yaml").write_text("mode: finetune\ncorpus: data_of_somebody/busi\n")
     for step, seconds in (("pretrain", 90.0), ("finetune", 30.0)):
         write(folder / "fold_0" / step / "all_results.json", json.dumps({"train_runtime": seconds}).encode())
-    return json.loads(json.dumps(finetuned.record(["recipes/cross_validate.py", "--corpus", "data/busi"], folder)))
+    words = ["recipes/cross_validate.py", "--corpus", "data/busi", *options]
+    return json.loads(json.dumps(finetuned.record(words, folder)))
 
 
 def test_what_is_kept_of_a_run_gives_its_figures(tmp_path, few_resamples):  # noqa: F811
@@ -461,11 +462,15 @@ def test_a_row_that_is_repeated_alone_has_its_table(row, tmp_path, few_resamples
 
 def test_a_row_that_is_in_the_file_is_named_and_nothing_is_run_unasked(tmp_path, few_resamples, capsys):  # noqa: F811
     finetuned = load("finetuned")
-    run = kept(finetuned, tmp_path / "run", predicted(0, 1.0))
+    options = ["preset=mse", "num_train_epochs=60", "num_train_epochs=30", "seed=0"]
+    run = kept(finetuned, tmp_path / "run", predicted(0, 1.0), *options)
     file = write(tmp_path / "one.json", json.dumps({"busi": {"mse": {"0": run}}}).encode())
-    finetuned.main(["--corpora", "busi", "--rows", "mse", "--json", str(file)])
+    given = ["--corpora", "busi", "--rows", "mse", "--json", str(file)]
+    finetuned.main(given)
     said = f"busi, mse, seed 0: is in {file} already, of commit {run['commit'][:12]}: not run"
     assert capsys.readouterr().out.splitlines()[0] == said
+    finetuned.main([*given, "--pretrain_options", "image_size=160"])
+    assert capsys.readouterr().out.startswith(f"{said}, though it ran with other options: {run['command']}\n")
     with pytest.raises(SystemExit):
         finetuned.main(["--corpora", "busi", "--json", str(file)])
     assert "error: give --corpora and --rows to run, or --tables FILE to show" in capsys.readouterr().err

@@ -38,6 +38,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from side_by_side import markdown_table
 
+from commandline import ending_children
 from images.splits import sha256_of_lines
 from judging.summary import class_names_of, compare_all, summarise
 from output_folder import replaced_file
@@ -275,10 +276,13 @@ def run_one(
     """Run one row, if it is not in `found` yet, and keep it there and in the JSON file."""
     key = key_of(row, labelled)
     known = found.get(corpus, {}).get(key, {}).get(str(seed))
-    if known is not None:
-        print(f"{corpus}, {key}, seed {seed}: is in {options.json} already, of commit {known['commit'][:12]}: not run")
-        return
     words = command(corpus, row, seed, options, labelled)
+    if known is not None:
+        asked, given = ({word for word in one if "=" in word} for one in (words, shlex.split(known["command"])))
+        other = f", though it ran with other options: {known['command']}" if asked != given else ""
+        at = f"of commit {known['commit'][:12]}"
+        print(f"{corpus}, {key}, seed {seed}: is in {options.json} already, {at}: not run{other}")
+        return
     print(f"{corpus}, {key}, seed {seed}", flush=True)
     if subprocess.run([sys.executable, *words], cwd=ROOT).returncode:
         sys.exit(f"error: {shlex.join(words)} failed; the same command goes on")
@@ -320,11 +324,12 @@ def main(argv: Sequence[str] | None = None) -> None:
     if options.together_with:
         parser.error("--together_with goes with --tables")
     found = json.loads(options.json.read_text()) if options.json.exists() else {}
-    for corpus in options.corpora:
-        for row in options.rows:
-            for seed in options.seeds or CORPORA[corpus]["seeds"][: 1 if row == CLASSICAL else None]:
-                for labelled in options.labelled_groups:
-                    run_one(corpus, row, seed, labelled, found, options)
+    with ending_children():
+        for corpus in options.corpora:
+            for row in options.rows:
+                for seed in options.seeds or CORPORA[corpus]["seeds"][: 1 if row == CLASSICAL else None]:
+                    for labelled in options.labelled_groups:
+                        run_one(corpus, row, seed, labelled, found, options)
     print(tables(found, options.baseline))
 
 
