@@ -25,7 +25,7 @@ if not sys.stderr.isatty():
     os.environ.setdefault("TQDM_MININTERVAL", "30")
 
 import yaml
-from huggingface_hub.errors import HFValidationError, StrictDataclassError
+from huggingface_hub.errors import HFValidationError, StrictDataclassClassValidationError, StrictDataclassError
 from huggingface_hub.utils import validate_repo_id
 from transformers.hf_argparser import HfArgumentParser, string_to_bool
 
@@ -234,13 +234,20 @@ def run_main(
         work = check(*parse_args(argument_classes, argv, description))
     except (ValueError, OSError, StrictDataclassError) as error:
         logger.debug("where it was found", exc_info=True)
-        sys.exit(f"error: {error}")
+        sys.exit(f"error: {said(error)}")
     if work is None:
         return
     try:
         work()
     except mistakes as error:
         sys.exit(f"error: {error}")
+
+
+def said(mistake: Exception) -> str:
+    """The message; that of a strict dataclass in one line, without the name of the function that checks it."""
+    if isinstance(mistake, StrictDataclassClassValidationError):
+        return str(mistake.__cause__)
+    return " ".join(str(mistake).split()) if isinstance(mistake, StrictDataclassError) else str(mistake)
 
 
 @contextmanager

@@ -205,7 +205,9 @@ def test_folds_of_other_settings_are_not_mixed(hard_corpus, classified, tmp_path
         validate(hard_corpus, tmp_path / "out", "--class_weights", "balanced")
     with pytest.raises(SystemExit, match=r"another positive_classes \(not given there, \[\'coarse\'\] here\): take"):
         validate(hard_corpus, tmp_path / "out", "--positive_classes", "coarse")
-    with pytest.raises(SystemExit, match="run with another mode"):
+    with pytest.raises(
+        SystemExit, match=r"run with another mode \(texture_features there, finetune here\): take another one"
+    ):
         cross_validate.main(["--corpus", str(hard_corpus), "--output_dir", str(tmp_path / "out")])
     # a run of before there were modes goes on
     given = ["--corpus", str(hard_corpus), "--output_dir", str(tmp_path / "networks")]

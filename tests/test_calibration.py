@@ -17,8 +17,8 @@ import publish
 from hub.contents import PublishArguments, publication_of
 from images.arguments import PrepareArguments
 from images.splits import load_prepared
-from judging.summary import summarise
-from judging.tables import NOTHING_SHOWN, summary_markdown, what_it_tells
+from judging.summary import compare_all, summarise
+from judging.tables import NOTHING_SHOWN, comparisons_markdown, summary_markdown, what_it_tells
 from metrics.medical_classification.figures import expected_calibration_error
 from prepare_corpus import prepare
 from training import finetuning
@@ -183,11 +183,15 @@ def test_a_resume_may_calibrate_what_was_not(noisy, exported, tmp_path):  # noqa
 # --------------------------------------------------------------------------------------------------------------- tables
 
 
-def summary_of(classes: int, skill: float, positive=None) -> dict:
+def table_of(classes: int, skill: float) -> pd.DataFrame:
     random = np.random.default_rng(1)
     labels = random.integers(0, classes, 90)
     scores = softmax(random.normal(size=(90, classes)) + skill * np.eye(classes)[labels], axis=1)
-    return summarise(answers_of(scores, labels, np.repeat(["0", "1"], 45), "abc"[:classes]), positive)
+    return answers_of(scores, labels, np.repeat(["0", "1"], 45), "abc"[:classes])
+
+
+def summary_of(classes: int, skill: float, positive=None) -> dict:
+    return summarise(table_of(classes, skill), positive)
 
 
 def test_of_two_classes_a_table_has_each_figure_once(quick):  # noqa: F811
@@ -200,6 +204,10 @@ def test_of_two_classes_a_table_has_each_figure_once(quick):  # noqa: F811
 def test_of_more_classes_collapsed_figures_name_their_threshold(quick):  # noqa: F811
     text = summary_markdown(summary_of(3, 1.0, ["b"]))
     assert "| binary_sensitivity (threshold 0.5) |" in text and "| binary_auroc |" in text and "| auroc_b |" in text
+    answers = {name: table_of(3, skill) for name, skill in (("one", 1.0), ("other", 2.0))}
+    text = comparisons_markdown(compare_all(answers, "one", ["b"], 0))
+    (header,) = [line for line in text.splitlines() if line.startswith("| run |")]
+    assert "| binary_sensitivity (threshold 0.5) |" in header and "| binary_auroc |" in header
 
 
 def test_a_card_claims_only_what_lies_above_chance(quick):  # noqa: F811

@@ -486,8 +486,10 @@ def test_a_fold_that_still_runs_is_not_started_twice(corpus, tmp_path, pretended
     with subprocess.Popen([sys.executable, "-c", script], stdout=subprocess.PIPE) as running:
         try:
             running.stdout.readline()
-            with pytest.raises(SystemExit, match="finetune.py is still running in .*fold_0"):
+            said = rf"^error: finetune.py is still running in .*fold_0/finetune \(process {running.pid}\), started by"
+            with pytest.raises(SystemExit, match=said):
                 cross_validate.main(["--corpus", str(corpus), "--output_dir", str(tmp_path)])
+            assert not pretended, "said before anything else is done"
         finally:
             running.kill()
 

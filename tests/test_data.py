@@ -610,7 +610,9 @@ def test_bad_images_are_named_or_skipped_and_counted(tmp_path, caplog):
     write(tmp_path / "1.png", truncated_png())
     write(tmp_path / "3.png", b"")
     dataset = load_corpus(str(tmp_path))
-    with pytest.raises(BadImageError, match=r"'1\.png'.* 2 of 4 images are bad.*--bad_images skip"):
+    with pytest.raises(
+        BadImageError, match=r"'1\.png'.* 2 of 4 image\(s\) are bad \(the others: 3\.png\).*--bad_images skip"
+    ):
         verify_images(dataset, num_channels=3)
     with caplog.at_level(logging.WARNING):
         kept, bad = verify_images(dataset, num_channels=3, bad_images="skip")

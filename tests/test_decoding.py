@@ -257,7 +257,7 @@ def test_a_float_file_among_8_bit_ones_is_not_talked_about_in_a_circle(tmp_path,
         with pytest.raises(SystemExit, match=r"\.png.*white_level=.*only float or 32-bit files needed it"):
             prepare_corpus.main([*given, "--white_level", level, "--bad_images", "skip"])
     prepare_corpus.main([*given, "--bad_images", "skip"])
-    assert "1 file(s) cannot be used and are left out. The first: Image 'a/Mustermann.tif' stores" in caplog.text
+    assert "1 file(s) cannot be used and are left out: a/Mustermann.tif. Image 'a/Mustermann.tif' stores" in caplog.text
     report = (tmp_path / "out" / "report.md").read_text()
     assert "| files that cannot be read (left out) | 1 |" in report and "whose white is unknown`" in report
     assert "Mustermann" not in report
@@ -281,7 +281,7 @@ def test_a_corpus_of_two_depths_is_told_before_a_classifier_is_wanted(tmp_path, 
     prepare_corpus.main(["--data_dir", str(raw), "--output_dir", str(out), "--num_folds", "2"])
     (said,) = [record.message for record in caplog.records if "are mixed" in record.message]
     assert "(16 with white 255, such as '" in said and "; 2 with white 65535, such as 'a/Muster" in said
-    assert "finetune.py refuses" in said and "convert them to one depth" in said
+    assert "finetune.py refuses" in said and "make the 8-bit files 16-bit ones" in said
     report = json.loads((out / "report.json").read_text())
     assert report["white_levels"] == {"255": 16, "65535": 2} and len(report["findings"]["other_white"]) == 2
     text = (out / "report.md").read_text()

@@ -91,6 +91,17 @@ def test_every_image_is_tested_in_one_fold(raw):
     assert sorted(tested) == sorted(splits["images"])
 
 
+def test_all_bad_files_are_named(raw, caplog):
+    for name in ("cut.png", "cut_too.png"):
+        write(raw / "a" / name, truncated_png())
+    with pytest.raises(BadImageError, match=r"'a/cut.png' .* 2 image\(s\) are bad \(the others: a/cut_too.png\); pass"):
+        prepare(arguments(raw))
+    prepare(arguments(raw, bad_images="skip"))
+    assert (
+        "2 file(s) cannot be used and are left out: a/cut.png, a/cut_too.png. Image 'a/cut.png' cannot" in caplog.text
+    )
+
+
 def test_splits_depend_on_the_seed_only(raw):
     first, again, other = (
         (prepare(arguments(raw, seed=seed, overwrite_output_dir=True)) / "splits.json").read_text()

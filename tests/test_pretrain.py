@@ -297,9 +297,9 @@ def test_loss_that_is_not_finite_stops_with_the_files(images, tmp_path):
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        ({"mask_ratio": 1.5}, r"'mask_ratio'.*\n.*less than 1\.0, got 1\.5"),
+        ({"mask_ratio": 1.5}, r"'mask_ratio'.* less than 1\.0, got 1\.5"),
         ({"glcm_offsets": "[[0, 8]]"}, r"glcm_offsets must be shorter than patch_size \(8.*\[\[0, 8\]\]"),
-        ({"glcm_levels": 1}, r"'glcm_levels'.*\n.*at least 2, got 1"),
+        ({"glcm_levels": 1}, r"'glcm_levels'.* at least 2, got 1"),
         ({"preset": "best"}, r"preset must be one of texture, paper, mse, got 'best'"),
         ({"glcm_channel": "red"}, r"glcm_channel must be mean or the index of a channel, got 'red'"),
         ({"glcm_kernel": "hard"}, r"glcm_kernel hard has no gradient.*allowed are linear and sigmoid"),
@@ -317,7 +317,7 @@ def test_loss_that_is_not_finite_stops_with_the_files(images, tmp_path):
         ({"per_device_train_batch_size": 0}, r"per_device_train_batch_size must be at least 1, got 0"),
         ({"gradient_accumulation_steps": 0}, r"gradient_accumulation_steps must be at least 1, got 0"),
         ({"num_attention_heads": 0}, r"num_attention_heads must be at least 1, got 0"),
-        ({"image_size": "[32]"}, r"image_size must be one or two positive multiples .* got \[32\]"),
+        ({"image_size": "[32]"}, r"^error: image_size must be one or two positive multiples .* got \[32\]"),
         ({"num_train_epochs": 0}, r"num_train_epochs must be greater than 0, got 0"),
         ({"num_pictures": -1}, r"num_pictures must be at least 0, got -1"),
         ({"mse_epochs": 2}, r"mse_epochs 2 leaves no step of 6"),
@@ -344,7 +344,7 @@ def test_mistake_gives_one_clear_message(arguments, message, images, run, tmp_pa
     given = TINY | {"corpus": images, "output_dir": tmp_path / "run"} | arguments
     with pytest.raises(SystemExit) as stopped:
         pretrain.main(options(**{name: value for name, value in given.items() if value is not None}))
-    assert str(stopped.value.code).startswith("error: ")
+    assert str(stopped.value.code).startswith("error: ") and "\n" not in str(stopped.value.code)
     assert re.search(message, str(stopped.value.code)), stopped.value.code
 
 

@@ -54,7 +54,7 @@ from learning_tables import ALL, BASELINE, CLASSICAL, COLUMNS, UNTRAINED, differ
 from readouts import TOKENS, attended, classical_features, features_of_encoder, probe_of_all
 from side_by_side import machine
 
-from commandline import UsageError, parse_args
+from commandline import UsageError, parse_args, said
 from corpora.load import load_corpus
 from corpora.speckle import CLASS_SETS
 from hub.export import stock_encoder
@@ -409,7 +409,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         try:
             records = run_all(options, extra, Path(scratch))
         except (ValueError, OSError, StrictDataclassError) as error:
-            sys.exit(f"error: {error}")
+            sys.exit(f"error: {said(error)}")
     if options.train_only:
         return
     if options.corpus == [SPECKLE]:

@@ -33,7 +33,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from side_by_side import machine, markdown_table, seconds_side_by_side, training_steps
 
-from commandline import parse_args
+from commandline import parse_args, said
 from modeling_glcm_mae import GLCMMAEConfig
 from training.arguments import PRETRAINING
 from training.feeding import EpochSampler, PretrainDataset, collate
@@ -123,7 +123,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         config = build_model(model_args, data_args).config
         data = load_data(data_args, config, args.seed)
     except (ValueError, OSError, StrictDataclassError) as error:
-        sys.exit(f"error: {error}")
+        sys.exit(f"error: {said(error)}")
     images = data.train.dataset
     images = images.select(range(min(options.num_images, len(images))))
     batch_size = args.per_device_train_batch_size

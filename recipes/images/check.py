@@ -2,7 +2,7 @@
 
 import logging
 import os
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from typing import Any
@@ -25,6 +25,17 @@ MIXED_DEPTHS = (
     "8-bit and 16-bit images are mixed (white is {whites}), and the {model}'s image processor has one white level: "
     "convert them to one depth"
 )
+
+
+def listed(names: Sequence[str]) -> str:
+    """Names in a line, of very many ten."""
+    return ", ".join(names[:10]) + (", ..." if len(names) > 10 else "")
+
+
+def bad_said(names: Sequence[str], reason: str, of: str = "") -> str:
+    """What is wrong with the first of these images, and which others are bad too."""
+    others = f" (the others: {listed(names[1:])})" if names[1:] else ""
+    return f"{reason} {len(names)}{of} image(s) are bad{others}; pass --bad_images skip to leave them out."
 
 
 def verify_images(
@@ -86,13 +97,11 @@ def verify_images(
     if not found:
         return dataset, []
     if bad_images != "skip":
-        raise BadImageError(
-            f"{found[0][2]} {len(found)} of {len(dataset)} images are bad; pass --bad_images skip to leave them out."
-        )
+        raise BadImageError(bad_said([name for _, name, *_ in found], found[0][2], f" of {len(dataset)}"))
     if len(found) == len(dataset):
         raise BadImageError(f"None of the {len(dataset)} images can be read. The first: {found[0][2]}")
     if state.is_main_process:
-        names = ", ".join(name for _, name, _, _ in found[:10]) + (", ..." if len(found) > 10 else "")
+        names = listed([name for _, name, *_ in found])
         logger.warning("Left out %d of %d images that cannot be read: %s", len(found), len(dataset), names)
     bad = {index for index, *_ in found}
     kept = dataset.select([index for index in range(len(dataset)) if index not in bad])

@@ -25,7 +25,7 @@ from corpora.speckle import load_speckle
 from corpora.spool import Spool, Spooled
 from corpora.table import NONE, read_table
 from images.arguments import PrepareArguments
-from images.check import white_level_of
+from images.check import bad_said, listed, white_level_of
 from images.decode import decode_image, is_deep, luma
 from images.dicom import NotAPictureError, read_dicom
 from images.fingerprint import FLAT_STD, Fingerprint, SimilarPair, fingerprint, looks_coloured
@@ -100,13 +100,12 @@ def read_items(args: PrepareArguments) -> tuple[list[Item], list[str], dict[str,
                 else:
                     items += [replace(item, data=spool.add(item.data)) for item in found]
     if problems and args.bad_images != "skip":
-        raise BadImageError(
-            f"{problems[0][1]} {len(problems)} file(s) are bad; pass --bad_images skip to leave them out."
-        )
+        raise BadImageError(bad_said([name for name, _ in problems], problems[0][1]))
     if not items:
         raise BadImageError(f"no image can be read. The first: {[*problems, *no_pictures][0][1]}")
     if problems:
-        logger.warning("%d file(s) cannot be used and are left out. The first: %s", len(problems), problems[0][1])
+        names = listed([name for name, _ in problems])
+        logger.warning("%d file(s) cannot be used and are left out: %s. %s", len(problems), names, problems[0][1])
     if no_pictures:
         logger.warning("%d DICOM file(s) are left out. The first: %s", len(no_pictures), no_pictures[0][1])
     left_out = {"unreadable": problems, "no_pictures": no_pictures}
@@ -331,8 +330,8 @@ def warn_of_mixed_depths(items: Iterable[Item]) -> None:
     )
     logger.warning(
         "8-bit and 16-bit images are mixed (%s): pretrain.py takes each by its own white, but finetune.py refuses "
-        "them, since a classifier's image processor has one. To fine-tune, convert them to one depth first, or prepare "
-        "a data set of each",
+        "them, since a classifier's image processor has one. To fine-tune, prepare a data set of each, or make the "
+        "8-bit files 16-bit ones first (values times 257, with which nothing is lost)",
         "; ".join(found),
     )
 

@@ -277,7 +277,8 @@ def comparisons_markdown(comparison: dict[str, Any]) -> str:
         lines += _folds_differ_lines(run, f"{name}: the folds")
     if not comparison.get("patients_known", True):
         lines += [NO_PATIENTS, ""]
-    header = [f"| {' | '.join(figures)} |", "|---" * (len(figures) + 1) + "|"]
+    called = shown_figures(figures, comparison["classes"], comparison["positive_classes"])
+    header = [f"| {' | '.join(called.get(name, name) for name in figures)} |", "|---" * (len(figures) + 1) + "|"]
     lines += ["All folds, with 95 % intervals:", "", f"| run {header[0]}", header[1]]
     for name, run in runs.items():
         cells = [_with_interval(run["figures"][figure], "") for figure in figures]

@@ -13,10 +13,11 @@ from dataclasses import fields
 from pathlib import Path
 from queue import Queue
 from threading import Event, Lock, Thread
-from typing import Any
+from typing import Any, TextIO
 
 import numpy as np
 import pandas as pd
+import psutil
 import torch
 import yaml
 from tqdm.auto import tqdm
@@ -198,16 +199,10 @@ def _run(recipe: str, folder: Path, options: list[str], environment: dict[str, s
     command += _precision_of_others(recipe, folder.parent.parent, options)
     command += ["--push_to_hub", "false"]  # every fold would take the place of the one before
     log = folder / "log.txt"
-    logger.info("fold %s: %s, see %s", fold, step, log)
-    progress.tell(f"fold {fold} {step}", min(share_done(folder), 0.99) if "last" in going_on else 0.0)
     with log.open("a") as lines:
-        try:
-            if fcntl is not None:  # the recipe inherits the lock with its output: it holds while that recipe runs
-                fcntl.flock(lines, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            raise UsageError(
-                f"{recipe}.py is still running in {folder}, started by another call: wait for it, or end it"
-            ) from None
+        _lock(lines, recipe)
+        logger.info("fold %s: %s, see %s", fold, step, log)
+        progress.tell(f"fold {fold} {step}", min(share_done(folder), 0.99) if "last" in going_on else 0.0)
         lines.write(f"$ {' '.join(command)}\n")
         lines.flush()
         if TOLD_TO_END.is_set():
@@ -220,6 +215,34 @@ def _run(recipe: str, folder: Path, options: list[str], environment: dict[str, s
         last = [line for line in log.read_text(errors="replace").splitlines() if line.strip()][-1]
         raise UsageError(f"{recipe}.py failed in {folder} (its log is {log}): {last.removeprefix('error: ')}")
     progress.tell(f"fold {fold} {step}", 1.0)
+
+
+def _lock(log: TextIO, recipe: str) -> None:
+    """Lock the log of a training. The recipe inherits that with its output: the lock holds while the recipe runs."""
+    try:
+        if fcntl is not None:
+            fcntl.flock(log, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        file = Path(log.name)
+        of_all = psutil.process_iter(["pid", "open_files"])
+        open_in = {
+            found.pid
+            for found in of_all
+            if str(file.resolve()) in {path for path, *_ in found.info["open_files"] or ()}
+        }
+        pids = ", ".join(map(str, sorted(open_in - {os.getpid()})))
+        raise UsageError(
+            f"{recipe}.py is still running in {file.parent} (process {pids or 'unknown'}), started by another call: "
+            "wait for it, or end it"
+        ) from None
+
+
+def _refuse_running(output: Path, folds: list[str]) -> None:
+    """See that no training of an earlier call, which may have been killed without it, still runs in these folds."""
+    for log in (output / f"fold_{fold}" / recipe / "log.txt" for fold in folds for recipe in ("pretrain", "finetune")):
+        if log.exists():
+            with log.open("a") as lines:
+                _lock(lines, log.parent.name)
 
 
 def _precision_of_others(recipe: str, output: Path, options: list[str]) -> list[str]:
@@ -327,6 +350,7 @@ def _train_folds(
         devices.put(names[job % max(num_gpus, 1)] if num_gpus else "")
 
     refuse_options(args)
+    _refuse_running(output, folds)
     first = {**os.environ, **({"CUDA_VISIBLE_DEVICES": names[0]} if num_gpus else {})}
     _rehearse_fine_tuning(args, folds[0], first)
     keep_settings(settings, output)

@@ -116,9 +116,9 @@ class FineTuning(Run):
             leaked = [file for file, digest in known if digest in self.seen]
             if leaked:
                 raise UsageError(
-                    f"{name!r} was pretrained on {len(leaked)} images "
-                    f"of the {part} part of fold {self.data_args.fold} ({', '.join(leaked[:2])}): pretrain on its "
-                    "training part with `pretrain.py --fold`, or let cross_validate.py do it"
+                    f"{name!r} has seen {len(leaked)} images of the {part} part of fold {self.data_args.fold}, in its "
+                    f"training or held out of it ({', '.join(leaked[:2])}): pretrain on its training part with "
+                    "`pretrain.py --fold`, or let cross_validate.py do it"
                 )
 
     def _transform(self) -> ImageTransform:

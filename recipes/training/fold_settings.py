@@ -106,6 +106,7 @@ def keep_settings(settings: dict[str, Any], output: Path) -> None:
         }
         before, now = stored.get("checkpoint_sha256") or {}, settings["checkpoint_sha256"]
         replaced = [path for path in now if path in used and before.get(path, now[path]) != now[path]]
+        changed = {"mode": changed["mode"]} if "mode" in changed else changed  # the rest follows from it
         told = [f"{name} ({change})" for name, change in changed.items()]
         told += [f"checkpoint (the weights in {path} were replaced)" for path in replaced]
         if told and begun:

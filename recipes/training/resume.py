@@ -188,11 +188,17 @@ def refuse_another_training(
                     ". To train on with other settings or images, start a new run from --model_name_or_path "
                     f"{checkpoint}"
                 )
+    # transformers holds a fraction (save_steps 0.1) against the steps that it came to, and so warns of every resume.
+    logging.getLogger("transformers.trainer_utils").addFilter(_not_of_what_is_compared_here)
     if untold:
         logger.warning(
             "%s was written by another version, which does not tell or know %s: these are not compared",
             *(file, ", ".join(untold)),
         )
+
+
+def _not_of_what_is_compared_here(record: logging.LogRecord) -> bool:
+    return "do not match the ones in the `trainer_state.json`" not in record.getMessage()
 
 
 def begin_run(output_dir: Path, written: Sequence[str], checkpoint: Path | None, resolved: dict[str, Any]) -> None:

@@ -265,7 +265,9 @@ def training_environment(results: dict[str, float], args: TrainingArguments, res
     if resumed or "train_runtime" not in results:
         return None
     device = torch.cuda.get_device_name(args.device) if args.device.type == "cuda" else args.device.type.upper()
-    return f"{results['train_runtime'] / 3600:.2f} h on {args.world_size} x {device}; energy was not measured"
+    hours, minutes = divmod(math.ceil(results["train_runtime"] / 60), 60)
+    took = f"{hours} h {minutes} min" if hours else f"{minutes} min"
+    return f"{took} on {args.world_size} x {device}; energy was not measured"
 
 
 def prepare_run(run: type[Run], *arguments: Any) -> Callable[[], None] | None:

@@ -101,6 +101,18 @@ MUTATIONS = [
         "tests/test_cross_validate.py::test_a_fold_that_failed_stops_the_others_and_its_settings_can_be_corrected",
     ),
     Mutation(
+        "recipes/training/cross_validation.py",
+        "    _refuse_running(output, folds)\n",
+        "",
+        "tests/test_cross_validate.py::test_a_fold_that_still_runs_is_not_started_twice",
+    ),
+    Mutation(
+        "recipes/training/fold_settings.py",
+        '{"mode": changed["mode"]} if "mode" in changed else changed',
+        "changed",
+        "tests/test_baselines.py::test_folds_of_other_settings_are_not_mixed",
+    ),
+    Mutation(
         "recipes/training/fold_settings.py",
         "if told and begun:",
         "if told or begun:",

@@ -308,6 +308,12 @@ MUTATIONS = [
     ),
     Mutation(
         "recipes/training/resume.py",
+        '    logging.getLogger("transformers.trainer_utils").addFilter(_not_of_what_is_compared_here)\n',
+        "",
+        "tests/test_pretrain_resume.py::test_killed_run_resumes_as_if_nothing_happened",
+    ),
+    Mutation(
+        "recipes/training/resume.py",
         "if checkpoint is None or checkpoint.resolve().parent != output_dir.resolve():",
         "if checkpoint is None:",
         "tests/test_files.py::test_a_resume_of_a_checkpoint_elsewhere_replaces_what_its_killed_attempt_left",
