@@ -203,7 +203,7 @@ def test_folds_of_other_settings_are_not_mixed(hard_corpus, classified, tmp_path
     shutil.copytree(classified, tmp_path / "out")
     with pytest.raises(SystemExit, match=r"with another class_weights \(none there, balanced here\): take"):
         validate(hard_corpus, tmp_path / "out", "--class_weights", "balanced")
-    with pytest.raises(SystemExit, match=r"another positive_classes \(not given there, \[\'coarse\'\] here\): take"):
+    with pytest.raises(SystemExit, match=r"another positive_classes \(not given there, coarse here\): take"):
         validate(hard_corpus, tmp_path / "out", "--positive_classes", "coarse")
     with pytest.raises(
         SystemExit, match=r"run with another mode \(texture_features there, finetune here\): take another one"

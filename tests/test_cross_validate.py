@@ -467,18 +467,22 @@ def test_a_fold_that_failed_stops_the_others_and_its_settings_can_be_corrected(
 def test_settings_that_say_the_same_are_the_same(corpus, tmp_path, pretended):
     config = write(tmp_path / "finetune.yaml", b"learning_rate: 0.001\n")
     given = ["--corpus", str(corpus), "--output_dir", str(tmp_path / "out"), "--finetune_config", str(config)]
-    cross_validate.main([*given, "--finetune_options", "num_train_epochs=2", "seed=1"])
+    options = ["num_train_epochs=2", "crop_scale=0.4", "crop_scale=1.0"]
+    cross_validate.main([*given, "--finetune_options", *options, "seed=1"])
     run = len(pretended)
-    cross_validate.main([*given, "--finetune_options", "seed=1", "num_train_epochs=3", "num_train_epochs=2"])
+    cross_validate.main([*given, "--finetune_options", "seed=1", "num_train_epochs=3", *options])
     assert len(pretended) == run
+    changed = r"with another finetune_options \(crop_scale 0.4 1.0 there, 0.6 1.0 here\): take another one"
+    with pytest.raises(SystemExit, match=changed):
+        cross_validate.main([*given, "--finetune_options", "seed=1", options[0], "crop_scale=0.6", "crop_scale=1.0"])
     config.write_text("learning_rate: 0.002\n")
     changed = r"with another finetune_config_content \(learning_rate 0.001 there, 0.002 here\): take another one"
     with pytest.raises(SystemExit, match=changed):
-        cross_validate.main([*given, "--finetune_options", "num_train_epochs=2", "seed=1"])
+        cross_validate.main([*given, "--finetune_options", *options, "seed=1"])
 
 
 def test_a_fold_that_still_runs_is_not_started_twice(corpus, tmp_path, pretended):
-    folder = tmp_path / "fold_0" / "finetune"
+    folder = tmp_path / "fold_2" / "finetune"
     folder.mkdir(parents=True)
     # as a fine-tuning that outlived the cross-validation that started it
     script = f"import fcntl, time; file = open({str(folder / 'log.txt')!r}, 'a'); fcntl.flock(file, fcntl.LOCK_EX)"
@@ -486,7 +490,7 @@ def test_a_fold_that_still_runs_is_not_started_twice(corpus, tmp_path, pretended
     with subprocess.Popen([sys.executable, "-c", script], stdout=subprocess.PIPE) as running:
         try:
             running.stdout.readline()
-            said = rf"^error: finetune.py is still running in .*fold_0/finetune \(process {running.pid}\), started by"
+            said = rf"^error: finetune.py is still running in .*fold_2/finetune \(process {running.pid}\), started by"
             with pytest.raises(SystemExit, match=said):
                 cross_validate.main(["--corpus", str(corpus), "--output_dir", str(tmp_path)])
             assert not pretended, "said before anything else is done"

@@ -9,7 +9,6 @@ import sys
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
-from dataclasses import fields
 from pathlib import Path
 from queue import Queue
 from threading import Event, Lock, Thread
@@ -36,10 +35,9 @@ from judging.tables import (
     summary_markdown,
 )
 from output_folder import check_output
-from training.arguments import FINETUNING, PRETRAINING
 from training.classical import DISTANCES, LEVELS, TILES, classify_folds
 from training.fold_options import TEXTURE_FEATURES, CompareArguments, CrossValidationArguments
-from training.fold_settings import keep_settings, refuse_options, settings_of, settings_that_differ
+from training.fold_settings import by_name, keep_settings, refuse_options, settings_of, settings_that_differ
 from training.resume import whole_checkpoints
 
 try:
@@ -55,13 +53,6 @@ BAR_WITH_ESTIMATE = BAR.replace("{elapsed}", "{elapsed}, about {remaining} left"
 # Before either of them, the start of the first training, in which nothing is learned, would be most of an estimate.
 SHARE_TO_ESTIMATE, SECONDS_TO_ESTIMATE = 0.05, 600
 RECIPES = Path(__file__).resolve().parents[1]
-# Options of several values.
-LISTS = {
-    found.name
-    for arguments in (*PRETRAINING, *FINETUNING)
-    for found in fields(arguments)
-    if str(found.type).startswith("list")
-}
 
 
 class Progress:
@@ -171,13 +162,10 @@ def _sizes_pretrained(args: CrossValidationArguments) -> list[str]:
 
 
 def _options(entries: list[str] | None) -> list[str]:
-    """As a command line: of a name that is given several times the last counts, of a list all together."""
-    values: dict[str, list[str]] = {}
-    for name, value in (entry.split("=", 1) for entry in entries or ()):
-        values[name] = [*(values.get(name, []) if name in LISTS else []), value]
+    """Entries NAME=VALUE as a command line."""
     return [
         text
-        for name, given in values.items()
+        for name, given in by_name(entries).items()
         # After "=" even a value that begins with a dash is one.
         for text in ([f"--{name}={given[0]}"] if len(given) == 1 else [f"--{name}", *given])
     ]

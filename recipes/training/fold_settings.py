@@ -19,6 +19,14 @@ SET_HERE = {name: name for name in ("corpus", "splits_file", "output_dir", "posi
 SET_HERE |= {name: name for name in ("push_to_hub", "hub_model_id", "hub_private_repo")}
 SET_HERE |= {"fold": "folds", "dry_run": None, "resume_from_checkpoint": None, "overwrite_output_dir": None}
 
+# Options of several values.
+LISTS = {
+    found.name
+    for arguments in (*PRETRAINING, *FINETUNING)
+    for found in fields(arguments)
+    if str(found.type).startswith("list")
+}
+
 NOT_TOLD = "not told"
 # By step and section of config.yaml, what folds need not have in common: what a resume may change, but for what the
 # answers are changed by afterwards, and for the length, whose other measure is of a fold's own images.
@@ -75,7 +83,7 @@ def _weights(
 
     Those on the Hub are known by their name, and by a `model_revision` among the options of the fine-tuning.
     """
-    given = (config or {}) | _by_name(args.finetune_options)
+    given = (config or {}) | dict(entry.split("=", 1) for entry in args.finetune_options or ())
     paths = {args.checkpoint.replace("{fold}", fold) for fold in folds} if args.checkpoint else ()
     found = {path: sorted(Path(path, given.get("model_subfolder") or "").glob("*.safetensors")) for path in paths}
     return {path: {file.name: _sha256(file) for file in files} for path, files in sorted(found.items()) if files}
@@ -94,7 +102,7 @@ def keep_settings(settings: dict[str, Any], output: Path) -> None:
         free = ("folds", "checkpoint_sha256")
         compared = {name: (stored.get(name), now) for name, now in settings.items()}
         for name in ("pretrain_options", "finetune_options"):
-            compared[name] = tuple(_by_name(entries) for entries in compared[name])
+            compared[name] = tuple(by_name(entries) for entries in compared[name])
         changed = {name: _change(*both) for name, both in compared.items() if both[0] != both[1] and name not in free}
         # What the pretraining is not given may be corrected while nothing else has got anywhere.
         later = {"finetune_config", "finetune_config_content", "finetune_options", "positive_classes"}
@@ -118,15 +126,20 @@ def keep_settings(settings: dict[str, Any], output: Path) -> None:
     stored_file.write_text(yaml.safe_dump(settings, sort_keys=False))
 
 
-def _by_name(entries: list[str] | None) -> dict[str, str]:
-    """Values of entries NAME=VALUE. Of those of one name the last counts, as on the command line, in any order."""
-    return dict(entry.split("=", 1) for entry in entries or ())
+def by_name(entries: list[str] | None) -> dict[str, list[str]]:
+    """Values of entries NAME=VALUE: of a name that is given several times the last, of a list all of them."""
+    values: dict[str, list[str]] = {}
+    for name, value in (entry.split("=", 1) for entry in entries or ()):
+        values[name] = [*(values.get(name, []) if name in LISTS else []), value]
+    return values
 
 
 def _change(before: Any, now: Any) -> str:
     """What changed in a setting, with both values: of a mapping, the entries that did."""
     if not (isinstance(before, dict) or isinstance(now, dict)):
-        return f"{'not given' if before is None else before} there, {'not given' if now is None else now} here"
+        values = ([] if value is None else value if isinstance(value, list) else [value] for value in (before, now))
+        there, here = (" ".join(map(str, value)) or "not given" for value in values)
+        return f"{there} there, {here} here"
     before, now = before or {}, now or {}
     names = [name for name in before | now if before.get(name) != now.get(name)]
     return "; ".join(f"{name} {_change(before.get(name), now.get(name))}" for name in names)

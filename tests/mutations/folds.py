@@ -54,7 +54,7 @@ MUTATIONS = [
     ),
     Mutation(
         "recipes/training/fold_settings.py",
-        "compared[name] = tuple(_by_name(entries) for entries in compared[name])",
+        "compared[name] = tuple(by_name(entries) for entries in compared[name])",
         "pass",
         "tests/test_cross_validate.py::test_settings_that_say_the_same_are_the_same",
     ),
