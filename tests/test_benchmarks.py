@@ -6,6 +6,7 @@ import json
 import math
 import re
 import shlex
+import signal
 import subprocess
 import sys
 import time
@@ -462,8 +463,8 @@ def test_a_row_that_is_repeated_alone_has_its_table(row, tmp_path, few_resamples
 
 def test_a_row_that_is_in_the_file_is_named_and_nothing_is_run_unasked(tmp_path, few_resamples, capsys):  # noqa: F811
     finetuned = load("finetuned")
-    options = ["preset=mse", "num_train_epochs=60", "num_train_epochs=30", "seed=0"]
-    run = kept(finetuned, tmp_path / "run", predicted(0, 1.0), *options)
+    options = "--pretrain_options preset=mse num_train_epochs=60 seed=0 --finetune_options num_train_epochs=30 seed=0"
+    run = kept(finetuned, tmp_path / "run", predicted(0, 1.0), *options.split())
     file = write(tmp_path / "one.json", json.dumps({"busi": {"mse": {"0": run}}}).encode())
     given = ["--corpora", "busi", "--rows", "mse", "--json", str(file)]
     finetuned.main(given)
@@ -471,9 +472,33 @@ def test_a_row_that_is_in_the_file_is_named_and_nothing_is_run_unasked(tmp_path,
     assert capsys.readouterr().out.splitlines()[0] == said
     finetuned.main([*given, "--pretrain_options", "image_size=160"])
     assert capsys.readouterr().out.startswith(f"{said}, though it ran with other options: {run['command']}\n")
+    finetuned.main([*given, "--finetune_options", "num_train_epochs=60", "--pretrain_options", "num_train_epochs=30"])
+    assert capsys.readouterr().out.startswith(f"{said}, though"), "what is given to which training counts"
     with pytest.raises(SystemExit):
         finetuned.main(["--corpora", "busi", "--json", str(file)])
     assert "error: give --corpora and --rows to run, or --tables FILE to show" in capsys.readouterr().err
+
+
+def test_what_the_benchmark_started_ends_with_it(tmp_path):
+    script = f"""
+import sys
+sys.path.insert(0, {str(BENCHMARKS)!r})
+import finetuned
+started = "import os, time; open('pid', 'w').write(f'{{os.getpid()}}.'); time.sleep(600)"
+finetuned.command = lambda *_: ["-c", started]
+finetuned.ROOT = {str(tmp_path)!r}
+finetuned.main(["--corpora", "busi", "--rows", "mse", "--json", {str(tmp_path / "found.json")!r}])
+"""
+    with subprocess.Popen([sys.executable, "-c", script]) as running:
+        try:
+            while not ((tmp_path / "pid").exists() and (tmp_path / "pid").read_text().endswith(".")):
+                assert running.poll() is None
+                time.sleep(0.05)
+            running.terminate()
+            assert running.wait(60) == 128 + signal.SIGTERM
+            assert ends(int((tmp_path / "pid").read_text()[:-1]))
+        finally:
+            running.kill()
 
 
 def test_the_tables_hold_every_finished_row_and_its_difference(tmp_path, few_resamples, capsys):  # noqa: F811

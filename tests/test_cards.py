@@ -25,6 +25,7 @@ from transformers import (
     AutoImageProcessor,
     TrainerControl,
     TrainerState,
+    TrainingArguments,
     ViTConfig,
     ViTForImageClassification,
     pipeline,
@@ -47,7 +48,7 @@ from prepare_corpus import prepare
 from training.arguments import FinetuningArguments, PretrainingArguments
 from training.callbacks import PublishEverySave
 from training.models import with_mean_pooling
-from training.run import publication_of_run
+from training.run import publication_of_run, training_environment
 
 REPO = "org/glcm-mae-tiny"
 PROCESSOR = ImageTransform(32, resize="squash").processor()
@@ -100,8 +101,16 @@ def assert_tables_are_whole(card: str) -> None:
     assert len(headings) == len(set(headings))
 
 
+@pytest.mark.parametrize(("seconds", "said"), [(5, "1 min"), (61, "2 min"), (3600, "1 h 0 min"), (5430, "1 h 31 min")])
+def test_a_card_says_how_long_the_training_took(seconds, said, tmp_path):
+    args = TrainingArguments(output_dir=str(tmp_path), use_cpu=True)
+    told = training_environment({"train_runtime": seconds}, args, resumed=False)
+    assert told == f"{said} on 1 x CPU; energy was not measured"
+    assert training_environment({"train_runtime": seconds}, args, resumed=True) is None, "a part of it"
+
+
 FULL = {
-    "environment": "0.50 h on 1 x CPU; energy was not measured",
+    "environment": "30 min on 1 x CPU; energy was not measured",
     "data_facts": FACTS["busi"],
     "base_model": "facebook/vit-mae-base",
     "origin": Origin("facebook/vit-mae-base", "facebook/vit-mae-base", "facebook/vit-mae-base"),

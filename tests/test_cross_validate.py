@@ -475,6 +475,9 @@ def test_settings_that_say_the_same_are_the_same(corpus, tmp_path, pretended):
     changed = r"with another finetune_options \(crop_scale 0.4 1.0 there, 0.6 1.0 here\): take another one"
     with pytest.raises(SystemExit, match=changed):
         cross_validate.main([*given, "--finetune_options", "seed=1", options[0], "crop_scale=0.6", "crop_scale=1.0"])
+    config.write_text("learning_rate: 0.001\noptim_args:\n")
+    cross_validate.main([*given, "--finetune_options", *options, "seed=1"])
+    assert len(pretended) == run, "what is null is as if it were left out"
     config.write_text("learning_rate: 0.002\n")
     changed = r"with another finetune_config_content \(learning_rate 0.001 there, 0.002 here\): take another one"
     with pytest.raises(SystemExit, match=changed):

@@ -257,7 +257,7 @@ def test_a_float_file_among_8_bit_ones_is_not_talked_about_in_a_circle(tmp_path,
         with pytest.raises(SystemExit, match=r"\.png.*white_level=.*only float or 32-bit files needed it"):
             prepare_corpus.main([*given, "--white_level", level, "--bad_images", "skip"])
     prepare_corpus.main([*given, "--bad_images", "skip"])
-    assert "1 file(s) cannot be used and are left out: a/Mustermann.tif. Image 'a/Mustermann.tif' stores" in caplog.text
+    assert "1 file(s) cannot be used and are left out: a/Mustermann.tif. The first: Image 'a/Muster" in caplog.text
     report = (tmp_path / "out" / "report.md").read_text()
     assert "| files that cannot be read (left out) | 1 |" in report and "whose white is unknown`" in report
     assert "Mustermann" not in report

@@ -98,7 +98,8 @@ def test_all_bad_files_are_named(raw, caplog):
         prepare(arguments(raw))
     prepare(arguments(raw, bad_images="skip"))
     assert (
-        "2 file(s) cannot be used and are left out: a/cut.png, a/cut_too.png. Image 'a/cut.png' cannot" in caplog.text
+        "2 file(s) cannot be used and are left out: a/cut.png, a/cut_too.png. The first: Image 'a/cut.png'"
+        in caplog.text
     )
 
 

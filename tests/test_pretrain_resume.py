@@ -61,6 +61,18 @@ def test_killed_run_resumes_as_if_nothing_happened(run, images, tmp_path):
     assert (output_dir / "export" / "model.safetensors").exists()
 
 
+def test_a_resume_logs_and_saves_as_often_as_it_is_told(images, tmp_path):
+    import pretrain
+
+    given = TINY | {"max_steps": 6, "corpus": images, "output_dir": tmp_path, "save_strategy": "steps"}
+    pretrain.main(options(**given | {"save_steps": 3}))
+    shutil.rmtree(tmp_path / "checkpoint-6")
+    often = {"save_steps": 1, "save_total_limit": 9, "logging_steps": 2}
+    pretrain.main(options(**given | often, resume_from_checkpoint="last"))
+    assert sorted(path.name[-1] for path in tmp_path.glob("checkpoint-*")) == ["3", "4", "5", "6"]
+    assert sorted(losses(tmp_path)) == [1, 2, 3, 4, 6]
+
+
 def test_output_of_an_earlier_run_is_not_overwritten(run, images):
     refused = launch(options(**TINY, corpus=images, output_dir=run), check=False)
     assert refused.returncode != 0 and "holds an earlier run" in refused.stderr

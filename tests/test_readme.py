@@ -185,6 +185,7 @@ def test_make_targets_in_the_docs_resolve():
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(900)
 def test_the_tables_of_the_documents_are_those_of_the_results():
     spec = importlib.util.spec_from_file_location("finetuned", BENCHMARKS / "finetuned.py")
     finetuned = importlib.util.module_from_spec(spec)

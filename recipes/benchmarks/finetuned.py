@@ -135,6 +135,17 @@ def _once(usual: list[str], given: list[str]) -> list[str]:
     return [*(entry for entry in usual if entry.split("=", 1)[0] not in names), *given]
 
 
+def options_of(words: Sequence[str]) -> dict[str, set[str]]:
+    """What a call of cross_validate.py gives its two trainings, without where the other corpora lie."""
+    found: dict[str, set[str]] = {"--pretrain_options": set(), "--finetune_options": set()}
+    option = ""
+    for word in words:
+        option = word if word.startswith("--") else option
+        if option in found and word != option and not word.startswith("unlabelled_corpus="):
+            found[option].add(word)
+    return found
+
+
 def record(words: Sequence[str], output: Path) -> dict[str, Any]:
     """What is kept of a finished run: how to repeat it, how long its trainings took, every answer."""
     settings = yaml.safe_load((output / "config.yaml").read_text())
@@ -276,13 +287,15 @@ def run_one(
     """Run one row, if it is not in `found` yet, and keep it there and in the JSON file."""
     key = key_of(row, labelled)
     known = found.get(corpus, {}).get(key, {}).get(str(seed))
-    words = command(corpus, row, seed, options, labelled)
     if known is not None:
-        asked, given = ({word for word in one if "=" in word} for one in (words, shlex.split(known["command"])))
-        other = f", though it ran with other options: {known['command']}" if asked != given else ""
+        ran = known["command"]
+        # A learning curve has the updates of the whole row among its options, which only the corpus tells.
+        same = labelled or options_of(command(corpus, row, seed, options)) == options_of(shlex.split(ran))
+        other = "" if same else f", though it ran with other options: {ran}"
         at = f"of commit {known['commit'][:12]}"
         print(f"{corpus}, {key}, seed {seed}: is in {options.json} already, {at}: not run{other}")
         return
+    words = command(corpus, row, seed, options, labelled)
     print(f"{corpus}, {key}, seed {seed}", flush=True)
     if subprocess.run([sys.executable, *words], cwd=ROOT).returncode:
         sys.exit(f"error: {shlex.join(words)} failed; the same command goes on")

@@ -29,7 +29,7 @@ MIXED_DEPTHS = (
 
 def listed(names: Sequence[str]) -> str:
     """Names in a line, of very many ten."""
-    return ", ".join(names[:10]) + (", ..." if len(names) > 10 else "")
+    return ", ".join(names[:10]) + (f" and {len(names) - 10} more" if len(names) > 10 else "")
 
 
 def bad_said(names: Sequence[str], reason: str, of: str = "") -> str:

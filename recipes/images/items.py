@@ -105,7 +105,9 @@ def read_items(args: PrepareArguments) -> tuple[list[Item], list[str], dict[str,
         raise BadImageError(f"no image can be read. The first: {[*problems, *no_pictures][0][1]}")
     if problems:
         names = listed([name for name, _ in problems])
-        logger.warning("%d file(s) cannot be used and are left out: %s. %s", len(problems), names, problems[0][1])
+        logger.warning(
+            "%d file(s) cannot be used and are left out: %s. The first: %s", len(problems), names, problems[0][1]
+        )
     if no_pictures:
         logger.warning("%d DICOM file(s) are left out. The first: %s", len(no_pictures), no_pictures[0][1])
     left_out = {"unreadable": problems, "no_pictures": no_pictures}
@@ -328,11 +330,11 @@ def warn_of_mixed_depths(items: Iterable[Item]) -> None:
         f"{len(same)} with white {white:g}, such as '{(same[0].original or same[0].record).file_name}'"
         for white, same in sorted(by_white.items())
     )
+    way = ", or make the 8-bit files 16-bit ones first (grey times 257, with which nothing is lost)"
     logger.warning(
-        "8-bit and 16-bit images are mixed (%s): pretrain.py takes each by its own white, but finetune.py refuses "
-        "them, since a classifier's image processor has one. To fine-tune, prepare a data set of each, or make the "
-        "8-bit files 16-bit ones first (values times 257, with which nothing is lost)",
-        "; ".join(found),
+        "images of different white levels are mixed (%s): pretrain.py takes each by its own, but finetune.py refuses "
+        "them, since a classifier's image processor has one. To fine-tune, prepare a data set of each%s",
+        *("; ".join(found), way if set(by_white) == {255, 65535} else ""),
     )
 
 

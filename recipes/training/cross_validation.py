@@ -172,12 +172,11 @@ def _options(entries: list[str] | None) -> list[str]:
 
 
 def _run(recipe: str, folder: Path, options: list[str], environment: dict[str, str], progress: Progress) -> None:
-    export = folder / "export"
     fold, step = (
         folder.parent.name.removeprefix("fold_"),
         {"pretrain": "pretraining", "finetune": "fine-tuning"}[recipe],
     )
-    if (folder / "all_results.json").exists() and (recipe == "finetune" or (export / "config.json").exists()):
+    if _finished(recipe, folder):
         logger.info("%s is finished", folder)
         progress.tell(f"fold {fold} {step}", 1.0)
         return
@@ -205,32 +204,41 @@ def _run(recipe: str, folder: Path, options: list[str], environment: dict[str, s
     progress.tell(f"fold {fold} {step}", 1.0)
 
 
+def _finished(recipe: str, folder: Path) -> bool:
+    done = (folder / "all_results.json").exists()
+    return done and (recipe == "finetune" or (folder / "export" / "config.json").exists())
+
+
 def _lock(log: TextIO, recipe: str) -> None:
     """Lock the log of a training. The recipe inherits that with its output: the lock holds while the recipe runs."""
     try:
         if fcntl is not None:
             fcntl.flock(log, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError:
-        file = Path(log.name)
-        of_all = psutil.process_iter(["pid", "open_files"])
-        open_in = {
-            found.pid
-            for found in of_all
-            if str(file.resolve()) in {path for path, *_ in found.info["open_files"] or ()}
-        }
-        pids = ", ".join(map(str, sorted(open_in - {os.getpid()})))
+        pids = ", ".join(map(str, _writers(Path(log.name)))) or "unknown"
         raise UsageError(
-            f"{recipe}.py is still running in {file.parent} (process {pids or 'unknown'}), started by another call: "
-            "wait for it, or end it"
+            f"{recipe}.py is still running in {Path(log.name).parent} (process {pids}), started by another call: wait "
+            "for it, or end it"
         ) from None
+
+
+def _writers(file: Path) -> list[int]:
+    """Other processes that have a file open, but for who only reads it (where the system tells), and their children."""
+    found = {}
+    for process in psutil.process_iter(["pid", "ppid", "open_files"]):
+        for opened in process.info["open_files"] or ():
+            if opened.path == str(file.resolve()) and getattr(opened, "mode", "a") != "r":
+                found[process.info["pid"]] = process.info["ppid"]
+    found.pop(os.getpid(), None)
+    return sorted(pid for pid, parent in found.items() if parent not in found)
 
 
 def _refuse_running(output: Path, folds: list[str]) -> None:
     """See that no training of an earlier call, which may have been killed without it, still runs in these folds."""
-    for log in (output / f"fold_{fold}" / recipe / "log.txt" for fold in folds for recipe in ("pretrain", "finetune")):
-        if log.exists():
-            with log.open("a") as lines:
-                _lock(lines, log.parent.name)
+    for folder in (output / f"fold_{fold}" / recipe for fold in folds for recipe in ("pretrain", "finetune")):
+        if (folder / "log.txt").exists() and not _finished(folder.name, folder):
+            with (folder / "log.txt").open("a") as lines:
+                _lock(lines, folder.name)
 
 
 def _precision_of_others(recipe: str, output: Path, options: list[str]) -> list[str]:

@@ -9,7 +9,7 @@ import yaml
 
 from commandline import UsageError, nearest
 from training.arguments import FINETUNING, PRETRAINING
-from training.fold_options import MODES, CrossValidationArguments
+from training.fold_options import MODES, OF_NETWORKS, CrossValidationArguments
 from training.pretraining import ALSO_MAY_CHANGE
 from training.resume import MAY_CHANGE, as_told_now, whole_checkpoints
 
@@ -100,10 +100,19 @@ def keep_settings(settings: dict[str, Any], output: Path) -> None:
     if stored_file.exists():
         stored = {"mode": MODES[0]} | yaml.safe_load(stored_file.read_text())  # an earlier version knew one mode
         free = ("folds", "checkpoint_sha256")
-        compared = {name: (stored.get(name), now) for name, now in settings.items()}
+        compared = {name: (stored.get(name), now) for name, now in settings.items() if name not in free}
         for name in ("pretrain_options", "finetune_options"):
             compared[name] = tuple(by_name(entries) for entries in compared[name])
-        changed = {name: _change(*both) for name, both in compared.items() if both[0] != both[1] and name not in free}
+        compared = {name: tuple(map(_without_nulls, both)) for name, both in compared.items()}
+        changed = {name: _change(*both) for name, both in compared.items() if both[0] != both[1]}
+        if "mode" in changed:  # these follow from it
+            followers = {
+                "class_weights",
+                "texture_features",
+                *OF_NETWORKS,
+                *(f"{name}_content" for name in OF_NETWORKS),
+            }
+            changed = {name: change for name, change in changed.items() if name not in followers}
         # What the pretraining is not given may be corrected while nothing else has got anywhere.
         later = {"finetune_config", "finetune_config_content", "finetune_options", "positive_classes"}
         steps = output.glob("fold_*/[!p]*" if set(changed) <= later else "fold_*/*")
@@ -114,7 +123,6 @@ def keep_settings(settings: dict[str, Any], output: Path) -> None:
         }
         before, now = stored.get("checkpoint_sha256") or {}, settings["checkpoint_sha256"]
         replaced = [path for path in now if path in used and before.get(path, now[path]) != now[path]]
-        changed = {"mode": changed["mode"]} if "mode" in changed else changed  # the rest follows from it
         told = [f"{name} ({change})" for name, change in changed.items()]
         told += [f"checkpoint (the weights in {path} were replaced)" for path in replaced]
         if told and begun:
@@ -134,9 +142,16 @@ def by_name(entries: list[str] | None) -> dict[str, list[str]]:
     return values
 
 
+def _without_nulls(value: Any) -> Any:
+    """A mapping without what is null in it, which is as if it were left out; null where nothing is left."""
+    if not isinstance(value, dict):
+        return value
+    return {name: found for name, found in value.items() if found is not None} or None
+
+
 def _change(before: Any, now: Any) -> str:
     """What changed in a setting, with both values: of a mapping, the entries that did."""
-    if not (isinstance(before, dict) or isinstance(now, dict)):
+    if not all(isinstance(value, dict) or value is None for value in (before, now)):
         values = ([] if value is None else value if isinstance(value, list) else [value] for value in (before, now))
         there, here = (" ".join(map(str, value)) or "not given" for value in values)
         return f"{there} there, {here} here"

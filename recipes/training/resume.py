@@ -189,7 +189,8 @@ def refuse_another_training(
                     f"{checkpoint}"
                 )
     # transformers holds a fraction (save_steps 0.1) against the steps that it came to, and so warns of every resume.
-    logging.getLogger("transformers.trainer_utils").addFilter(_not_of_what_is_compared_here)
+    # What it warns of is compared above, or holds as it is told now (StepsAsToldNow).
+    logging.getLogger("transformers.trainer_utils").addFilter(_not_of_arguments)
     if untold:
         logger.warning(
             "%s was written by another version, which does not tell or know %s: these are not compared",
@@ -197,7 +198,7 @@ def refuse_another_training(
         )
 
 
-def _not_of_what_is_compared_here(record: logging.LogRecord) -> bool:
+def _not_of_arguments(record: logging.LogRecord) -> bool:
     return "do not match the ones in the `trainer_state.json`" not in record.getMessage()
 
 

@@ -24,7 +24,7 @@ from hub.repository import open_repository, publish
 from images.splits import sha256_of_lines
 from judging.training_curves import draw_training_curves
 from output_folder import check_output, replaced_file
-from training.callbacks import ImagesProgressCallback, MetricsFileCallback, PublishEverySave
+from training.callbacks import ImagesProgressCallback, MetricsFileCallback, PublishEverySave, StepsAsToldNow
 from training.resume import MAY_CHANGE, begin_run, best_checkpoint, checkpoint_to_resume, refuse_another_training
 
 
@@ -86,6 +86,7 @@ class Run(ABC):
         trainer.remove_callback(PrinterCallback if args.disable_tqdm else ProgressCallback)
         trainer.add_callback(ImagesProgressCallback(trainer.effective_batch_size, bars=not args.disable_tqdm))
         trainer.add_callback(MetricsFileCallback(self.log))
+        trainer.add_callback(StepsAsToldNow())
         if self.publication is not None and args.hub_strategy == HubStrategy.EVERY_SAVE:
             trainer.add_callback(PublishEverySave(self.publication, self._export_as_it_is))
         return trainer

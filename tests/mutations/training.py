@@ -307,8 +307,20 @@ MUTATIONS = [
         "tests/test_feeding.py::test_a_stream_trains_on_no_copy_and_no_patient_of_a_held_out_image",
     ),
     Mutation(
+        "recipes/training/run.py",
+        "        trainer.add_callback(StepsAsToldNow())\n",
+        "",
+        "tests/test_pretrain_resume.py::test_a_resume_logs_and_saves_as_often_as_it_is_told",
+    ),
+    Mutation(
+        "recipes/benchmarks/finetuned.py",
+        "    with ending_children():",
+        "    if True:",
+        "tests/test_benchmarks.py::test_what_the_benchmark_started_ends_with_it",
+    ),
+    Mutation(
         "recipes/training/resume.py",
-        '    logging.getLogger("transformers.trainer_utils").addFilter(_not_of_what_is_compared_here)\n',
+        '    logging.getLogger("transformers.trainer_utils").addFilter(_not_of_arguments)\n',
         "",
         "tests/test_pretrain_resume.py::test_killed_run_resumes_as_if_nothing_happened",
     ),
