@@ -225,7 +225,7 @@ def test_an_encoder_that_saw_images_it_is_judged_on_is_refused(corpus, exported,
     splits = json.loads((corpus / "splits.json").read_text())
     name = splits["folds"][0][part][0]
     (seen / "training_images.txt").write_text(splits["images"][name] + "\n")
-    with pytest.raises(SystemExit, match=f"pretrained on 1 images of the {part} part of fold 0"):
+    with pytest.raises(SystemExit, match=f"has seen 1 images of the {part} part of fold 0"):
         run(corpus, tmp_path / "out", "--model_name_or_path", str(seen))
     assert not (tmp_path / "out").exists()
 
@@ -254,7 +254,7 @@ def test_an_encoder_remembers_the_images_of_its_ancestors(corpus, tmp_path):
         *((second / "export", ""), (second / "export", "pretraining"), (second / "export" / "pretraining", "")),
         *((second, "export"), (third / "checkpoint-1", ""), (third, "checkpoint-1"), (tmp_path, "second/export")),
     ):
-        with pytest.raises(SystemExit, match="pretrained on 32 images of the test part of fold 0"):
+        with pytest.raises(SystemExit, match="has seen 32 images of the test part of fold 0"):
             run(corpus, tmp_path / "out", "--model_name_or_path", str(name), "--model_subfolder", subfolder)
 
     tuned = run(corpus, tmp_path / "tuned", "--model_name_or_path", str(own / "export"), "--max_steps", "1")
