@@ -132,7 +132,11 @@ class MetricsFileCallback(TrainerCallback):
 
 
 class StepsAsToldNow(TrainerCallback):
-    """Log, judge and save as often as this call says, where a resume would do it as often as the call before."""
+    """Log, judge and save as often as this call says.
+
+    Trainer (5.23) takes the steps between from the checkpoint: in a resume those of the call before, in a second stage
+    those of the first.
+    """
 
     def on_train_begin(self, args, state, control, **kwargs):
         """Count anew: the state is that of the checkpoint."""

@@ -223,7 +223,7 @@ def _lock(log: TextIO, recipe: str) -> None:
 
 
 def _writers(file: Path) -> list[int]:
-    """Other processes that have a file open, but for who only reads it (where the system tells), and their children."""
+    """Other processes that have a file open to write, where the system tells, without those that they started."""
     found = {}
     for process in psutil.process_iter(["pid", "ppid", "open_files"]):
         for opened in process.info["open_files"] or ():

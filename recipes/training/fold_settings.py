@@ -106,13 +106,10 @@ def keep_settings(settings: dict[str, Any], output: Path) -> None:
         compared = {name: tuple(map(_without_nulls, both)) for name, both in compared.items()}
         changed = {name: _change(*both) for name, both in compared.items() if both[0] != both[1]}
         if "mode" in changed:  # these follow from it
-            followers = {
-                "class_weights",
-                "texture_features",
-                *OF_NETWORKS,
-                *(f"{name}_content" for name in OF_NETWORKS),
+            followers = {"class_weights", "texture_features", *OF_NETWORKS}
+            changed = {
+                name: change for name, change in changed.items() if name.removesuffix("_content") not in followers
             }
-            changed = {name: change for name, change in changed.items() if name not in followers}
         # What the pretraining is not given may be corrected while nothing else has got anywhere.
         later = {"finetune_config", "finetune_config_content", "finetune_options", "positive_classes"}
         steps = output.glob("fold_*/[!p]*" if set(changed) <= later else "fold_*/*")

@@ -290,7 +290,7 @@ class Pretraining(Run):
         new = self.output_dir / f"checkpoint-{last}"
         PartialState().wait_for_everyone()  # until each has written its part of the checkpoint
         if self.trainer.is_world_process_zero():
-            counted_anew(found, new, ratio, self.args, num_steps)
+            counted_anew(found, new, ratio, num_steps)
         PartialState().wait_for_everyone()
         return new, took
 

@@ -4,7 +4,7 @@ import shutil
 from pathlib import Path
 
 import torch
-from transformers import TrainerCallback, TrainerState, TrainingArguments
+from transformers import TrainerCallback, TrainerState
 
 from output_folder import replaced_file
 
@@ -21,7 +21,7 @@ class StopAt(TrainerCallback):
             control.should_save = control.should_training_stop = True
 
 
-def counted_anew(checkpoint: Path, new: Path, ratio: int, args: TrainingArguments, max_steps: int) -> None:
+def counted_anew(checkpoint: Path, new: Path, ratio: int, max_steps: int) -> None:
     """A copy of a checkpoint, to go on from with fewer images per update and in proportion a lower rate.
 
     Weights and optimiser state stay. The schedule is at the same share of the training, so that of the rate must be a
@@ -31,7 +31,6 @@ def counted_anew(checkpoint: Path, new: Path, ratio: int, args: TrainingArgument
         checkpoint: of `Trainer`, with an optimiser and a `LambdaLR`.
         new: checkpoint-<step>, the step counted in the smaller updates.
         ratio: images per update before, over those after.
-        args: of the training that goes on, for the steps between its logs, evaluations and checkpoints.
         max_steps: of the whole training, counted in the smaller updates.
     """
     step = int(new.name.removeprefix("checkpoint-"))
@@ -52,6 +51,5 @@ def counted_anew(checkpoint: Path, new: Path, ratio: int, args: TrainingArgument
     torch.save(scheduler, new / "scheduler.pt")
     state = TrainerState.load_from_json(str(checkpoint / "trainer_state.json"))
     state.global_step, state.max_steps = step, max_steps
-    state.compute_steps(args, max_steps)  # Trainer (5.23) takes them from the checkpoint
     with replaced_file(new / "trainer_state.json") as last:  # as Trainer does: with it, a checkpoint is whole
         state.save_to_json(str(last))

@@ -631,9 +631,9 @@ MUTATIONS = [
         "tests/test_release.py::test_data_sets_go_out_only_where_a_licence_is_known",
     ),
     Mutation(
-        "recipes/training/stages.py",
-        "    state.compute_steps(args, max_steps)",
-        "    pass",
+        "recipes/training/callbacks.py",
+        "        state.compute_steps(args, state.max_steps)",
+        "        pass",
         "tests/test_pretrain_resume.py::test_checkpoints_between_stages_are_as_many_as_in_one_and_may_lie_elsewhere",
     ),
     Mutation(
