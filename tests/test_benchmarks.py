@@ -575,20 +575,26 @@ def test_the_rows_are_run_kept_and_not_run_again(tmp_path):
     assert tables.stdout in done.stdout
 
 
-def test_a_row_of_all_corpora_pretrains_on_the_others_whole():
+def test_a_row_of_all_corpora_has_one_encoder_of_their_training_parts():
     finetuned = load("finetuned")
     options = argparse.Namespace(data_dir="data", output_dir="runs", pretrain_options=["image_size=64"], jobs=1)
     options.finetune_options = ["num_train_epochs=3"]
-    words = finetuned.command("covid_ct", "texture_all", 0, options)
+    words = finetuned.command("busi", "texture_all", 0, options)
     given = words[words.index("--pretrain_options") + 1 : words.index("--finetune_config")]
-    others = ["unlabelled_corpus=data/busi", "unlabelled_corpus=data/pneumonia"]
+    others = ["unlabelled_corpus=data/covid_ct", "unlabelled_corpus=data/pneumonia"]
+    others += ["unlabelled_folds=same", "unlabelled_folds=official"]
     assert given == ["preset=texture", *others, "num_train_epochs=24", "image_size=64", "seed=0"]
     of_finetuning = words[words.index("--finetune_options") + 1 : words.index("--jobs")]
     assert of_finetuning == ["num_train_epochs=3", "seed=0"]
+    for corpus, seed, fold in (("covid_ct", 0, "{fold}"), ("pneumonia", 2, "2")):
+        words = finetuned.command(corpus, "texture_all", seed, options)
+        encoder = f"runs/busi/texture_all/seed_0/fold_{fold}/pretrain/export"
+        assert words[words.index("--checkpoint") + 1] == encoder and "--pretrain_options" not in words
     alone = finetuned.command("covid_ct", "texture", 0, options)
     assert not any("unlabelled" in word for word in alone) and "num_train_epochs=30" in alone
     # As cross_validate.py hands them on.
-    assert cross_validation._options(others) == ["--unlabelled_corpus", "data/busi", "data/pneumonia"]
+    handed = ["--unlabelled_corpus", "data/covid_ct", "data/pneumonia", "--unlabelled_folds", "same", "official"]
+    assert cross_validation._options(others) == handed
     assert cross_validation._options(["glcm_offsets=[[0, 1]]"]) == ["--glcm_offsets=[[0, 1]]"]
     assert cross_validation._options(["seed=1", "seed=2"]) == ["--seed=2"]
 

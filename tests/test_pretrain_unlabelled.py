@@ -9,11 +9,15 @@ import yaml
 from helpers import encode, picture, write
 from test_pretrain import TINY, options
 
+import finetune
 import pretrain
+from commandline import UsageError
 from hub.export import TRAINING_IMAGES
 from images.arguments import PrepareArguments
 from images.splits import load_prepared
 from prepare_corpus import prepare
+from training.arguments import DataArguments
+from training.pretraining_data import load_data
 
 
 @pytest.fixture(scope="module")
@@ -62,3 +66,57 @@ def test_a_stream_takes_none(corpus, tmp_path):
     given = TINY | {"corpus": corpus, "streaming": True, "max_steps": 2, "output_dir": tmp_path / "run"}
     with pytest.raises(SystemExit, match="unlabelled_corpus needs the whole data set: streaming must be false"):
         pretrain.main([*options(**given), "--unlabelled_corpus", str(corpus)])
+
+
+@pytest.fixture(scope="module")
+def other(tmp_path_factory, corpus):
+    """A prepared one of 18 more images in two classes, and one that is in `corpus` too, where fold 0 trains on it."""
+    root = tmp_path_factory.mktemp("other")
+    for index in range(18):
+        write(root / "raw" / "ab"[index % 2] / f"{index:02d}.png", encode(picture(300 + index)))
+    both = load_prepared(str(corpus), None, "0")[0]["train"][0]["image"]["bytes"]
+    write(root / "raw" / "a" / "both.png", both)
+    made = prepare(PrepareArguments(data_dir=str(root / "raw"), output_dir=str(root / "data"), num_folds=3))
+    return made, hashlib.sha256(both).hexdigest()
+
+
+def test_of_a_prepared_corpus_only_the_training_part_of_a_fold(corpus, other, tmp_path, caplog):
+    made, both = other
+    folds = [load_prepared(str(made), None, str(fold))[0] for fold in range(3)]
+    tested = next(fold for fold in range(3) if both in folds[fold]["test"]["sha256"])
+    parts, own = folds[tested], load_prepared(str(corpus), None, "0")[0]
+    given = TINY | {"corpus": corpus, "fold": "0", "held_out": 0, "per_device_train_batch_size": 8, "max_steps": 1}
+    given |= {"unlabelled_corpus": made, "unlabelled_folds": str(tested), "output_dir": tmp_path / "run"}
+    pretrain.main(options(**given))
+    seen = (tmp_path / "run" / "export" / TRAINING_IMAGES).read_text().split()
+    wanted = {*own["train"]["sha256"], *parts["train"]["sha256"]} - {both}
+    assert set(seen) == wanted and both in own["train"]["sha256"]
+    assert "1 image(s) left out, copies of images kept for validation or test" in caplog.text
+    for judged, fold in ((corpus, "0"), (made, str(tested))):
+        to = {"corpus": judged, "fold": fold, "model_name_or_path": tmp_path / "run" / "export", "dry_run": "true"}
+        to |= {"per_device_train_batch_size": 4, "use_cpu": True}
+        finetune.main(options(**to, output_dir=tmp_path / "finetune"))
+    with pytest.raises(SystemExit, match="has seen .* images of the .* part of fold"):
+        finetune.main(options(**to | {"fold": str((tested + 1) % 3)}, output_dir=tmp_path / "finetune"))
+
+
+def test_the_same_fold_or_the_whole_of_others(corpus, other, tmp_path, tiny_config):
+    made, _ = other
+    for index in range(3):
+        write(tmp_path / "pool" / f"{index}.png", encode(picture(400 + index)))
+    given = {"corpus": str(corpus), "fold": "1", "held_out": 0}
+    given["unlabelled_corpus"] = [str(made), str(tmp_path / "pool")]
+    data = load_data(DataArguments(**given, unlabelled_folds=["same", "all"]), tiny_config(), 0)
+    parts, own = (load_prepared(str(folder), None, "1")[0] for folder in (made, corpus))
+    trained_on = [*parts["train"]["sha256"], *own["train"]["sha256"]]
+    kept = {digest for found in (parts, own) for part in ("validation", "test") for digest in found[part]["sha256"]}
+    assert len(data.train) == len([digest for digest in trained_on if digest not in kept]) + 3
+    for folds, said in (
+        (["same"], "unlabelled_folds must be one of each unlabelled_corpus, which are 2, got same; all stands for"),
+        (["3", "all"], "fold must be 0 to 2, got '3'"),
+        (["0", "0"], "pool' must be the output folder of prepare_corpus.py"),
+    ):
+        with pytest.raises(ValueError, match=said):
+            load_data(DataArguments(**given, unlabelled_folds=folds), tiny_config(), 0)
+    with pytest.raises(UsageError, match="unlabelled_folds: same is the fold that is trained on, so it needs fold"):
+        load_data(DataArguments(**given | {"fold": None}, unlabelled_folds=["same", "all"]), tiny_config(), 0)

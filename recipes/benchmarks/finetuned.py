@@ -5,10 +5,14 @@
     python recipes/benchmarks/finetuned.py --tables recipes/benchmarks/results/finetuned.json
 
 `data_dir` holds the corpora as prepare_corpus.py makes them: busi, covid_ct, pneumonia. Rows: `classical` (a logistic
-regression on co-occurrence features), `none` (the network from nothing), the presets, and `head` (`texture` without the
-matrices of the pixels). Each fold pretrains on its own training part only, by recipes/configs/laptop/; with `_all` on
-the other corpora too (of the chest X-rays their official training part). The chest X-rays are judged on their official
-split, with three seeds. With --pretrain_options and --finetune_options as cross_validate.py has them, at any size.
+regression on co-occurrence features), `none` (the network from nothing), the presets, and `head` (`texture` without
+the matrices of the pixels). Each fold pretrains on its own training part only, by recipes/configs/laptop/. The chest
+X-rays are judged on their official split, with three seeds. With --pretrain_options and --finetune_options as
+cross_validate.py has them, at any size.
+
+With `_all` there is one encoder for all corpora: fold k of BUSI pretrains on the training parts of fold k of BUSI and
+of CT, and of the official split of the chest X-rays. Run these rows of `busi` first, in the same `output_dir`: fold k
+of CT and seed k of the chest X-rays are fine-tuned from the encoder of fold k there.
 
 --labelled_groups 25 50 100 runs the learning curve of the rows instead: fine-tuned on so many groups (patients, where
 they are known) of each training part, with the encoders of the whole rows, which must be in `output_dir`, and with as
@@ -57,7 +61,7 @@ ROWS: dict[str, list[str] | None] = {  # options of the pretraining; None: there
     "head_all": ["preset=texture", "glcm_weight=0"],
     "texture_all": ["preset=texture"],
 }
-ALL = "_all"  # the other corpora are pretrained on too
+ALL, FIRST = "_all", "busi"  # rows of one encoder for all corpora; where it is pretrained
 # `epochs`: of the pretraining on this corpus, and of the fine-tuning.
 CORPORA: dict[str, dict[str, Any]] = {
     "busi": {"title": "BUSI", "positive": ["malignant"], "folds": None, "seeds": [0], "epochs": (60, 30)},
@@ -85,7 +89,6 @@ COMPARED = ("accuracy", "balanced accuracy", "AUROC")  # with the baseline
 def command(corpus: str, row: str, seed: int, options: argparse.Namespace, labelled: int | None = None) -> list[str]:
     """The call of cross_validate.py for one row, with all labels or few, relative to the repository."""
     facts = CORPORA[corpus]
-    whole = Path(options.output_dir, corpus, row, f"seed_{seed}")
     words = ["recipes/cross_validate.py", "--corpus", str(Path(options.data_dir, corpus))]
     words += ["--output_dir", str(Path(options.output_dir, corpus, key_of(row, labelled), f"seed_{seed}"))]
     words += ["--folds", *facts["folds"]] if facts["folds"] else []
@@ -99,13 +102,15 @@ def command(corpus: str, row: str, seed: int, options: argparse.Namespace, label
         names = ("image_size", "patch_size", "hidden_size", "num_hidden_layers", "num_attention_heads")
         given = dict(entry.split("=", 1) for entry in options.pretrain_options)
         of_finetuning += [f"{name}={given.get(name, sizes[name])}" for name in (*names, "intermediate_size")]
-    elif labelled:
-        words += ["--checkpoint", str(whole / "fold_{fold}" / "pretrain" / "export")]
+    elif labelled or (row.endswith(ALL) and corpus != FIRST):
+        words += ["--checkpoint", str(_encoder(corpus, row, seed, options))]
     else:
         words += ["--pretrain_config", f"{CONFIGS}/pretrain.yaml", "--pretrain_options"]
         epochs = [f"num_train_epochs={EPOCHS_OF_ALL if row.endswith(ALL) else facts['epochs'][0]}"]
-        others = [f"unlabelled_corpus={Path(options.data_dir, name)}" for name in CORPORA if name != corpus]
-        words += [*ROWS[row], *(others if row.endswith(ALL) else []), *_once(epochs, options.pretrain_options)]
+        others = [name for name in CORPORA if name != corpus] if row.endswith(ALL) else []
+        more = [f"unlabelled_corpus={Path(options.data_dir, name)}" for name in others]
+        more += [f"unlabelled_folds={(CORPORA[name]['folds'] or ['same'])[0]}" for name in others]
+        words += [*ROWS[row], *more, *_once(epochs, options.pretrain_options)]
         words.append(f"seed={seed}")
     if labelled:
         of_finetuning += [f"labelled_groups={labelled}", f"max_steps={_updates_of_all(corpus, options)}"]
@@ -113,6 +118,15 @@ def command(corpus: str, row: str, seed: int, options: argparse.Namespace, label
         of_finetuning += ["eval_strategy=steps", "eval_steps=0.05", "save_strategy=steps", "save_steps=0.05"]
     words += ["--finetune_config", f"{CONFIGS}/finetune.yaml", "--finetune_options", *of_finetuning]
     return [*words, "--jobs", str(options.jobs)]
+
+
+def _encoder(corpus: str, row: str, seed: int, options: argparse.Namespace) -> Path:
+    """Where the encoder of a whole row is, with `{fold}` for the fold."""
+    seeds, fold = seed, "{fold}"
+    if row.endswith(ALL) and corpus != FIRST and CORPORA[corpus]["folds"]:
+        seeds, fold = CORPORA[FIRST]["seeds"][0], str(seed)  # its part is the same in every fold there
+    whose = FIRST if row.endswith(ALL) else corpus
+    return Path(options.output_dir, whose, row, f"seed_{seeds}", f"fold_{fold}", "pretrain", "export")
 
 
 def key_of(row: str, labelled: int | None) -> str:

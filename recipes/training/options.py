@@ -188,6 +188,7 @@ class DataArguments(ImageArguments):
                 "splits_file",
                 "verify_data",
                 "unlabelled_corpus",
+                "unlabelled_folds",
                 "streaming",
                 "shuffle_buffer",
             ),
@@ -211,6 +212,11 @@ class DataArguments(ImageArguments):
         None,
         "More images to train on, of folders, Parquet or the Hub. Their labels are not read, none of them is held out, "
         "and (near-)copies of images that are kept for validation or test are left out. Patients are not known again.",
+    )
+    unlabelled_folds: list[str] | None = option(
+        None,
+        "Of each unlabelled_corpus (of prepare_corpus.py) the fold whose training part alone is read, so that the "
+        "encoder can be fine-tuned there too: 0, 1, ..., official, or same, the one of fold; all: the whole corpus.",
     )
     streaming: bool = option(False, "Read a Parquet or Hub data set as a stream; needs max_steps.")
     shuffle_buffer: int = option(1000, "Images that a stream is shuffled over.")

@@ -48,24 +48,59 @@ def _whole_corpus(
     )
 
 
+def _folds_of_others(data_args: DataArguments) -> dict[str, str | None]:
+    """Of each `unlabelled_corpus` the fold whose training part is read; `None`: all images.
+
+    Raises:
+        UsageError: the folds do not fit the corpora; names what is given.
+    """
+    corpora, folds = data_args.unlabelled_corpus or [], data_args.unlabelled_folds or []
+    if folds and len(folds) != len(corpora):
+        raise UsageError(
+            f"unlabelled_folds must be one of each unlabelled_corpus, which are {len(corpora)}, got {' '.join(folds)}; "
+            "all stands for a whole corpus"
+        )
+    if "same" in folds and data_args.fold is None:
+        raise UsageError("unlabelled_folds: same is the fold that is trained on, so it needs fold")
+    chosen = [{"all": None, "same": data_args.fold}.get(fold, fold) for fold in folds]
+    return dict(zip(corpora, chosen or [None] * len(corpora), strict=True))
+
+
 def _more_images(
     data_args: DataArguments, kept: list[datasets.Dataset], checking: dict[str, Any], transform: ImageTransform
-) -> tuple[list[datasets.Dataset], list[str]]:
-    """The images of `unlabelled_corpus`, but for copies of those in `kept`; and the names of unreadable ones."""
-    found, skipped = [], []
-    for corpus in data_args.unlabelled_corpus or []:
+) -> tuple[list[datasets.Dataset], list[datasets.Dataset], list[str]]:
+    """The images of `unlabelled_corpus`, but for copies of those that are kept for validation or test.
+
+    Returns:
+        (images, what folds of theirs keep for validation and test, names of unreadable files).
+    """
+    found: list[tuple[str, datasets.Dataset]] = []
+    of_others: list[datasets.Dataset] = []
+    for corpus, fold in _folds_of_others(data_args).items():
         with PartialState().main_process_first():
-            images = load_corpus(corpus, bad_images=data_args.bad_images, label_column=NONE, group_column=NONE)
+            if fold is None:
+                images = load_corpus(corpus, bad_images=data_args.bad_images, label_column=NONE, group_column=NONE)
+                found.append((corpus, images))
+                continue
+            parts, _ = load_prepared(corpus, None, fold, unlabelled=True, verify_data=data_args.verify_data)
+        of_others += [parts["validation"], parts["test"]]
+        found += [(corpus, parts[name]) for name in ("train", "unlabelled") if name in parts]
+    more, skipped = [], []
+    for corpus, images in found:
         images, bad = verify_images(images, bad_images=data_args.bad_images, transform=transform, **checking)
-        skipped += [f"{Path(corpus).name}/{name}" for name, _ in bad]
-        own = without_copies(images, kept)
-        if len(own) < len(images):
-            logger.warning(
-                "unlabelled_corpus %s: %d image(s) left out, copies of images kept for validation or test",
-                *(corpus, len(images) - len(own)),
-            )
-        found.append(_plain(own, f"{Path(corpus).name}/"))
-    return found, skipped
+        prefix = f"{Path(corpus).name}/"
+        skipped += [prefix + name for name, _ in bad]
+        more.append(_plain(_without_copies(images, [*kept, *of_others], f"unlabelled_corpus {corpus}"), prefix))
+    return more, of_others, skipped
+
+
+def _without_copies(images: datasets.Dataset, kept: list[datasets.Dataset], whose: str) -> datasets.Dataset:
+    own = without_copies(images, kept)
+    if len(own) < len(images):
+        logger.warning(
+            "%s: %d image(s) left out, copies of images kept for validation or test", whose, len(images) - len(own)
+        )
+    return own
 
 
 def _plain(images: datasets.Dataset, prefix: str = "") -> datasets.Dataset:
@@ -196,7 +231,6 @@ def load_data(data_args: DataArguments, config: GLCMMAEConfig, seed: int) -> Pre
             data_args.corpus,
         )
     train_images, held_out_images = split_held_out(images, data_args.held_out, seed)
-    labelled_images = train_images
     if held_out_images is not None:
         kept.append(held_out_images)
     more = []
@@ -206,9 +240,12 @@ def load_data(data_args: DataArguments, config: GLCMMAEConfig, seed: int) -> Pre
         apart = set() if held_out_images is None else set(held_out_images["group"][:])
         more.append(_plain(pool.select([i for i, group in enumerate(pool["group"][:]) if group not in apart])))
     if data_args.unlabelled_corpus:
-        others, bad = _more_images(data_args, kept, checking, transform)
+        others, of_others, bad = _more_images(data_args, kept, checking, transform)
         skipped += [(name, "") for name in bad]
         more += others
+        if of_others:
+            train_images = _without_copies(train_images, of_others, f"corpus {data_args.corpus}")
+    labelled_images = train_images
     if more:
         train_images, known = datasets.concatenate_datasets([_plain(train_images), *more]), None
     parts = [judged(part, known) for part in (train_images, held_out_images) if part is not None]

@@ -20,7 +20,9 @@ MAY_CHANGE: dict[str, frozenset[str]] = {
     # The weights are those of the checkpoint, and the images are known by their contents.
     # Calibration comes after the training.
     "model": frozenset({"model_name_or_path", "model_revision", "model_subfolder", "calibrate"}),
-    "data": frozenset({"corpus", "unlabelled_corpus", "data_dir", "splits_file", "bad_images", "verify_data"}),
+    "data": frozenset(
+        {"corpus", "unlabelled_corpus", "unlabelled_folds", "data_dir", "splits_file", "bad_images", "verify_data"}
+    ),
     "model_config": frozenset({"_name_or_path", "architectures", "dtype", "transformers_version"}),
     "derived": frozenset({"world_size", "skipped_images"}),
     "training": frozenset(

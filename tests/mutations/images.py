@@ -340,6 +340,12 @@ MUTATIONS = [
         "tests/test_pretrain_unlabelled.py::test_they_are_trained_on_but_for_copies_of_those_that_are_kept",
     ),
     Mutation(
+        "recipes/training/pretraining_data.py",
+        'of_others += [parts["validation"], parts["test"]]',
+        "of_others += []",
+        "tests/test_pretrain_unlabelled.py::test_of_a_prepared_corpus_only_the_training_part_of_a_fold",
+    ),
+    Mutation(
         "recipes/images/splits.py",
         "num_parts = min(VALIDATION_FOLDS, min(",
         "num_parts = min(2, min(",
