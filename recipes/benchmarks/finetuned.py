@@ -23,6 +23,7 @@ the JSON file when it is finished: its settings, its command, its commit (`-dirt
 every answer to a test image.
 The tables are made of that file alone; `--baseline texture` holds all rows against that one. With `--together_with
 classical` the answers of each other row are the mean of its probabilities and those of that row: what an encoder adds.
+The networks weigh the classes alike, `classical` as frequent as they are: `--as_frequent` has all do as that one does.
 """
 
 import argparse
@@ -207,13 +208,27 @@ def together(table: pd.DataFrame, other: pd.DataFrame) -> pd.DataFrame:
     return table.assign(**means, prediction=means.to_numpy().argmax(axis=1))
 
 
-def tables(found: dict[str, Any], baseline: str = BASELINE, beside: str | None = None) -> str:
+def as_frequent(table: pd.DataFrame) -> pd.DataFrame:
+    """The answers of a classifier that was trained with the classes weighed alike, for classes as frequent as they are.
+
+    Each probability times its class's share of the images of the other folds (Saerens et al. 2002, equation 4).
+    """
+    columns = [name for name in table if name.startswith("probability_")]
+    folds = table["fold"].str.partition(" ")[0]  # without the seed
+    shares = pd.DataFrame({fold: table["label"][folds != fold].value_counts(normalize=True) for fold in folds.unique()})
+    weighed = table[columns] * shares[folds].T.sort_index(axis=1).to_numpy()
+    weighed = weighed.div(weighed.sum(axis=1), axis=0)
+    return table.assign(**weighed, prediction=weighed.to_numpy().argmax(axis=1))
+
+
+def tables(found: dict[str, Any], baseline: str = BASELINE, beside: str | None = None, frequent: bool = False) -> str:
     """Markdown: for each corpus the figures of every row, and the paired differences to one of them, if it is there.
 
     Args:
         found: what the JSON file holds.
         baseline: a row that the others are held against.
         beside: a row; of each other one, the mean of its probabilities and those of this one is judged.
+        frequent: judge the networks by `as_frequent`; needs several folds, whose images it counts.
     """
     text = []
     for corpus, facts in CORPORA.items():
@@ -238,6 +253,11 @@ def tables(found: dict[str, Any], baseline: str = BASELINE, beside: str | None =
         # Nothing in the classical row is random: it is the same for every seed.
         whole = {row: table_of(runs * (len(seeds) if row == CLASSICAL else 1)) for row, runs in rows.items()}
         named = {row: f"`{row}`" for row in whole}
+        if frequent:
+            if facts["folds"]:
+                print(f"{corpus} is left out: of one split the other images are not known", file=sys.stderr)
+                continue
+            whole |= {row: as_frequent(table) for row, table in whole.items() if row != CLASSICAL}
         if beside is not None:
             others = [row for row in whole if row != beside]
             named |= {row: f"`{beside}` and `{row}`" for row in others}
@@ -330,6 +350,9 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument(
         "--together_with", choices=ROWS, help="with --tables: of each other row's mean with this one, all labels"
     )
+    parser.add_argument(
+        "--as_frequent", action="store_true", help="with --tables: networks for classes as frequent as they are"
+    )
     parser.add_argument("--data_dir", default="data", help="holds the prepared corpora")
     parser.add_argument("--output_dir", default="runs/finetuned", help="receives the runs")
     parser.add_argument(
@@ -344,12 +367,13 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument("--jobs", type=int, default=1, help="folds at once")
     options = parser.parse_args(argv)
     if options.tables:
-        print(tables(json.loads(options.tables.read_text()), options.baseline, options.together_with))
+        found = json.loads(options.tables.read_text())
+        print(tables(found, options.baseline, options.together_with, options.as_frequent))
         return
     if not options.corpora or not options.rows:
         parser.error("give --corpora and --rows to run, or --tables FILE to show")
-    if options.together_with:
-        parser.error("--together_with goes with --tables")
+    if options.together_with or options.as_frequent:
+        parser.error("--together_with and --as_frequent go with --tables")
     found = json.loads(options.json.read_text()) if options.json.exists() else {}
     with ending_children():
         for corpus in options.corpora:

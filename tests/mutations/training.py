@@ -316,7 +316,19 @@ MUTATIONS = [
         "recipes/benchmarks/finetuned.py",
         "    with ending_children():",
         "    if True:",
-        "tests/test_benchmarks.py::test_what_the_benchmark_started_ends_with_it",
+        "tests/test_finetuned.py::test_what_the_benchmark_started_ends_with_it",
+    ),
+    Mutation(
+        "recipes/benchmarks/finetuned.py",
+        'table["label"][folds != fold]',
+        'table["label"][folds == fold]',
+        "tests/test_finetuned.py::test_networks_answer_for_classes_as_frequent_as_they_are",
+    ),
+    Mutation(
+        "recipes/benchmarks/finetuned.py",
+        "str(seed)  # its part is the same in every fold there",
+        '"{fold}"',
+        "tests/test_finetuned.py::test_a_row_of_all_corpora_has_one_encoder_of_their_training_parts",
     ),
     Mutation(
         "recipes/training/resume.py",

@@ -1,0 +1,260 @@
+"""The benchmark of fine-tuned classifiers: what it runs, keeps, and makes tables of."""
+
+import argparse
+import json
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pytest
+from helpers import encode, grey, write
+from test_benchmarks import BENCHMARKS, SMALL, TINY_RUN, ends, load, own_cache  # noqa: F401 - fixtures
+from test_finetune import few_resamples  # noqa: F401 - fixtures
+
+from images.arguments import PrepareArguments
+from judging.summary import compare, summarise
+from prepare_corpus import prepare
+from training import cross_validation
+
+BUSI, XRAY = ("normal", "benign", "malignant"), ("NORMAL", "PNEUMONIA")
+
+
+def predicted(seed: int, skill: float, names: tuple[str, ...] = BUSI) -> pd.DataFrame:
+    """Answers to 120 images of 60 patients in five folds."""
+    random = np.random.default_rng(seed)
+    label = np.arange(120) % len(names)
+    scores = random.normal(size=(120, len(names))) + skill * np.eye(len(names))[label]
+    probabilities = np.exp(scores) / np.exp(scores).sum(1, keepdims=True)
+    table = pd.DataFrame({"file_name": [f"{i:03d}.png" for i in range(120)], "label": label})
+    table["group"], table["fold"] = [f"p{i // 2}" for i in range(120)], [str(i // 2 % 5) for i in range(120)]
+    for index, name in enumerate(names):
+        table[f"probability_{name}"] = probabilities[:, index]
+    table["prediction"] = probabilities.argmax(1)
+    return table
+
+
+def kept(finetuned, folder: Path, table: pd.DataFrame, *options: str) -> dict:
+    """The record of a run with these predictions."""
+    folder.mkdir(parents=True)
+    table.sample(frac=1, random_state=0).to_parquet(folder / "predictions.parquet")
+    (folder / "config.yaml").write_text("mode: finetune\ncorpus: data_of_somebody/busi\n")
+    for step, seconds in (("pretrain", 90.0), ("finetune", 30.0)):
+        write(folder / "fold_0" / step / "all_results.json", json.dumps({"train_runtime": seconds}).encode())
+    words = ["recipes/cross_validate.py", "--corpus", "data/busi", *options]
+    return json.loads(json.dumps(finetuned.record(words, folder)))
+
+
+def test_what_is_kept_of_a_run_gives_its_figures(tmp_path, few_resamples):  # noqa: F811
+    finetuned = load("finetuned")
+    table = predicted(0, 1.0)
+    run = kept(finetuned, tmp_path / "run", table)
+    assert run["minutes"] == 2 and run["command"].startswith("python recipes/cross_validate.py --corpus data/busi")
+    assert "somebody" not in json.dumps(run)
+    expected, found = (summarise(one, ["malignant"])["figures"] for one in (table, finetuned.table_of([run])))
+    for name in ("accuracy", "balanced_accuracy", "macro_auroc", "binary_auroc"):
+        assert found[name]["pooled"]["value"] == pytest.approx(expected[name]["pooled"]["value"], abs=1e-3), name
+    # Several trainings on the same images are no more images.
+    one, three = (
+        summarise(finetuned.table_of([run | {"folds": " ".join(["official"] * 120)}] * count))["figures"]["accuracy"]
+        for count in (1, 3)
+    )
+    assert three["pooled"] == one["pooled"]
+
+
+@pytest.mark.parametrize("row", ["classical", "texture"])
+def test_a_row_that_is_repeated_alone_has_its_table(row, tmp_path, few_resamples, capsys):  # noqa: F811
+    finetuned = load("finetuned")
+    table = predicted(0, 1.0)
+    found = {"busi": {row: {"0": kept(finetuned, tmp_path / row, table)}}}
+    finetuned.main(["--tables", str(write(tmp_path / "one.json", json.dumps(found).encode()))])
+    accuracy = f"{(table['prediction'] == table['label']).mean():.3f}"
+    lines = capsys.readouterr().out.splitlines()
+    assert len(lines) == 3 and lines[0].startswith("| BUSI |") and lines[2].startswith(f"| `{row}` | 1 | {accuracy} (")
+
+
+def test_a_row_that_is_in_the_file_is_named_and_nothing_is_run_unasked(tmp_path, few_resamples, capsys):  # noqa: F811
+    finetuned = load("finetuned")
+    options = "--pretrain_options preset=mse num_train_epochs=60 seed=0 --finetune_options num_train_epochs=30 seed=0"
+    run = kept(finetuned, tmp_path / "run", predicted(0, 1.0), *options.split())
+    file = write(tmp_path / "one.json", json.dumps({"busi": {"mse": {"0": run}}}).encode())
+    given = ["--corpora", "busi", "--rows", "mse", "--json", str(file)]
+    finetuned.main(given)
+    said = f"busi, mse, seed 0: is in {file} already, of commit {run['commit'][:12]}: not run"
+    assert capsys.readouterr().out.splitlines()[0] == said
+    finetuned.main([*given, "--pretrain_options", "image_size=160"])
+    assert capsys.readouterr().out.startswith(f"{said}, though it ran with other options: {run['command']}\n")
+    finetuned.main([*given, "--finetune_options", "num_train_epochs=60", "--pretrain_options", "num_train_epochs=30"])
+    assert capsys.readouterr().out.startswith(f"{said}, though"), "what is given to which training counts"
+    with pytest.raises(SystemExit):
+        finetuned.main(["--corpora", "busi", "--json", str(file)])
+    assert "error: give --corpora and --rows to run, or --tables FILE to show" in capsys.readouterr().err
+
+
+def test_what_the_benchmark_started_ends_with_it(tmp_path):
+    script = f"""
+import sys
+sys.path.insert(0, {str(BENCHMARKS)!r})
+import finetuned
+started = "import os, time; open('pid', 'w').write(f'{{os.getpid()}}.'); time.sleep(600)"
+finetuned.command = lambda *_: ["-c", started]
+finetuned.ROOT = {str(tmp_path)!r}
+finetuned.main(["--corpora", "busi", "--rows", "mse", "--json", {str(tmp_path / "found.json")!r}])
+"""
+    with subprocess.Popen([sys.executable, "-c", script]) as running:
+        try:
+            while not ((tmp_path / "pid").exists() and (tmp_path / "pid").read_text().endswith(".")):
+                assert running.poll() is None
+                time.sleep(0.05)
+            running.terminate()
+            assert running.wait(60) == 128 + signal.SIGTERM
+            assert ends(int((tmp_path / "pid").read_text()[:-1]))
+        finally:
+            running.kill()
+
+
+def test_the_tables_hold_every_finished_row_and_its_difference(tmp_path, few_resamples, capsys):  # noqa: F811
+    finetuned = load("finetuned")
+    skills = {"classical": 1.5, "mse": 1.0, "texture": 1.2}
+    answers = {row: predicted(index, skill) for index, (row, skill) in enumerate(skills.items())}
+    busi = {row: {"0": kept(finetuned, tmp_path / row, table)} for row, table in answers.items()}
+    run = kept(finetuned, tmp_path / "xray", predicted(7, 1.0, XRAY))
+    # One of two seeds is not a finished row, unless nothing in it is random.
+    xray = {"classical": {"0": run}, "mse": {"0": run, "1": run}, "texture": {"0": run}}
+    text = finetuned.tables({"busi": busi, "pneumonia": xray})
+    compared = compare(answers["texture"], answers["mse"], ["malignant"])["differences"]
+    row = next(line for line in text.splitlines() if line.startswith("| `texture` |") and "+" in line)
+    points = [100 * compared[name]["value"] for name in ("accuracy", "balanced_accuracy", "binary_auroc")]
+    for point, cell in zip(points, row.split("|")[2:5], strict=True):
+        assert float(cell.split()[0]) == pytest.approx(point, abs=0.11)
+    of_busi, of_xray = text.split("| Chest X-ray |")[0], text.split("| Chest X-ray |")[1]
+    assert "`none`" not in text and "`texture`" in of_busi and "`texture`" not in of_xray and "`classical`" in of_xray
+    accuracy = f"{(answers['mse']['prediction'] == answers['mse']['label']).mean():.3f}"
+    assert f"| `mse` | 1 | {accuracy} (" in of_busi and "| `mse` | 2 | " in of_xray
+    assert "| `classical` | +0.0 (+0.0 to +0.0) |" in of_xray
+    text = finetuned.tables({"busi": busi, "pneumonia": xray}, "classical")
+    less = text.split("| BUSI: points above `classical` |")[1].split("\n\n")[0]
+    point = 100 * (finetuned.table_of([busi["mse"]["0"]]).eval("prediction == label").mean())
+    point -= 100 * (finetuned.table_of([busi["classical"]["0"]]).eval("prediction == label").mean())
+    assert f"| `mse` | {point:+.1f} (" in less and "| `texture` |" in less and "| `classical` |" not in less
+    assert "| `mse` | +0.0 (+0.0 to +0.0) |" in text.split("| Chest X-ray: points above `classical` |")[1]
+    text = finetuned.tables({"busi": busi}, "classical", beside="classical")
+    both = [f"probability_{name}" for name in BUSI]
+    means = (answers["classical"][both].to_numpy() + answers["texture"][both].to_numpy()) / 2
+    accuracy, alone = (
+        (choice == answers["texture"]["label"]).mean()
+        for choice in (means.argmax(1), answers["classical"]["prediction"])
+    )
+    assert (
+        f"| `classical` and `texture` | 1 | {accuracy:.3f} (" in text and f"| `classical` | 1 | {alone:.3f} (" in text
+    )
+    assert f"| `classical` and `texture` | {100 * (accuracy - alone):+.1f} (" in text and "| `texture` |" not in text
+    both_seeds = finetuned.tables({"pneumonia": xray, "busi": {"mse": busi["mse"]}}, "classical", beside="classical")
+    assert "| `classical` and `mse` | 2 | " in both_seeds and "BUSI" not in both_seeds
+    assert "busi is left out: it has no finished row classical\n" in capsys.readouterr().err
+    busi["texture"]["0"]["file_names_sha256"] = "of another preparation"
+    with pytest.raises(SystemExit, match="the rows of busi are not of the same images"):
+        finetuned.tables({"busi": busi})
+
+
+def test_networks_answer_for_classes_as_frequent_as_they_are(tmp_path, few_resamples, capsys):  # noqa: F811
+    finetuned = load("finetuned")
+    table = predicted(0, 1.0)
+    table = table[(table["label"] == 1) | (table["fold"] > "2")].reset_index(drop=True)
+    run = kept(finetuned, tmp_path / "run", table)
+    found = {"busi": {"classical": {"0": run}, "mse": {"0": run}}}
+    found |= {"pneumonia": {"mse": {"0": kept(finetuned, tmp_path / "xray", predicted(7, 1.0, XRAY))}}}
+    file = write(tmp_path / "found.json", json.dumps(found).encode())
+    finetuned.main(["--tables", str(file), "--as_frequent"])
+    said = capsys.readouterr()
+    right = 0
+    for _, row in table.iterrows():
+        others = table[table["fold"] != row["fold"]]["label"]
+        weighed = [row[f"probability_{name}"] * (others == index).mean() for index, name in enumerate(BUSI)]
+        right += int(np.argmax(weighed)) == row["label"]
+    alike = (table["prediction"] == table["label"]).mean()
+    assert f"| `mse` | 1 | {right / len(table):.3f} (" in said.out and right / len(table) > alike + 0.05
+    assert f"| `classical` | 1 | {alike:.3f} (" in said.out, "it has weighed them so by itself"
+    assert "Chest X-ray" not in said.out and "pneumonia is left out: of one split the other images" in said.err
+    with pytest.raises(SystemExit):
+        finetuned.main(["--corpora", "busi", "--rows", "mse", "--as_frequent", "--json", str(file)])
+    assert "--together_with and --as_frequent go with --tables" in capsys.readouterr().err
+
+
+@pytest.mark.slow
+def test_the_rows_are_run_kept_and_not_run_again(tmp_path):
+    for index in range(72):
+        name = ("normal", "benign", "malignant")[index % 3]
+        values = encode(grey(40, 48, seed=index))
+        write(tmp_path / "raw" / "Dataset_BUSI_with_GT" / name / f"{name} ({index + 1}).png", values)
+    given = PrepareArguments("busi", str(tmp_path / "raw"), output_dir=str(tmp_path / "data" / "busi"), num_folds=2)
+    prepare(given)
+    sizes = {name: size for name, size in TINY_RUN.items() if name in ("image_size", "patch_size", *SMALL)}
+    options = [f"--{name}={tmp_path / name.split('_')[0]}" for name in ("data_dir", "output_dir")]
+    options += [f"--json={tmp_path / 'found.json'}", "--corpora", "busi", "--rows", "classical", "none", "mse"]
+    options += ["--pretrain_options", "num_train_epochs=1", *(f"{name}={size}" for name, size in sizes.items())]
+    options += ["--finetune_options", "num_train_epochs=1"]
+    command = [sys.executable, str(BENCHMARKS / "finetuned.py"), *options]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=600)
+    assert done.returncode == 0, done.stderr[-2000:]
+    found = json.loads((tmp_path / "found.json").read_text())["busi"]
+    assert list(found) == ["classical", "none", "mse"]
+    for row in found.values():
+        assert row["0"]["labels"] == found["mse"]["0"]["labels"] and len(row["0"]["labels"].split()) == 72
+    assert "preset=mse" in found["mse"]["0"]["command"] and "pretrain" not in found["none"]["0"]["command"]
+    again = subprocess.run(command, capture_output=True, text=True, timeout=200)
+    assert again.returncode == 0 and "cross_validate" not in again.stderr, "nothing is run again"
+    named, shown = again.stdout.splitlines(keepends=True)[:3], again.stdout.splitlines(keepends=True)[3:]
+    assert all(line.startswith("busi, ") and line.endswith(": not run\n") for line in named)
+    tables = subprocess.run([*command[:2], "--tables", str(tmp_path / "found.json")], capture_output=True, text=True)
+    assert tables.stdout == "".join(shown) and tables.stdout.count("| `none` |") == 2
+    assert tables.stdout in done.stdout
+
+
+def test_a_row_of_all_corpora_has_one_encoder_of_their_training_parts():
+    finetuned = load("finetuned")
+    options = argparse.Namespace(data_dir="data", output_dir="runs", pretrain_options=["image_size=64"], jobs=1)
+    options.finetune_options = ["num_train_epochs=3"]
+    words = finetuned.command("busi", "texture_all", 0, options)
+    given = words[words.index("--pretrain_options") + 1 : words.index("--finetune_config")]
+    others = ["unlabelled_corpus=data/covid_ct", "unlabelled_corpus=data/pneumonia"]
+    others += ["unlabelled_folds=same", "unlabelled_folds=official"]
+    assert given == ["preset=texture", *others, "num_train_epochs=24", "image_size=64", "seed=0"]
+    of_finetuning = words[words.index("--finetune_options") + 1 : words.index("--jobs")]
+    assert of_finetuning == ["num_train_epochs=3", "seed=0"]
+    for corpus, seed, fold in (("covid_ct", 0, "{fold}"), ("pneumonia", 2, "2")):
+        words = finetuned.command(corpus, "texture_all", seed, options)
+        encoder = f"runs/busi/texture_all/seed_0/fold_{fold}/pretrain/export"
+        assert words[words.index("--checkpoint") + 1] == encoder and "--pretrain_options" not in words
+    alone = finetuned.command("covid_ct", "texture", 0, options)
+    assert not any("unlabelled" in word for word in alone) and "num_train_epochs=30" in alone
+    # As cross_validate.py hands them on.
+    handed = ["--unlabelled_corpus", "data/covid_ct", "data/pneumonia", "--unlabelled_folds", "same", "official"]
+    assert cross_validation._options(others) == handed
+    assert cross_validation._options(["glcm_offsets=[[0, 1]]"]) == ["--glcm_offsets=[[0, 1]]"]
+    assert cross_validation._options(["seed=1", "seed=2"]) == ["--seed=2"]
+
+
+def test_a_learning_curve_has_the_encoders_and_the_updates_of_all_labels(tmp_path, few_resamples):  # noqa: F811
+    finetuned = load("finetuned")
+    folds = [{"train": list(range(size))} for size in (480, 500)]
+    write(tmp_path / "busi" / "splits.json", json.dumps({"folds": folds}).encode())
+    options = argparse.Namespace(data_dir=tmp_path, output_dir="runs", pretrain_options=[], finetune_options=[], jobs=1)
+    words = finetuned.command("busi", "mse", 0, options, 25)
+    assert words[words.index("--output_dir") + 1] == "runs/busi/mse@25/seed_0" and "--pretrain_config" not in words
+    assert words[words.index("--checkpoint") + 1] == "runs/busi/mse/seed_0/fold_{fold}/pretrain/export"
+    assert {"labelled_groups=25", "max_steps=919"} <= set(words), "30 epochs of 490 images by 16"
+    assert finetuned.command("busi", "classical", 0, options, 25)[-2:] == ["--labelled_groups", "25"]
+    answers = {"mse": predicted(0, 1.0), "mse@25": predicted(1, 0.5), "classical@50": predicted(2, 1.0)}
+    rows = {row: {"0": kept(finetuned, tmp_path / row, table)} for row, table in answers.items()}
+    text = finetuned.tables({"busi": rows | {"classical": rows["mse"]}})
+    (curve,) = [table for table in text.split("\n\n") if "25 groups" in table]
+    head, _, classical, mse = (line.strip("| ").split(" | ") for line in curve.splitlines())
+    assert head[1:] == ["25 groups", "50 groups", "all"]
+    assert classical[1] == "" and classical[2].count(" to ") == 2
+    figures = summarise(answers["mse@25"], ["malignant"])["figures"]
+    value = figures["balanced_accuracy"]["pooled"]["value"]
+    assert mse[1].startswith(f"{value:.3f} (") and f"{figures['binary_auroc']['pooled']['value']:.3f}" in mse[1]
