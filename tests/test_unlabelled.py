@@ -15,7 +15,9 @@ from test_pretrain import TINY, options
 import prepare_corpus
 import pretrain
 from hub.export import TRAINING_IMAGES
-from images.splits import load_prepared
+from images.splits import image_sha256, load_prepared
+from training.arguments import DataArguments
+from training.pretraining_data import load_data
 
 
 @pytest.fixture
@@ -122,3 +124,19 @@ def test_an_empty_cell_of_a_table_is_a_label_that_is_missing(raw, tmp_path):
     output = prepared(tmp_path / "flat", tmp_path / "data", *table, "--unlabelled", "keep")
     parts, _ = load_prepared(str(output), None, "1", unlabelled=True)
     assert len(parts["unlabelled"]) == 4 and np.sum([len(part) for part in parts.values()]) == 24
+
+
+def test_of_these_none_is_a_copy_of_what_another_corpus_keeps(raw, tmp_path, tiny_config):
+    corpus = prepared(raw, tmp_path / "data", "--unlabelled", "keep")
+    both = (raw / "Unlabelled" / "3.png").read_bytes()
+    for index in range(12):
+        write(tmp_path / "others" / "ab"[index % 2] / f"{index}.png", encode(picture(500 + index)))
+    write(tmp_path / "others" / "a" / "both.png", both)
+    other, digest = prepared(tmp_path / "others", tmp_path / "other"), hashlib.sha256(both).hexdigest()
+    tested = next(fold for fold in "012" if digest in load_prepared(str(other), None, fold)[0]["test"]["sha256"])
+    parts, _ = load_prepared(str(corpus), None, "0", unlabelled=True)
+    assert digest in parts["unlabelled"]["sha256"][:]
+    given = {"corpus": str(corpus), "fold": "0", "held_out": 0, "unlabelled_corpus": [str(other)]}
+    data = load_data(DataArguments(**given, unlabelled_folds=[tested]), tiny_config(), 0)
+    trained_on = [image_sha256(image) for image in data.train.dataset["image"]]
+    assert digest not in trained_on and set(parts["unlabelled"]["sha256"]) - {digest} <= set(trained_on)

@@ -242,9 +242,11 @@ def load_data(data_args: DataArguments, config: GLCMMAEConfig, seed: int) -> Pre
     if data_args.unlabelled_corpus:
         others, of_others, bad = _more_images(data_args, kept, checking, transform)
         skipped += [(name, "") for name in bad]
-        more += others
         if of_others:
-            train_images = _without_copies(train_images, of_others, f"corpus {data_args.corpus}")
+            train_images, *more = (
+                _without_copies(images, of_others, f"corpus {data_args.corpus}") for images in (train_images, *more)
+            )
+        more += others
     labelled_images = train_images
     if more:
         train_images, known = datasets.concatenate_datasets([_plain(train_images), *more]), None

@@ -346,6 +346,12 @@ MUTATIONS = [
         "tests/test_pretrain_unlabelled.py::test_of_a_prepared_corpus_only_the_training_part_of_a_fold",
     ),
     Mutation(
+        "recipes/training/pretraining_data.py",
+        '_without_copies(images, of_others, f"corpus {data_args.corpus}") for images',
+        "images for images",
+        "tests/test_unlabelled.py::test_of_these_none_is_a_copy_of_what_another_corpus_keeps",
+    ),
+    Mutation(
         "recipes/images/splits.py",
         "num_parts = min(VALIDATION_FOLDS, min(",
         "num_parts = min(2, min(",
