@@ -2,6 +2,7 @@
 
 import argparse
 import json
+import shutil
 import signal
 import subprocess
 import sys
@@ -11,6 +12,7 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 import pytest
+import yaml
 from helpers import encode, grey, write
 from test_benchmarks import BENCHMARKS, SMALL, TINY_RUN, ends, load, own_cache  # noqa: F401 - fixtures
 from test_finetune import few_resamples  # noqa: F401 - fixtures
@@ -37,14 +39,21 @@ def predicted(seed: int, skill: float, names: tuple[str, ...] = BUSI) -> pd.Data
     return table
 
 
-def kept(finetuned, folder: Path, table: pd.DataFrame, *options: str) -> dict:
-    """The record of a run with these predictions."""
+BUSI_ROW = [
+    *"recipes/cross_validate.py --corpus data/busi --pretrain_config recipes/configs/laptop/pretrain.yaml".split(),
+    *"--pretrain_options preset=mse num_train_epochs=60 seed=0".split(),
+    *"--finetune_config recipes/configs/laptop/finetune.yaml --finetune_options num_train_epochs=30 seed=0".split(),
+]
+
+
+def kept(finetuned, folder: Path, table: pd.DataFrame, words: list[str] = BUSI_ROW) -> dict:
+    """The record of a run of these words with these predictions."""
     folder.mkdir(parents=True)
     table.sample(frac=1, random_state=0).to_parquet(folder / "predictions.parquet")
-    (folder / "config.yaml").write_text("mode: finetune\ncorpus: data_of_somebody/busi\n")
+    settings = {"mode": "finetune", "corpus": "data_of_somebody/busi"} | finetuned.asked(words)
+    (folder / "config.yaml").write_text(yaml.safe_dump(settings))
     for step, seconds in (("pretrain", 90.0), ("finetune", 30.0)):
         write(folder / "fold_0" / step / "all_results.json", json.dumps({"train_runtime": seconds}).encode())
-    words = ["recipes/cross_validate.py", "--corpus", "data/busi", *options]
     return json.loads(json.dumps(finetuned.record(words, folder)))
 
 
@@ -78,20 +87,48 @@ def test_a_row_that_is_repeated_alone_has_its_table(row, tmp_path, few_resamples
 
 def test_a_row_that_is_in_the_file_is_named_and_nothing_is_run_unasked(tmp_path, few_resamples, capsys):  # noqa: F811
     finetuned = load("finetuned")
-    options = "--pretrain_options preset=mse num_train_epochs=60 seed=0 --finetune_options num_train_epochs=30 seed=0"
-    run = kept(finetuned, tmp_path / "run", predicted(0, 1.0), *options.split())
+    run = kept(finetuned, tmp_path / "run", predicted(0, 1.0), BUSI_ROW)
     file = write(tmp_path / "one.json", json.dumps({"busi": {"mse": {"0": run}}}).encode())
     given = ["--corpora", "busi", "--rows", "mse", "--json", str(file)]
     finetuned.main(given)
     said = f"busi, mse, seed 0: is in {file} already, of commit {run['commit'][:12]}: not run"
     assert capsys.readouterr().out.splitlines()[0] == said
-    finetuned.main([*given, "--pretrain_options", "image_size=160"])
-    assert capsys.readouterr().out.startswith(f"{said}, though it ran with other options: {run['command']}\n")
+    finetuned.main([*given, "--pretrain_options", "learning_rate=0.001", "image_size=96"])
+    other = f"{said}, though it ran with other settings: pretrain image_size 160 there, 96 here\n"
+    assert capsys.readouterr().out.startswith(other), "whether by an option or by the YAML file"
     finetuned.main([*given, "--finetune_options", "num_train_epochs=60", "--pretrain_options", "num_train_epochs=30"])
-    assert capsys.readouterr().out.startswith(f"{said}, though"), "what is given to which training counts"
+    other = "pretrain num_train_epochs 60 there, 30 here; finetune num_train_epochs 30 there, 60 here\n"
+    assert capsys.readouterr().out.startswith(f"{said}, though it ran with other settings: {other}")
     with pytest.raises(SystemExit):
         finetuned.main(["--corpora", "busi", "--json", str(file)])
     assert "error: give --corpora and --rows to run, or --tables FILE to show" in capsys.readouterr().err
+
+
+def test_rows_of_all_corpora_tell_how_their_encoder_was_made(tmp_path, few_resamples, capsys, monkeypatch):  # noqa: F811
+    finetuned = load("finetuned")
+    monkeypatch.setattr(finetuned, "ROOT", tmp_path)
+    shutil.copytree(BENCHMARKS.parent / "configs" / "laptop", tmp_path / "recipes" / "configs" / "laptop")
+    given = ["--corpora", "covid_ct", "--rows", "mse_all", "--output_dir", "runs", "--json", str(tmp_path / "all.json")]
+    with pytest.raises(SystemExit, match="error: run --corpora busi --rows mse_all first: there is no "):
+        finetuned.main(given)
+    options = argparse.Namespace(
+        data_dir="data", output_dir="runs", pretrain_options=[], finetune_options=[], jobs=1, json=tmp_path / "all.json"
+    )
+    first = finetuned.asked(finetuned.command("busi", "mse_all", 0, options))
+    settings = {"pretrain_config": "laptop.yaml", **first, "finetune_config_content": None, "finetune_options": None}
+    write(tmp_path / "runs" / "busi" / "mse_all" / "seed_0" / "config.yaml", yaml.safe_dump(settings).encode())
+    with pytest.raises(SystemExit, match="were trained with other settings: pretrain image_size 160 there, 96 her"):
+        finetuned.main([*given, "--pretrain_options", "image_size=96"])
+    # As if the fine-tuning had run.
+    words = finetuned.command("covid_ct", "mse_all", 0, options)
+    kept(finetuned, tmp_path / "runs" / "covid_ct" / "mse_all" / "seed_0", predicted(0, 1.0, XRAY), words)
+    monkeypatch.setattr(finetuned.subprocess, "run", lambda *args, **more: subprocess.CompletedProcess(args, 0, "", ""))
+    finetuned.main(given)
+    run = json.loads((tmp_path / "all.json").read_text())["covid_ct"]["mse_all"]["0"]
+    assert run["settings"]["pretrain_options"] == first["pretrain_options"] and "num_train_epochs=20" in run["command"]
+    capsys.readouterr()
+    finetuned.main([*given, "--pretrain_options", "image_size=96"])
+    assert "though it ran with other settings: pretrain image_size 160 there, 96 her" in capsys.readouterr().out
 
 
 def test_what_the_benchmark_started_ends_with_it(tmp_path):
@@ -165,7 +202,10 @@ def test_networks_answer_for_classes_as_frequent_as_they_are(tmp_path, few_resam
     table = predicted(0, 0.5)
     table = table[(table["label"] == 1) | (table["fold"] == "4") | (table.index % 6 == 0)].reset_index(drop=True)
     run = kept(finetuned, tmp_path / "run", table)
-    found = {"busi": {"classical": {"0": run}, "mse": {"0": run}}}
+    classical = kept(
+        finetuned, tmp_path / "classical", table, ["recipes/cross_validate.py", "--mode", "texture_features"]
+    )
+    found = {"busi": {"classical": {"0": classical}, "mse": {"0": run, "1": run}, "mse@25": {"0": run, "1": run}}}
     found |= {"pneumonia": {"mse": {"0": kept(finetuned, tmp_path / "xray", predicted(7, 1.0, XRAY))}}}
     file = write(tmp_path / "found.json", json.dumps(found).encode())
     finetuned.main(["--tables", str(file), "--as_frequent"])
@@ -176,7 +216,9 @@ def test_networks_answer_for_classes_as_frequent_as_they_are(tmp_path, few_resam
         weighed = [row[f"probability_{name}"] * (others == index).mean() for index, name in enumerate(BUSI)]
         right += int(np.argmax(weighed)) == row["label"]
     alike = (table["prediction"] == table["label"]).mean()
-    assert f"| `mse` | 1 | {right / len(table):.3f} (" in said.out and right / len(table) > alike
+    # Of a second seed too, whose folds hold the same images.
+    assert f"| `mse` | 2 | {right / len(table):.3f} (" in said.out and right / len(table) > alike
+    assert said.out.startswith("| BUSI, classes as frequent as they are |") and "25 groups" not in said.out
     assert f"| `classical` | 1 | {alike:.3f} (" in said.out, "it has weighed them so by itself"
     assert "Chest X-ray" not in said.out and "pneumonia is left out: of one split the other images" in said.err
     with pytest.raises(SystemExit):

@@ -14,7 +14,7 @@ import pretrain
 from commandline import UsageError
 from hub.export import TRAINING_IMAGES
 from images.arguments import PrepareArguments
-from images.splits import load_prepared
+from images.splits import image_sha256, load_prepared
 from prepare_corpus import prepare
 from training.arguments import DataArguments
 from training.pretraining_data import load_data
@@ -85,13 +85,15 @@ def test_of_a_prepared_corpus_only_the_training_part_of_a_fold(corpus, other, tm
     folds = [load_prepared(str(made), None, str(fold))[0] for fold in range(3)]
     tested = next(fold for fold in range(3) if both in folds[fold]["test"]["sha256"])
     parts, own = folds[tested], load_prepared(str(corpus), None, "0")[0]
-    given = TINY | {"corpus": corpus, "fold": "0", "held_out": 0, "per_device_train_batch_size": 8, "max_steps": 1}
+    given = TINY | {"corpus": corpus, "fold": "0", "held_out": 2, "per_device_train_batch_size": 8, "max_steps": 1}
     given |= {"unlabelled_corpus": made, "unlabelled_folds": str(tested), "output_dir": tmp_path / "run"}
     pretrain.main(options(**given))
     seen = (tmp_path / "run" / "export" / TRAINING_IMAGES).read_text().split()
     wanted = {*own["train"]["sha256"], *parts["train"]["sha256"]} - {both}
     assert set(seen) == wanted and both in own["train"]["sha256"]
     assert "1 image(s) left out, copies of images kept for validation or test" in caplog.text
+    card = (tmp_path / "run" / "export" / "README.md").read_text()
+    assert f"| Among them, unlabelled | data (training part of fold {tested}) |" in card
     for judged, fold in ((corpus, "0"), (made, str(tested))):
         to = {"corpus": judged, "fold": fold, "model_name_or_path": tmp_path / "run" / "export", "dry_run": "true"}
         to |= {"per_device_train_batch_size": 4, "use_cpu": True}
@@ -113,10 +115,30 @@ def test_the_same_fold_or_the_whole_of_others(corpus, other, tmp_path, tiny_conf
     assert len(data.train) == len([digest for digest in trained_on if digest not in kept]) + 3
     for folds, said in (
         (["same"], "unlabelled_folds must be one of each unlabelled_corpus, which are 2, got same; all stands for"),
-        (["3", "all"], "fold must be 0 to 2, got '3'"),
-        (["0", "0"], "pool' must be the output folder of prepare_corpus.py"),
+        (["3", "all"], f"unlabelled_folds, of {made}: fold must be 0 to 2, got '3'"),
+        (["0", "0"], f"unlabelled_folds, of {tmp_path / 'pool'}: .* must be the output folder of prepare_corpus.py"),
     ):
         with pytest.raises(ValueError, match=said):
             load_data(DataArguments(**given, unlabelled_folds=folds), tiny_config(), 0)
     with pytest.raises(UsageError, match="unlabelled_folds: same is the fold that is trained on, so it needs fold"):
         load_data(DataArguments(**given | {"fold": None}, unlabelled_folds=["same", "all"]), tiny_config(), 0)
+    with pytest.raises(UsageError, match="unlabelled_folds needs unlabelled_corpus"):
+        load_data(DataArguments(corpus=str(corpus), unlabelled_folds=["0"]), tiny_config(), 0)
+
+
+def test_what_is_held_out_is_no_copy_of_what_another_corpus_keeps(corpus, tmp_path, tiny_config):
+    """finetune.py would refuse the encoder there, whatever the image was for."""
+    parts, _ = load_prepared(str(corpus), None, "0")
+    given = {"corpus": str(corpus), "fold": "0", "held_out": 4}
+    alone = load_data(DataArguments(**given), tiny_config(), 0)
+    both = alone.held_out.dataset[0]["image"]
+    for index in range(18):
+        write(tmp_path / "raw" / "ab"[index % 2] / f"{index:02d}.png", encode(picture(600 + index)))
+    write(tmp_path / "raw" / "a" / "both.png", both["bytes"])
+    made = prepare(PrepareArguments(data_dir=str(tmp_path / "raw"), output_dir=str(tmp_path / "data"), num_folds=3))
+    digest = image_sha256(both)
+    tested = next(fold for fold in "012" if digest in load_prepared(str(made), None, fold)[0]["test"]["sha256"])
+    more = {"unlabelled_corpus": [str(made)], "unlabelled_folds": [tested]}
+    data = load_data(DataArguments(**given, **more), tiny_config(), 0)
+    read = [image_sha256(image) for part in (data.train, data.held_out) for image in part.dataset["image"]]
+    assert digest not in read and len(data.held_out) == 4 and set(parts["train"]["sha256"]) - {digest} <= set(read)

@@ -140,3 +140,8 @@ def test_of_these_none_is_a_copy_of_what_another_corpus_keeps(raw, tmp_path, tin
     data = load_data(DataArguments(**given, unlabelled_folds=[tested]), tiny_config(), 0)
     trained_on = [image_sha256(image) for image in data.train.dataset["image"]]
     assert digest not in trained_on and set(parts["unlabelled"]["sha256"]) - {digest} <= set(trained_on)
+    # And the other way round.
+    given = {"corpus": str(other), "fold": tested, "held_out": 0, "unlabelled_corpus": [str(corpus)]}
+    data = load_data(DataArguments(**given, unlabelled_folds=["0"]), tiny_config(), 0)
+    trained_on = {image_sha256(image) for image in data.train.dataset["image"]}
+    assert set(parts["unlabelled"]["sha256"]) - {digest} <= trained_on and digest not in trained_on

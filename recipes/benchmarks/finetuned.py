@@ -47,6 +47,7 @@ from commandline import ending_children
 from images.splits import sha256_of_lines
 from judging.summary import class_names_of, compare_all, summarise
 from output_folder import replaced_file
+from training.fold_settings import by_name
 
 ROOT = Path(__file__).resolve().parents[2]
 CONFIGS = "recipes/configs/laptop"
@@ -76,6 +77,7 @@ CORPORA: dict[str, dict[str, Any]] = {
     },
 }
 EPOCHS_OF_ALL = 24
+STEPS = ("pretrain", "finetune")
 COLUMNS = {  # title -> figure, the first of these that there is
     "accuracy": ("accuracy",),
     "balanced accuracy": ("balanced_accuracy",),
@@ -150,20 +152,66 @@ def _once(usual: list[str], given: list[str]) -> list[str]:
     return [*(entry for entry in usual if entry.split("=", 1)[0] not in names), *given]
 
 
-def options_of(words: Sequence[str]) -> dict[str, set[str]]:
-    """What a call of cross_validate.py gives its two trainings, without where the other corpora lie."""
-    found: dict[str, set[str]] = {"--pretrain_options": set(), "--finetune_options": set()}
+def asked(words: Sequence[str]) -> dict[str, Any]:
+    """The settings of the two trainings in a call of cross_validate.py, as the folder of a run keeps them."""
+    found: dict[str, Any] = {}
     option = ""
     for word in words:
-        option = word if word.startswith("--") else option
-        if option in found and word != option and not word.startswith("unlabelled_corpus="):
-            found[option].add(word)
+        if word.startswith("--"):
+            option = word.removeprefix("--")
+        elif option.endswith("_options"):
+            found.setdefault(option, []).append(word)
+        elif option.endswith("_config"):
+            found[f"{option}_content"] = yaml.safe_load((ROOT / word).read_text())
     return found
 
 
-def record(words: Sequence[str], output: Path) -> dict[str, Any]:
-    """What is kept of a finished run: how to repeat it, how long its trainings took, every answer."""
-    settings = yaml.safe_load((output / "config.yaml").read_text())
+def differences(there: dict[str, Any], here: dict[str, Any], steps: Sequence[str] = STEPS) -> str:
+    """Settings of the trainings that differ between two runs, with both values; not where things lie."""
+    known, now = (trained_by(settings, steps) for settings in (there, here))
+    values = {name: [" ".join(run.get(name, ["not given"])) for run in (known, now)] for name in known | now}
+    return "; ".join(f"{name} {one} there, {other} here" for name, (one, other) in values.items() if one != other)
+
+
+def trained_by(settings: dict[str, Any], steps: Sequence[str]) -> dict[str, list[str]]:
+    """What a run gives its trainings, whether by a YAML file or by an option."""
+    found = {}
+    for step in steps:
+        content, options = settings.get(f"{step}_config_content") or {}, by_name(settings.get(f"{step}_options"))
+        for name, value in (content | options).items():
+            if name not in ("output_dir", "unlabelled_corpus"):
+                found[f"{step} {name}"] = [_comparable(one) for one in (value if isinstance(value, list) else [value])]
+    return found
+
+
+def _comparable(value: Any) -> str:
+    text = str(value).lower()  # a YAML file has true, an option "true"
+    try:
+        return f"{float(text):g}"
+    except ValueError:
+        return text
+
+
+def _pretrained_there(row: str, here: dict[str, Any], options: argparse.Namespace) -> dict[str, Any]:
+    """The settings that made the encoders of a row of all corpora; exits if there are none, or others."""
+    file = ROOT / options.output_dir / FIRST / row / f"seed_{CORPORA[FIRST]['seeds'][0]}" / "config.yaml"
+    if not file.is_file():
+        sys.exit(f"error: run --corpora {FIRST} --rows {row} first: there is no {file}")
+    there = yaml.safe_load(file.read_text())
+    if differing := differences(there, here, STEPS[:1]):
+        sys.exit(f"error: the encoders of {row} in {file.parent} were trained with other settings: {differing}")
+    return {name: there[name] for name in ("pretrain_config", "pretrain_options", "pretrain_config_content")}
+
+
+def record(words: Sequence[str], output: Path, pretraining: dict[str, Any] | None = None) -> dict[str, Any]:
+    """What is kept of a finished run: how to repeat it, how long its trainings took, every answer.
+
+    Args:
+        words: the call.
+        output: its folder.
+        pretraining: settings of the one that made its encoder, if that was not in this folder.
+    """
+    settings = yaml.safe_load((output / "config.yaml").read_text()) | (pretraining or {})
     took = [json.loads(file.read_text()).get("train_runtime", 0.0) for file in output.glob("fold_*/*/all_results.json")]
     table = pd.read_parquet(output / "predictions.parquet").sort_values(["fold", "file_name"], ignore_index=True)
     classes = class_names_of(table)
@@ -222,6 +270,14 @@ def as_frequent(table: pd.DataFrame) -> pd.DataFrame:
     return table.assign(**weighed, prediction=weighed.to_numpy().argmax(axis=1))
 
 
+def _weighs_alike(run: dict[str, Any]) -> bool:
+    """Whether the classes weigh alike in a run's loss: of a network, or of a logistic regression."""
+    weights = trained_by(run["settings"], STEPS[1:]).get(
+        "finetune class_weights", [run["settings"].get("class_weights")]
+    )
+    return weights == ["balanced"]
+
+
 def tables(found: dict[str, Any], baseline: str = BASELINE, beside: str | None = None, frequent: bool = False) -> str:
     """Markdown: for each corpus the figures of every row, and the paired differences to one of them, if it is there.
 
@@ -258,7 +314,8 @@ def tables(found: dict[str, Any], baseline: str = BASELINE, beside: str | None =
             if facts["folds"]:
                 print(f"{corpus} is left out: of one split the other images are not known", file=sys.stderr)
                 continue
-            whole |= {row: as_frequent(table) for row, table in whole.items() if row != CLASSICAL}
+            alike = [row for row in whole if _weighs_alike(rows[row][0])]
+            whole |= {row: as_frequent(whole[row]) for row in alike}
         if beside is not None:
             others = [row for row in whole if row != beside]
             named |= {row: f"`{beside}` and `{row}`" for row in others}
@@ -271,8 +328,9 @@ def tables(found: dict[str, Any], baseline: str = BASELINE, beside: str | None =
             for title, given in COLUMNS.items()
         }
         names = {title: name for title, name in names.items() if name}
-        lines = [[facts["title"], "seeds", *names, "minutes"]]
-        less = [[f"{facts['title']}: points above {named.get(baseline)}", *COMPARED]]
+        title = f"{facts['title']}, classes as frequent as they are" if frequent else facts["title"]
+        lines = [[title, "seeds", *names, "minutes"]]
+        less = [[f"{title}: points above {named.get(baseline)}", *COMPARED]]
         for row in (row for row in ROWS if row in whole):
             figures = compared["runs"][row]["figures"]
             minutes = sum(run["minutes"] for run in rows[row]) if beside is None else 0
@@ -290,7 +348,7 @@ def tables(found: dict[str, Any], baseline: str = BASELINE, beside: str | None =
                 less.append([named[row], *(f"{value:+.1f} ({low:+.1f} to {high:+.1f})" for value, low, high in points)])
         differing = [markdown_table(less)] if len(less) > 1 else []
         text += [markdown_table(lines), *differing]
-        text += _learning_curve(found[corpus], seeds, facts) if beside is None else []
+        text += _learning_curve(found[corpus], seeds, facts) if beside is None and not frequent else []
     return "\n\n".join(text)
 
 
@@ -321,21 +379,23 @@ def run_one(
 ) -> None:
     """Run one row, if it is not in `found` yet, and keep it there and in the JSON file."""
     key = key_of(row, labelled)
+    shares_encoder = row.endswith(ALL) and corpus != FIRST
     known = found.get(corpus, {}).get(key, {}).get(str(seed))
+    # A learning curve has the updates of the whole row among its options, which only the corpus tells.
+    words = command(corpus, row, seed, options, labelled if known is None else None)
+    here = (asked(command(FIRST, row, CORPORA[FIRST]["seeds"][0], options)) if shares_encoder else {}) | asked(words)
     if known is not None:
-        ran = known["command"]
-        # A learning curve has the updates of the whole row among its options, which only the corpus tells.
-        same = labelled or options_of(command(corpus, row, seed, options)) == options_of(shlex.split(ran))
-        other = "" if same else f", though it ran with other options: {ran}"
+        differing = "" if labelled else differences(known["settings"], here)
+        other = f", though it ran with other settings: {differing}" if differing else ""
         at = f"of commit {known['commit'][:12]}"
         print(f"{corpus}, {key}, seed {seed}: is in {options.json} already, {at}: not run{other}")
         return
-    words = command(corpus, row, seed, options, labelled)
+    pretraining = _pretrained_there(row, here, options) if shares_encoder else None
     print(f"{corpus}, {key}, seed {seed}", flush=True)
     if subprocess.run([sys.executable, *words], cwd=ROOT).returncode:
         sys.exit(f"error: {shlex.join(words)} failed; the same command goes on")
     output = ROOT / options.output_dir / corpus / key / f"seed_{seed}"
-    found.setdefault(corpus, {}).setdefault(key, {})[str(seed)] = record(words, output)
+    found.setdefault(corpus, {}).setdefault(key, {})[str(seed)] = record(words, output, pretraining)
     options.json.parent.mkdir(parents=True, exist_ok=True)
     with replaced_file(options.json) as new:
         new.write_text(json.dumps(found, indent=1) + "\n")

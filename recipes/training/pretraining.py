@@ -26,7 +26,7 @@ from training.feeding import PretrainIterableDataset, collate
 from training.frozen import encoder_features, probe_accuracy
 from training.models import build_model
 from training.options import ModelArguments
-from training.pretraining_data import grey_statistics, load_data
+from training.pretraining_data import folds_of_others, grey_statistics, load_data
 from training.resume import MAY_CHANGE, step_of
 from training.run import Run, training_environment
 from training.stages import StopAt, counted_anew
@@ -393,7 +393,9 @@ class Pretraining(Run):
             "environment": training_environment(results, self.args, self.checkpoint is not None),
             "data_facts": self.facts,
             # a Hub id as it is, of a path the last part
-            "more_images": [(without_paths(name), facts_of(name)) for name in self.data_args.unlabelled_corpus or []],
+            "more_images": [
+                (without_paths(name), fold, facts_of(name)) for name, fold in folds_of_others(self.data_args)
+            ],
             "datasets": [corpus] if on_hub else None,
             "base_model": origin.base_model,
             "origin": origin,

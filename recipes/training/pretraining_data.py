@@ -48,8 +48,8 @@ def _whole_corpus(
     )
 
 
-def _folds_of_others(data_args: DataArguments) -> dict[str, str | None]:
-    """Of each `unlabelled_corpus` the fold whose training part is read; `None`: all images.
+def folds_of_others(data_args: DataArguments) -> list[tuple[str, str | None]]:
+    """Each `unlabelled_corpus` with the fold whose training part is read; `None`: all images.
 
     Raises:
         UsageError: the folds do not fit the corpora; names what is given.
@@ -63,38 +63,44 @@ def _folds_of_others(data_args: DataArguments) -> dict[str, str | None]:
     if "same" in folds and data_args.fold is None:
         raise UsageError("unlabelled_folds: same is the fold that is trained on, so it needs fold")
     chosen = [{"all": None, "same": data_args.fold}.get(fold, fold) for fold in folds]
-    return dict(zip(corpora, chosen or [None] * len(corpora), strict=True))
+    return list(zip(corpora, chosen or [None] * len(corpora), strict=True))
 
 
 def _more_images(
-    data_args: DataArguments, kept: list[datasets.Dataset], checking: dict[str, Any], transform: ImageTransform
-) -> tuple[list[datasets.Dataset], list[datasets.Dataset], list[str]]:
-    """The images of `unlabelled_corpus`, but for copies of those that are kept for validation or test.
+    data_args: DataArguments, checking: dict[str, Any], transform: ImageTransform
+) -> tuple[list[tuple[str, datasets.Dataset]], list[datasets.Dataset], list[str]]:
+    """The images of `unlabelled_corpus`.
 
     Returns:
-        (images, what folds of theirs keep for validation and test, names of unreadable files).
+        (the corpus and its readable images, of each; what their folds keep for validation and test; names of
+        unreadable files).
+
+    Raises:
+        UsageError: a corpus has no such fold; names both.
     """
-    found: list[tuple[str, datasets.Dataset]] = []
-    of_others: list[datasets.Dataset] = []
-    for corpus, fold in _folds_of_others(data_args).items():
+    found, kept, skipped = [], [], []
+    checking = {"bad_images": data_args.bad_images, "transform": transform, **checking}
+    for corpus, fold in folds_of_others(data_args):
         with PartialState().main_process_first():
             if fold is None:
                 images = load_corpus(corpus, bad_images=data_args.bad_images, label_column=NONE, group_column=NONE)
-                found.append((corpus, images))
-                continue
-            parts, _ = load_prepared(corpus, None, fold, unlabelled=True, verify_data=data_args.verify_data)
-        of_others += [parts["validation"], parts["test"]]
-        found += [(corpus, parts[name]) for name in ("train", "unlabelled") if name in parts]
-    more, skipped = [], []
-    for corpus, images in found:
-        images, bad = verify_images(images, bad_images=data_args.bad_images, transform=transform, **checking)
-        prefix = f"{Path(corpus).name}/"
-        skipped += [prefix + name for name, _ in bad]
-        more.append(_plain(_without_copies(images, [*kept, *of_others], f"unlabelled_corpus {corpus}"), prefix))
-    return more, of_others, skipped
+                parts, known = {"all": images}, None
+            else:
+                try:
+                    parts, _ = load_prepared(corpus, None, fold, unlabelled=True, verify_data=data_args.verify_data)
+                except ValueError as error:
+                    raise UsageError(f"unlabelled_folds, of {corpus}: {error}") from error
+                kept += [parts.pop("validation"), parts.pop("test")]
+                known = load_known(corpus)
+        for images in parts.values():
+            images, bad = verify_images(images, known=known, **checking)
+            skipped += [f"{Path(corpus).name}/{name}" for name, _ in bad]
+            found.append((corpus, images))
+    return found, kept, skipped
 
 
 def _without_copies(images: datasets.Dataset, kept: list[datasets.Dataset], whose: str) -> datasets.Dataset:
+    """The images that are no (near-)copies of any in `kept`; a warning counts the others."""
     own = without_copies(images, kept)
     if len(own) < len(images):
         logger.warning(
@@ -179,6 +185,9 @@ def load_data(data_args: DataArguments, config: GLCMMAEConfig, seed: int) -> Pre
         raise UsageError("splits_file needs fold, the fold to train on")
     if data_args.unlabelled_corpus and data_args.streaming:
         raise UsageError("unlabelled_corpus needs the whole data set: streaming must be false")
+    if data_args.unlabelled_folds and not data_args.unlabelled_corpus:
+        raise UsageError("unlabelled_folds needs unlabelled_corpus, the corpora that have these folds")
+    folds_of_others(data_args)
     kept, pool, known = [], None, None
     with PartialState().main_process_first():  # generated and downloaded data is then in the cache for the others
         if data_args.fold is not None:
@@ -224,6 +233,16 @@ def load_data(data_args: DataArguments, config: GLCMMAEConfig, seed: int) -> Pre
         return PretrainingData(train, held_out, transform, white_level=white, deep=deep)
     whole = {"bad_images": data_args.bad_images, "transform": transform, "known": known, **checking}
     images, skipped = verify_images(images, **whole)
+    if pool is not None:
+        pool, bad = verify_images(pool, **whole)
+        skipped += bad
+    others, kept_there, bad = _more_images(data_args, checking, transform)
+    skipped += [(name, "") for name in bad]
+    if kept_there:
+        # An encoder that has seen what they keep could not be judged there.
+        images = _without_copies(images, kept_there, f"corpus {data_args.corpus}")
+        if pool is not None:
+            pool = _without_copies(pool, kept_there, f"corpus {data_args.corpus}")
     if data_args.held_out and "group" not in images.column_names and data_args.corpus != "speckle":
         logger.warning(
             "corpus %s has no groups (patients), so copies of training images may be held out: prepare_corpus.py finds "
@@ -235,18 +254,11 @@ def load_data(data_args: DataArguments, config: GLCMMAEConfig, seed: int) -> Pre
         kept.append(held_out_images)
     more = []
     if pool is not None:
-        pool, bad = verify_images(pool, **whole)
-        skipped += bad
         apart = set() if held_out_images is None else set(held_out_images["group"][:])
         more.append(_plain(pool.select([i for i, group in enumerate(pool["group"][:]) if group not in apart])))
-    if data_args.unlabelled_corpus:
-        others, of_others, bad = _more_images(data_args, kept, checking, transform)
-        skipped += [(name, "") for name in bad]
-        if of_others:
-            train_images, *more = (
-                _without_copies(images, of_others, f"corpus {data_args.corpus}") for images in (train_images, *more)
-            )
-        more += others
+    for corpus, part in others:
+        part = _without_copies(part, [*kept, *kept_there], f"unlabelled_corpus {corpus}")
+        more.append(_plain(part, f"{Path(corpus).name}/"))
     labelled_images = train_images
     if more:
         train_images, known = datasets.concatenate_datasets([_plain(train_images), *more]), None

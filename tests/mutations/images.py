@@ -341,15 +341,21 @@ MUTATIONS = [
     ),
     Mutation(
         "recipes/training/pretraining_data.py",
-        'of_others += [parts["validation"], parts["test"]]',
-        "of_others += []",
+        'kept += [parts.pop("validation"), parts.pop("test")]',
+        'parts.pop("validation"), parts.pop("test")',
         "tests/test_pretrain_unlabelled.py::test_of_a_prepared_corpus_only_the_training_part_of_a_fold",
     ),
     Mutation(
         "recipes/training/pretraining_data.py",
-        '_without_copies(images, of_others, f"corpus {data_args.corpus}") for images',
-        "images for images",
+        'pool = _without_copies(pool, kept_there, f"corpus {data_args.corpus}")',
+        "pass",
         "tests/test_unlabelled.py::test_of_these_none_is_a_copy_of_what_another_corpus_keeps",
+    ),
+    Mutation(
+        "recipes/training/pretraining_data.py",
+        'images = _without_copies(images, kept_there, f"corpus {data_args.corpus}")',
+        "pass",
+        "tests/test_pretrain_unlabelled.py::test_what_is_held_out_is_no_copy_of_what_another_corpus_keeps",
     ),
     Mutation(
         "recipes/images/splits.py",

@@ -326,6 +326,18 @@ MUTATIONS = [
     ),
     Mutation(
         "recipes/benchmarks/finetuned.py",
+        'folds = table["fold"].str.partition(" ")[0]',
+        'folds = table["fold"]',
+        "tests/test_finetuned.py::test_networks_answer_for_classes_as_frequent_as_they_are",
+    ),
+    Mutation(
+        "recipes/benchmarks/finetuned.py",
+        'yaml.safe_load((output / "config.yaml").read_text()) | (pretraining or {})',
+        'yaml.safe_load((output / "config.yaml").read_text())',
+        "tests/test_finetuned.py::test_rows_of_all_corpora_tell_how_their_encoder_was_made",
+    ),
+    Mutation(
+        "recipes/benchmarks/finetuned.py",
         "str(seed)  # its part is the same in every fold there",
         '"{fold}"',
         "tests/test_finetuned.py::test_a_row_of_all_corpora_has_one_encoder_of_their_training_parts",
