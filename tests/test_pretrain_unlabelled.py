@@ -102,25 +102,29 @@ def test_of_a_prepared_corpus_only_the_training_part_of_a_fold(corpus, other, tm
         finetune.main(options(**to | {"fold": str((tested + 1) % 3)}, output_dir=tmp_path / "finetune"))
 
 
-def test_the_same_fold_or_the_whole_of_others(corpus, other, tmp_path, tiny_config):
+def test_the_same_fold_or_the_whole_of_others(corpus, other, tmp_path, tiny_config, caplog):
     made, _ = other
     for index in range(3):
         write(tmp_path / "pool" / f"{index}.png", encode(picture(400 + index)))
     given = {"corpus": str(corpus), "fold": "1", "held_out": 0}
     given["unlabelled_corpus"] = [str(made), str(tmp_path / "pool")]
-    data = load_data(DataArguments(**given, unlabelled_folds=["same", "all"]), tiny_config(), 0)
+    with caplog.at_level("INFO", logger="training.pretraining_data"):
+        data = load_data(DataArguments(**given, unlabelled_folds=["same", "all"]), tiny_config(), 0)
     parts, own = (load_prepared(str(folder), None, "1")[0] for folder in (made, corpus))
+    read = len(parts["train"]["sha256"])
+    assert f"unlabelled_corpus {made}: training part of fold 1, {read} image(s)" in caplog.text
+    assert f"unlabelled_corpus {tmp_path / 'pool'}: all of it, 3 image(s)" in caplog.text
     trained_on = [*parts["train"]["sha256"], *own["train"]["sha256"]]
     kept = {digest for found in (parts, own) for part in ("validation", "test") for digest in found[part]["sha256"]}
     assert len(data.train) == len([digest for digest in trained_on if digest not in kept]) + 3
     for folds, said in (
-        (["same"], "unlabelled_folds must be one of each unlabelled_corpus, which are 2, got same; all stands for"),
+        (["same"], r"needs one entry for each unlabelled_corpus \(2\), got 1: same; all stands for a whole corpus"),
         (["3", "all"], f"unlabelled_folds, of {made}: fold must be 0 to 2, got '3'"),
         (["0", "0"], f"unlabelled_folds, of {tmp_path / 'pool'}: .* must be the output folder of prepare_corpus.py"),
     ):
         with pytest.raises(ValueError, match=said):
             load_data(DataArguments(**given, unlabelled_folds=folds), tiny_config(), 0)
-    with pytest.raises(UsageError, match="unlabelled_folds: same is the fold that is trained on, so it needs fold"):
+    with pytest.raises(UsageError, match="unlabelled_folds: same stands for the fold that is given as fold"):
         load_data(DataArguments(**given | {"fold": None}, unlabelled_folds=["same", "all"]), tiny_config(), 0)
     with pytest.raises(UsageError, match="unlabelled_folds needs unlabelled_corpus"):
         load_data(DataArguments(corpus=str(corpus), unlabelled_folds=["0"]), tiny_config(), 0)

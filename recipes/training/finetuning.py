@@ -118,7 +118,7 @@ class FineTuning(Run):
                 raise UsageError(
                     f"{name!r} has seen {len(leaked)} images of the {part} part of fold {self.data_args.fold}, in its "
                     f"training or held out of it ({', '.join(leaked[:2])}): pretrain on its training part with "
-                    "`pretrain.py --fold`, or let cross_validate.py do it"
+                    "`pretrain.py --fold` (--unlabelled_folds beside another corpus), or let cross_validate.py do it"
                 )
 
     def _transform(self) -> ImageTransform:

@@ -57,11 +57,11 @@ def folds_of_others(data_args: DataArguments) -> list[tuple[str, str | None]]:
     corpora, folds = data_args.unlabelled_corpus or [], data_args.unlabelled_folds or []
     if folds and len(folds) != len(corpora):
         raise UsageError(
-            f"unlabelled_folds must be one of each unlabelled_corpus, which are {len(corpora)}, got {' '.join(folds)}; "
-            "all stands for a whole corpus"
+            f"unlabelled_folds needs one entry for each unlabelled_corpus ({len(corpora)}), got {len(folds)}: "
+            f"{' '.join(folds)}; all stands for a whole corpus"
         )
     if "same" in folds and data_args.fold is None:
-        raise UsageError("unlabelled_folds: same is the fold that is trained on, so it needs fold")
+        raise UsageError("unlabelled_folds: same stands for the fold that is given as fold, and there is none")
     chosen = [{"all": None, "same": data_args.fold}.get(fold, fold) for fold in folds]
     return list(zip(corpora, chosen or [None] * len(corpora), strict=True))
 
@@ -96,6 +96,10 @@ def _more_images(
             images, bad = verify_images(images, known=known, **checking)
             skipped += [f"{Path(corpus).name}/{name}" for name, _ in bad]
             found.append((corpus, images))
+        logger.info(
+            "unlabelled_corpus %s: %s, %d image(s)",
+            *(corpus, f"training part of fold {fold}" if fold else "all of it", sum(map(len, parts.values()))),
+        )
     return found, kept, skipped
 
 
