@@ -93,6 +93,7 @@ def test_of_a_prepared_corpus_only_the_training_part_of_a_fold(corpus, other, tm
     assert set(seen) == wanted and both in own["train"]["sha256"]
     assert "1 image(s) left out, copies of images kept for validation or test" in caplog.text
     card = (tmp_path / "run" / "export" / "README.md").read_text()
+    assert f"# GLCM-MAE, pretrained on {corpus.name} and data (preset" in card
     assert f"| Among them, unlabelled | data (training part of fold {tested}) |" in card
     for judged, fold in ((corpus, "0"), (made, str(tested))):
         to = {"corpus": judged, "fold": fold, "model_name_or_path": tmp_path / "run" / "export", "dry_run": "true"}
@@ -124,6 +125,9 @@ def test_the_same_fold_or_the_whole_of_others(corpus, other, tmp_path, tiny_conf
     ):
         with pytest.raises(ValueError, match=said):
             load_data(DataArguments(**given, unlabelled_folds=folds), tiny_config(), 0)
+    for twice in ([str(corpus)], [str(made), f"{made}/../{made.name}"]):
+        with pytest.raises(UsageError, match="unlabelled_corpus: .* is given twice, or is corpus itself"):
+            load_data(DataArguments(**given | {"unlabelled_corpus": twice}), tiny_config(), 0)
     with pytest.raises(UsageError, match="unlabelled_folds: same stands for the fold that is given as fold"):
         load_data(DataArguments(**given | {"fold": None}, unlabelled_folds=["same", "all"]), tiny_config(), 0)
     with pytest.raises(UsageError, match="unlabelled_folds needs unlabelled_corpus"):

@@ -383,11 +383,14 @@ class Pretraining(Run):
         on_hub = bool(re.fullmatch(r"[\w.-]+/[\w.-]+", corpus)) and not Path(corpus).exists()
         suffixes = ("", *(f"_{name}" for name in PREDICTORS))
         origin = origin_of(self.model_args.model_name_or_path, self.model_args.model_revision)
+        others = [Path(name).name for name in self.data_args.unlabelled_corpus or []]
+        others = others if len(others) < 2 else [f"{len(others)} more corpora"]
+        trained_on = " and ".join([Path(corpus).name, *others])
         judged = (row for row in self.trainer.state.log_history if "eval_loss" in row and row["step"] == 0)
         # With the weights of others, the first evaluation is not of before any training.
         untrained = None if origin.described else next(judged, None)
         return {
-            "title": f"GLCM-MAE, pretrained on {Path(corpus).name} (preset {self.model_args.preset})",
+            "title": f"GLCM-MAE, pretrained on {trained_on} (preset {self.model_args.preset})",
             "repo_id": ADDRESS,
             "corpus": corpus if on_hub else Path(corpus).name,
             "environment": training_environment(results, self.args, self.checkpoint is not None),
