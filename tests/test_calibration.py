@@ -156,6 +156,48 @@ def test_the_card_tells_the_temperature_the_least_to_be_beaten_and_the_error_bef
     assert card.count("| auroc") == 1 and "| sensitivity_" not in card and "A vision transformer that tells" in card
 
 
+def test_a_corrected_prior_answers_for_classes_as_frequent_as_they_are(
+    noisy,
+    exported,
+    tmp_path,
+    monkeypatch,
+    caplog,  # noqa: F811
+):
+    splits = json.loads((noisy / "splits.json").read_text())
+    trained_on = load_prepared(str(noisy), None, "0")[0]["train"]
+    coarse, fine = ([row["file_name"] for row in trained_on if row["label"] == label] for label in (0, 1))
+    splits["folds"][0]["train"] = coarse[:4] + fine
+    write(tmp_path / "splits.json", json.dumps(splits).encode())
+    options = ("--model_name_or_path", str(exported), "--mode", "linear_probe", "--class_weights", "balanced")
+    options += ("--calibrate", "false", "--splits_file", str(tmp_path / "splits.json"))
+    runs = [run(noisy, tmp_path / value, *options, "--prior_correction", value) for value in ("false", "true")]
+    columns = ["probability_coarse", "probability_fine"]
+    shares = np.array([4, len(fine)])
+    for part in ("", "validation_"):
+        alike, frequent = (pd.read_parquet(folder / f"{part}predictions.parquet") for folder in runs)
+        expected = alike[columns].to_numpy() * shares
+        assert frequent[columns].to_numpy() == pytest.approx(expected / expected.sum(axis=1, keepdims=True), abs=1e-5)
+        assert (frequent["prediction"] == expected.argmax(axis=1)).all()
+    classify = pipeline("image-classification", str(runs[1] / "export"), device="cpu")
+    image = load_prepared(str(noisy), None, "0")[0]["test"][0]
+    answer = {one["label"]: one["score"] for one in classify(str(write(tmp_path / "one.png", image["image"]["bytes"])))}
+    row = pd.read_parquet(runs[1] / "predictions.parquet").set_index("file_name").loc[image["file_name"]]
+    assert answer["coarse"] == pytest.approx(row["probability_coarse"], abs=1e-4)
+    cards = [(folder / "export" / "README.md").read_text() for folder in runs]
+    assert "weighed alike: **answers and probabilities are for classes that are equally frequent**" in cards[0]
+    assert "for classes as frequent as in the training part (their prior was corrected" in cards[1]
+    monkeypatch.setattr(finetuning, "predict", lambda model, dataset, *_: np.tile([0.0, 5.0], (len(dataset), 1)))
+    run(noisy, tmp_path / "one_answer", *options, "--prior_correction", "true")
+    assert (
+        "answers fine for every test image" in caplog.text and "What may help: prior_correction false;" in caplog.text
+    )
+    for given in (("--class_weights", "none"), ("--mode", "knn")):
+        with pytest.raises(
+            SystemExit, match="prior_correction needs class_weights balanced, and a mode other than knn"
+        ):
+            run(noisy, tmp_path / "none", *options, "--prior_correction", "true", *given)
+
+
 @pytest.mark.slow
 def test_what_is_published_claims_what_the_folds_show(both, tmp_path, caplog, quick):  # noqa: F811
     shutil.copytree(both[1] / "export", tmp_path / "fold_0" / "finetune" / "export")

@@ -206,6 +206,8 @@ def test_networks_answer_for_classes_as_frequent_as_they_are(tmp_path, few_resam
         finetuned, tmp_path / "classical", table, ["recipes/cross_validate.py", "--mode", "texture_features"]
     )
     found = {"busi": {"classical": {"0": classical}, "mse": {"0": run, "1": run}, "mse@25": {"0": run, "1": run}}}
+    corrected = kept(finetuned, tmp_path / "corrected", table, [*BUSI_ROW, "prior_correction=true"])
+    found["busi"]["texture"] = {"0": corrected, "1": corrected}
     found |= {"pneumonia": {"mse": {"0": kept(finetuned, tmp_path / "xray", predicted(7, 1.0, XRAY))}}}
     file = write(tmp_path / "found.json", json.dumps(found).encode())
     finetuned.main(["--tables", str(file), "--as_frequent"])
@@ -219,7 +221,8 @@ def test_networks_answer_for_classes_as_frequent_as_they_are(tmp_path, few_resam
     # Of a second seed too, whose folds hold the same images.
     assert f"| `mse` | 2 | {right / len(table):.3f} (" in said.out and right / len(table) > alike
     assert said.out.startswith("| BUSI, classes as frequent as they are |") and "25 groups" not in said.out
-    assert f"| `classical` | 1 | {alike:.3f} (" in said.out, "it has weighed them so by itself"
+    for row in ("| `classical` | 1 |", "| `texture` | 2 |"):
+        assert f"{row} {alike:.3f} (" in said.out, "it has weighed them so by itself"
     assert "Chest X-ray" not in said.out and "pneumonia is left out: of one split the other images" in said.err
     with pytest.raises(SystemExit):
         finetuned.main(["--corpora", "busi", "--rows", "mse", "--as_frequent", "--json", str(file)])

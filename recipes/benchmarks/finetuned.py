@@ -271,11 +271,10 @@ def as_frequent(table: pd.DataFrame) -> pd.DataFrame:
 
 
 def _weighs_alike(run: dict[str, Any]) -> bool:
-    """Whether the classes weigh alike in a run's loss: of a network, or of a logistic regression."""
-    weights = trained_by(run["settings"], STEPS[1:]).get(
-        "finetune class_weights", [run["settings"].get("class_weights")]
-    )
-    return weights == ["balanced"]
+    """Whether a run, of a network or a logistic regression, answers as if the classes were equally frequent."""
+    given = trained_by(run["settings"], STEPS[1:])
+    weights = given.get("finetune class_weights", [run["settings"].get("class_weights")])
+    return weights == ["balanced"] and given.get("finetune prior_correction") != ["true"]
 
 
 def tables(found: dict[str, Any], baseline: str = BASELINE, beside: str | None = None, frequent: bool = False) -> str:

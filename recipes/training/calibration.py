@@ -1,13 +1,20 @@
-"""Temperature scaling: one number that makes a classifier's probabilities as sure as they are right.
+"""What is done to a classifier's head after its training, so that its probabilities hold.
 
-Guo, Pleiss, Sun and Weinberger, On Calibration of Modern Neural Networks, ICML 2017.
+Temperature scaling makes them as sure as they are right: Guo, Pleiss, Sun and Weinberger, On Calibration of Modern
+Neural Networks, ICML 2017. The correction of the prior makes them those of classes as frequent as they are: Saerens,
+Latinne and Decaestecker, Adjusting the Outputs of a Classifier to New a Priori Probabilities, Neural Computation 2002.
 """
+
+from collections.abc import Mapping
+from typing import Any
 
 import numpy as np
 import torch
 from scipy.optimize import minimize_scalar
-from scipy.special import log_softmax
+from scipy.special import log_softmax, softmax
 from transformers import PreTrainedModel
+
+from metrics.medical_classification.figures import expected_calibration_error
 
 FEWEST = 20  # validation images; of fewer, one that is wrong would decide
 # The epoch was chosen on the very images that the temperature is fitted to, so they flatter the network: a temperature
@@ -57,3 +64,45 @@ def divide_head(model: PreTrainedModel, temperature: float) -> None:
     model.classifier.bias.div_(temperature)
     # Not `temperature`, which transformers takes for a setting of text generation and refuses to save.
     model.config.calibration_temperature = temperature
+
+
+@torch.no_grad()
+def correct_prior(model: PreTrainedModel, counts: np.ndarray) -> None:
+    """Let a classifier that was trained with its classes weighed alike answer for classes as frequent as they are.
+
+    Adds the logarithm of each class's share to its logit (Saerens et al. 2002, equation 4).
+
+    Args:
+        model: with a linear layer `classifier`, which is changed.
+        counts: `(num_classes,)`, images of each class; none count as one.
+    """
+    shares = np.maximum(counts, 1) / np.maximum(counts, 1).sum()
+    model.classifier.bias.add_(torch.from_numpy(np.log(shares)).to(model.classifier.bias))
+
+
+def calibrated(
+    model: PreTrainedModel, logits: Mapping[str, np.ndarray], labels: Mapping[str, np.ndarray], wanted: bool
+) -> tuple[dict[str, np.ndarray], dict[str, Any], str]:
+    """Fit a temperature to the validation part, and divide the head of `model` by it.
+
+    Args:
+        model: with a linear layer `classifier`, which is changed.
+        logits, labels: of `validation` and `test`: `(n, num_classes)` and `(n,)`.
+        wanted: if not, the temperature is 1.
+
+    Returns:
+        The probabilities of both parts; the temperature, the expected calibration errors before, and why there is no
+        other temperature than 1, if there is none; what to print.
+    """
+    temperature, why_not = 1.0, "calibrate is false"
+    if wanted:
+        temperature, why_not = fit_temperature(logits["validation"], labels["validation"])
+    divide_head(model, temperature)
+    answers = {part: softmax(values / temperature, axis=1) for part, values in logits.items()}
+    before = {part: expected_calibration_error(softmax(logits[part], axis=1), labels[part]) for part in logits}
+    found = {"temperature": temperature, **{f"{part}_ece_uncalibrated": value for part, value in before.items()}}
+    if why_not is not None:
+        return answers, found | {"not_calibrated": why_not}, f"not calibrated: {why_not}"
+    after = expected_calibration_error(answers["test"], labels["test"])
+    said = f"calibrated by temperature {temperature:.3f}: expected calibration error on the test part {after:.3f}, "
+    return answers, found, f"{said}before {before['test']:.3f}"

@@ -26,7 +26,7 @@ class ClassifierArguments:
             *("model_name_or_path", "model_revision", "model_subfolder", "image_size", "patch_size", "hidden_size"),
             *("num_hidden_layers", "num_attention_heads", "intermediate_size"),
         ),
-        "classifier": ("mode", "pooling", "head_init", "drop_path", "calibrate", "knn_neighbours"),
+        "classifier": ("mode", "pooling", "head_init", "drop_path", "prior_correction", "calibrate", "knn_neighbours"),
     }
 
     model_name_or_path: str | None = option(
@@ -53,6 +53,12 @@ class ClassifierArguments:
         "nothing has no features yet: its head is random.",
     )
     drop_path: float = option(0.1, "Stochastic depth of the last layer, growing linearly from 0 at the first.")
+    prior_correction: bool = option(
+        False,
+        "After a training with class_weights balanced: answer for classes as frequent as in the training part, by the "
+        "logarithm of each one's share, added to its logit in the exported head. The commoner classes are answered "
+        "more often: mostly a higher accuracy and a lower balanced accuracy.",
+    )
     calibrate: bool = option(
         True,
         "Divide the logits by a temperature, fitted to the validation part after the training and written into the "

@@ -11,7 +11,6 @@ import pandas as pd
 import torch
 from accelerate import PartialState
 from accelerate.utils import parse_flag_from_env
-from scipy.special import softmax
 from torch.utils.data import DataLoader
 from tqdm.auto import tqdm
 from transformers import AutoImageProcessor, BeitForImageClassification, EarlyStoppingCallback, EvalPrediction
@@ -39,7 +38,7 @@ from judging.tables import (
 from metrics.medical_classification.figures import expected_calibration_error
 from output_folder import replaced_file
 from training.arguments import FinetuningArguments
-from training.calibration import divide_head, fit_temperature
+from training.calibration import calibrated, correct_prior
 from training.callbacks import OneAnswerCallback
 from training.feeding import ClassificationDataset, OneHot
 from training.frozen import NEVER, fit_probe, frozen_features, nearest_neighbours
@@ -95,6 +94,11 @@ class FineTuning(Run):
         # Of all parts: not of the training part, by which the folds of one corpus might choose differently.
         updates = args.max_steps if args.max_steps > 0 else args.num_train_epochs * (num_images // batch)
         data_args.fill_in(updates if model_args.mode == "finetune" else None)
+        if model_args.prior_correction and (model_args.mode == "knn" or data_args.class_weights == "none"):
+            raise UsageError(
+                "prior_correction needs class_weights balanced, and a mode other than knn: got class_weights "
+                f"{data_args.class_weights}, mode {model_args.mode}"
+            )
         logger.info(
             "the head reads %s (pooling)", {"mean": "the mean token", "cls": "the CLS token"}[model_args.pooling]
         )
@@ -186,7 +190,7 @@ class FineTuning(Run):
             )
         weights = None
         if data.class_weights == "balanced":
-            counts = np.bincount(self.datasets["train"].labels, minlength=len(self.class_names))
+            counts = self._class_counts
             weights = torch.tensor(counts.sum() / (len(counts) * np.maximum(counts, 1)), dtype=torch.float32)
         trainer = ClassifierTrainer(
             class_weights=weights,
@@ -203,6 +207,10 @@ class FineTuning(Run):
         if args.early_stopping_patience:
             trainer.add_callback(EarlyStoppingCallback(args.early_stopping_patience))
         return trainer
+
+    @property
+    def _class_counts(self) -> np.ndarray:
+        return np.bincount(self.datasets["train"].labels, minlength=len(self.class_names))
 
     def _what_may_help(self, args: FinetuningArguments, trainer: ClassifierTrainer) -> str:
         """Against a classifier that answers the commonest class: settings that this run does not have yet."""
@@ -341,11 +349,12 @@ class FineTuning(Run):
             figures = self._figures_of(probabilities, dataset)
             results.update({f"{part}_{name}": value for name, value in figures.items()})
             results[f"{part}_ece"] = expected_calibration_error(probabilities, dataset.labels)
+        first = "prior_correction false; " if self.model_args.prior_correction else ""
         for answer in collapsed_folds(table).values():
             logger.warning(
                 "the classifier answers %s for every test image: it has learned nothing. What may help: %s; see "
                 "metrics.jsonl",
-                *(answer, self._what_may_help(self.args, self.trainer)),
+                *(answer, first + self._what_may_help(self.args, self.trainer)),
             )
         auroc = "auroc" if "test_auroc" in results else "macro_auroc"
         shown = ", ".join(f"{name} {results[f'test_{name}']:.3f}" for name in ("accuracy", "balanced_accuracy", auroc))
@@ -364,26 +373,15 @@ class FineTuning(Run):
     def _calibrated_answers(
         self, model: Classifier, results: dict[str, Any]
     ) -> tuple[dict[str, np.ndarray], list[str]]:
-        """Probabilities of validation and test, and what to print; divides the head of `model` by the temperature."""
+        """Probabilities of validation and test, and what to print; changes the head of `model`."""
+        if self.model_args.prior_correction:
+            correct_prior(model, self._class_counts)
         reading = (self.args.per_device_eval_batch_size, self.args.dataloader_num_workers)
         logits = {part: predict(model, self.datasets[part], *reading) for part in ("validation", "test")}
         labels = {part: self.datasets[part].labels for part in logits}
-        temperature, why_not = 1.0, "calibrate is false"
-        if self.model_args.calibrate:
-            temperature, why_not = fit_temperature(logits["validation"], labels["validation"])
-        divide_head(model, temperature)
-        answers = {part: softmax(values / temperature, axis=1) for part, values in logits.items()}
-        before = {part: expected_calibration_error(softmax(logits[part], axis=1), labels[part]) for part in logits}
-        results["temperature"] = temperature
-        results.update({f"{part}_ece_uncalibrated": value for part, value in before.items()})
-        if why_not is not None:
-            results["not_calibrated"] = why_not
-            return answers, [f"not calibrated: {why_not}"]
-        after = expected_calibration_error(answers["test"], labels["test"])
-        return answers, [
-            f"calibrated by temperature {temperature:.3f}: expected calibration error on the test part {after:.3f}, "
-            f"before {before['test']:.3f}"
-        ]
+        answers, found, said = calibrated(model, logits, labels, self.model_args.calibrate)
+        results.update(found)
+        return answers, [said]
 
     @property
     def _commit_message(self) -> str:
@@ -402,7 +400,7 @@ class FineTuning(Run):
         values = {name: results[f"test_{name}"] for name in FIGURES if f"test_{name}" in results}
         summary = None
         if values:
-            commonest = {str(self.data_args.fold): int(np.bincount(self.datasets["train"].labels).argmax())}
+            commonest = {str(self.data_args.fold): int(self._class_counts.argmax())}
             # With the draws of cross_validate.py, whose summary of this fold is then the same.
             summary = summarise(table, self.data_args.positive_classes, commonest=commonest)
         write_classifier(
@@ -427,6 +425,8 @@ class FineTuning(Run):
                 "mode": self.model_args.mode,
                 "pooling": self.model_args.pooling,
                 "claim": what_it_tells(self.class_names, summary, "on the test part"),
+                "class_weights": None if self.model_args.mode == "knn" else self.data_args.class_weights,
+                "prior_correction": self.model_args.prior_correction,
                 "calibration": {name: results[name] for name in (*CALIBRATION, "not_calibrated") if name in results},
                 "figures": figure_rows(summary) if summary else [],
                 "least": always_commonest_said(summary["always_commonest"]) if summary else None,

@@ -31,7 +31,8 @@ NOT_TOLD = "not told"
 # By step and section of config.yaml, what folds need not have in common: what a resume may change, but for what the
 # answers are changed by afterwards, and for the length, whose other measure is of a fold's own images.
 OF_A_FOLD = {
-    "finetune": MAY_CHANGE | {"model": MAY_CHANGE["model"] - {"calibrate"}, "data": MAY_CHANGE["data"] | {"fold"}},
+    "finetune": MAY_CHANGE
+    | {"model": MAY_CHANGE["model"] - {"prior_correction", "calibrate"}, "data": MAY_CHANGE["data"] | {"fold"}},
     "pretrain": MAY_CHANGE
     | {
         "model": ALSO_MAY_CHANGE["model"],  # as it is resolved, it stands in model_config

@@ -19,7 +19,7 @@ logger = logging.getLogger(__name__)
 MAY_CHANGE: dict[str, frozenset[str]] = {
     # The weights are those of the checkpoint, and the images are known by their contents.
     # Calibration comes after the training.
-    "model": frozenset({"model_name_or_path", "model_revision", "model_subfolder", "calibrate"}),
+    "model": frozenset({"model_name_or_path", "model_revision", "model_subfolder", "prior_correction", "calibrate"}),
     "data": frozenset(
         {"corpus", "unlabelled_corpus", "unlabelled_folds", "data_dir", "splits_file", "bad_images", "verify_data"}
     ),

@@ -279,4 +279,16 @@ MUTATIONS = [
         "np.floor(said * _BINS)",
         "tests/test_calibration.py::test_the_expected_calibration_error_worked_by_hand",
     ),
+    Mutation(
+        "recipes/training/calibration.py",
+        "np.log(shares)",
+        "-np.log(shares)",
+        "tests/test_calibration.py::test_a_corrected_prior_answers_for_classes_as_frequent_as_they_are",
+    ),
+    Mutation(
+        "recipes/benchmarks/finetuned.py",
+        ' and given.get("finetune prior_correction") != ["true"]',
+        "",
+        "tests/test_finetuned.py::test_networks_answer_for_classes_as_frequent_as_they_are",
+    ),
 ]

@@ -685,9 +685,9 @@ MUTATIONS = [
         "tests/test_training_curves.py::test_tensorboard_shows_figures_and_pictures",
     ),
     Mutation(
-        "recipes/training/finetuning.py",
-        "        divide_head(model, temperature)\n",
-        "        divide_head(model, 1.0)\n",
+        "recipes/training/calibration.py",
+        "    divide_head(model, temperature)\n",
+        "    divide_head(model, 1.0)\n",
         "tests/test_calibration.py::test_an_export_answers_the_calibrated_probabilities",
     ),
     Mutation(
