@@ -15,12 +15,12 @@ import torch
 from matplotlib.figure import Figure
 
 # The user's home stays as it is: gigabytes of caches would gather there, and the user's token be used. Read at import;
-# the processes that pytest-xdist starts inherit it.
-if "PYTEST_XDIST_WORKER" not in os.environ:
+# the processes of pytest-xdist and of try_mutations.py inherit it.
+if "GLCM_MAE_TESTS_HOME" not in os.environ:
     _HOME = tempfile.TemporaryDirectory(prefix="glcm-mae-tests-")  # as long as the tests run
-    os.environ["HF_HOME"] = _HOME.name
-    for _name in ("HF_HUB_CACHE", "HF_DATASETS_CACHE", "HF_MODULES_CACHE", "HF_TOKEN"):
-        os.environ.pop(_name, None)
+    for _name in [name for name in os.environ if name.startswith(("HF_", "HUGGINGFACE_", "HUGGING_FACE_"))]:
+        del os.environ[_name]
+    os.environ["HF_HOME"] = os.environ["GLCM_MAE_TESTS_HOME"] = _HOME.name
 os.environ["HF_HUB_DISABLE_XET"] = "1"  # read at import; the tests' Hub stores large files without it
 if not torch.cuda.is_available():
     os.environ["TRITON_INTERPRET"] = "1"  # read where the kernels are defined

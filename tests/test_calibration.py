@@ -66,6 +66,14 @@ def test_a_network_is_not_made_surer():
     assert temperature == 1 and "not too sure" in why_not
 
 
+def test_the_temperature_is_fitted_beside_a_correction():
+    random, correction = np.random.default_rng(0), np.log([0.8, 0.15, 0.05])
+    logits = random.normal(0, 2, (4000, 3))
+    labels = np.array([random.choice(3, p=row) for row in softmax(logits + correction, axis=1)])
+    assert fit_temperature(3 * logits, labels, correction)[0] == pytest.approx(3, rel=0.06)
+    assert fit_temperature(3 * logits, labels)[0] != pytest.approx(3, rel=0.06)
+
+
 def test_without_a_likeliest_temperature_it_stays_1_and_the_reason_is_told():
     logits, labels = drawn(4000, 1.0)
     right = np.repeat(np.eye(3)[[0, 1, 2]], 10, axis=0)
@@ -98,16 +106,16 @@ def noisy(tmp_path_factory):
     return folder
 
 
+def too_sure(model, *arguments):
+    fit_probe(model, *arguments)
+    model.classifier.weight.data.mul_(10)
+    model.classifier.bias.data.mul_(10)
+
+
 @pytest.fixture(scope="module")
 def both(noisy, exported, tmp_path_factory):  # noqa: F811
     """The same linear probe without and with calibration, ten times as sure as it was fitted."""
     root, options = tmp_path_factory.mktemp("probes"), ("--model_name_or_path", str(exported), "--mode", "linear_probe")
-
-    def too_sure(model, *arguments):
-        fit_probe(model, *arguments)
-        model.classifier.weight.data.mul_(10)
-        model.classifier.bias.data.mul_(10)
-
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(finetuning, "fit_probe", too_sure)
         return [run(noisy, root / calibrate, *options, "--calibrate", calibrate) for calibrate in ("false", "true")]
@@ -169,13 +177,19 @@ def test_a_corrected_prior_answers_for_classes_as_frequent_as_they_are(
     splits["folds"][0]["train"] = coarse[:4] + fine
     write(tmp_path / "splits.json", json.dumps(splits).encode())
     options = ("--model_name_or_path", str(exported), "--mode", "linear_probe", "--class_weights", "balanced")
-    options += ("--calibrate", "false", "--splits_file", str(tmp_path / "splits.json"))
-    runs = [run(noisy, tmp_path / value, *options, "--prior_correction", value) for value in ("false", "true")]
+    options += ("--splits_file", str(tmp_path / "splits.json"))
+    monkeypatch.setattr(finetuning, "fit_probe", too_sure)
+    runs = [
+        run(noisy, tmp_path / value, *options, "--prior_correction", value, "--calibrate", value)
+        for value in ("false", "true")
+    ]
+    temperature = json.loads((runs[1] / "all_results.json").read_text())["temperature"]
+    assert temperature > 1.1
     columns = ["probability_coarse", "probability_fine"]
     shares = np.array([4, len(fine)])
     for part in ("", "validation_"):
         alike, frequent = (pd.read_parquet(folder / f"{part}predictions.parquet") for folder in runs)
-        expected = alike[columns].to_numpy() * shares
+        expected = alike[columns].to_numpy() ** (1 / temperature) * shares
         assert frequent[columns].to_numpy() == pytest.approx(expected / expected.sum(axis=1, keepdims=True), abs=1e-5)
         assert (frequent["prediction"] == expected.argmax(axis=1)).all()
     classify = pipeline("image-classification", str(runs[1] / "export"), device="cpu")
@@ -184,8 +198,11 @@ def test_a_corrected_prior_answers_for_classes_as_frequent_as_they_are(
     row = pd.read_parquet(runs[1] / "predictions.parquet").set_index("file_name").loc[image["file_name"]]
     assert answer["coarse"] == pytest.approx(row["probability_coarse"], abs=1e-4)
     cards = [(folder / "export" / "README.md").read_text() for folder in runs]
-    assert "weighed alike: **answers and probabilities are for classes that are equally frequent**" in cards[0]
-    assert "for classes as frequent as in the training part (their prior was corrected" in cards[1]
+    told = (
+        f"in the training part coarse {400 / shares.sum():.1f} %, fine {100 - 400 / shares.sum():.1f} %; weighed alike"
+    )
+    assert f"{told}: **answers and probabilities are as if all were equally frequent**" in cards[0]
+    assert f"{told} in the training, and then the prior was corrected (Saerens et al. 2002)" in cards[1]
     monkeypatch.setattr(finetuning, "predict", lambda model, dataset, *_: np.tile([0.0, 5.0], (len(dataset), 1)))
     run(noisy, tmp_path / "one_answer", *options, "--prior_correction", "true")
     assert (

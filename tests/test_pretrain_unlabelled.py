@@ -103,7 +103,7 @@ def test_of_a_prepared_corpus_only_the_training_part_of_a_fold(corpus, other, tm
         finetune.main(options(**to | {"fold": str((tested + 1) % 3)}, output_dir=tmp_path / "finetune"))
 
 
-def test_the_same_fold_or_the_whole_of_others(corpus, other, tmp_path, tiny_config, caplog):
+def test_the_same_fold_or_the_whole_of_others(corpus, other, tmp_path, tiny_config, monkeypatch, caplog):
     made, _ = other
     for index in range(3):
         write(tmp_path / "pool" / f"{index}.png", encode(picture(400 + index)))
@@ -125,7 +125,8 @@ def test_the_same_fold_or_the_whole_of_others(corpus, other, tmp_path, tiny_conf
     ):
         with pytest.raises(ValueError, match=said):
             load_data(DataArguments(**given, unlabelled_folds=folds), tiny_config(), 0)
-    for twice in ([str(corpus)], [str(made), f"{made}/../{made.name}"]):
+    monkeypatch.setenv("HOME", str(corpus.parent))
+    for twice in ([str(corpus)], [f"~/{corpus.name}"], [str(made), f"{made}/../{made.name}"]):
         with pytest.raises(UsageError, match="unlabelled_corpus: .* is given twice, or is corpus itself"):
             load_data(DataArguments(**given | {"unlabelled_corpus": twice}), tiny_config(), 0)
     with pytest.raises(UsageError, match="unlabelled_folds: same stands for the fold that is given as fold"):

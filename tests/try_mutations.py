@@ -153,6 +153,8 @@ def main() -> None:
     chosen = [mutation for mutation in MUTATIONS if args.only in mutation.file or args.only in mutation.tests]
     if not chosen:
         sys.exit(f"error: no file and no test of an edit contains {args.only!r}")
+    home = tempfile.TemporaryDirectory(prefix="glcm-mae-tests-")  # as tests/conftest.py has it, of all that is tried
+    os.environ["HF_HOME"] = os.environ["GLCM_MAE_TESTS_HOME"] = home.name
     with tempfile.TemporaryDirectory() as folder:
         copy_tree(Path(folder))
         done = run_unedited(

@@ -274,7 +274,7 @@ def _weighs_alike(run: dict[str, Any]) -> bool:
     """Whether a run, of a network or a logistic regression, answers as if the classes were equally frequent."""
     given = trained_by(run["settings"], STEPS[1:])
     weights = given.get("finetune class_weights", [run["settings"].get("class_weights")])
-    return weights == ["balanced"] and given.get("finetune prior_correction") != ["true"]
+    return weights == ["balanced"] and given.get("finetune prior_correction") in (None, ["false"])
 
 
 def tables(found: dict[str, Any], baseline: str = BASELINE, beside: str | None = None, frequent: bool = False) -> str:

@@ -18,9 +18,9 @@ OF_CLASSES = ("sensitivity", "specificity", "auroc", "f1")
 
 # Where all images get one answer.
 WHAT_MAY_HELP = (
-    "What may help: classes that weigh alike (`class_weights` balanced); in a fine-tuning also another learning rate "
-    "(`base_learning_rate`), or more updates by more epochs or smaller batches (`num_train_epochs`, "
-    "`per_device_train_batch_size`)."
+    "What may help: classes that weigh alike (`class_weights` balanced, no `prior_correction`); in a fine-tuning also "
+    "another learning rate (`base_learning_rate`), or more updates by more epochs or smaller batches "
+    "(`num_train_epochs`, `per_device_train_batch_size`)."
 )
 
 

@@ -23,12 +23,15 @@ HIGHEST = 20.0
 LEAST_GAIN = 1e-4  # of the mean log loss, in nats; below it there is nothing to gain
 
 
-def fit_temperature(logits: np.ndarray, labels: np.ndarray) -> tuple[float, str | None]:
+def fit_temperature(
+    logits: np.ndarray, labels: np.ndarray, correction: np.ndarray | float = 0.0
+) -> tuple[float, str | None]:
     """The temperature by which logits are to be divided, by maximum likelihood.
 
     Args:
         logits: `(n, num_classes)`, of images that were not trained on.
         labels: `(n,)`, their right classes.
+        correction: `(num_classes,)`, added to the logits after the division.
 
     Returns:
         The temperature, at least 1; and `None`, or why it is left at 1: few images, images of one class only, answers
@@ -40,7 +43,8 @@ def fit_temperature(logits: np.ndarray, labels: np.ndarray) -> tuple[float, str 
         return 1.0, "the validation images are of one class only"
 
     def loss(log_temperature: float) -> float:
-        return -log_softmax(logits / np.exp(log_temperature), axis=1)[np.arange(len(labels)), labels].mean()
+        scores = logits / np.exp(log_temperature) + correction
+        return -log_softmax(scores, axis=1)[np.arange(len(labels)), labels].mean()
 
     # Convex in 1 / temperature, so there is one minimum at most.
     highest = np.log(HIGHEST)
@@ -66,43 +70,52 @@ def divide_head(model: PreTrainedModel, temperature: float) -> None:
     model.config.calibration_temperature = temperature
 
 
-@torch.no_grad()
-def correct_prior(model: PreTrainedModel, counts: np.ndarray) -> None:
-    """Let a classifier that was trained with its classes weighed alike answer for classes as frequent as they are.
+def prior_correction(counts: np.ndarray) -> np.ndarray:
+    """What a classifier that was trained with its classes weighed alike lacks to answer for the common frequencies.
 
-    Adds the logarithm of each class's share to its logit (Saerens et al. 2002, equation 4).
+    The logarithm of each class's share, to be added to its logit (Saerens et al. 2002, equation 4).
 
     Args:
-        model: with a linear layer `classifier`, which is changed.
         counts: `(num_classes,)`, images of each class; none count as one.
     """
-    shares = np.maximum(counts, 1) / np.maximum(counts, 1).sum()
-    model.classifier.bias.add_(torch.from_numpy(np.log(shares)).to(model.classifier.bias))
+    counts = np.maximum(counts, 1)
+    return np.log(counts / counts.sum())
 
 
 def calibrated(
-    model: PreTrainedModel, logits: Mapping[str, np.ndarray], labels: Mapping[str, np.ndarray], wanted: bool
+    model: PreTrainedModel,
+    logits: Mapping[str, np.ndarray],
+    labels: Mapping[str, np.ndarray],
+    correction: np.ndarray | None,
+    wanted: bool,
 ) -> tuple[dict[str, np.ndarray], dict[str, Any], str]:
-    """Fit a temperature to the validation part, and divide the head of `model` by it.
+    """Fit a temperature to the validation part, and write it and the correction into the head of `model`.
 
     Args:
         model: with a linear layer `classifier`, which is changed.
         logits, labels: of `validation` and `test`: `(n, num_classes)` and `(n,)`.
+        correction: `(num_classes,)`, added to the logits, not divided by the temperature; or `None`.
         wanted: if not, the temperature is 1.
 
     Returns:
         The probabilities of both parts; the temperature, the expected calibration errors before, and why there is no
         other temperature than 1, if there is none; what to print.
     """
+    added = 0.0 if correction is None else correction
     temperature, why_not = 1.0, "calibrate is false"
     if wanted:
-        temperature, why_not = fit_temperature(logits["validation"], labels["validation"])
+        temperature, why_not = fit_temperature(logits["validation"], labels["validation"], added)
     divide_head(model, temperature)
-    answers = {part: softmax(values / temperature, axis=1) for part, values in logits.items()}
-    before = {part: expected_calibration_error(softmax(logits[part], axis=1), labels[part]) for part in logits}
-    found = {"temperature": temperature, **{f"{part}_ece_uncalibrated": value for part, value in before.items()}}
+    if correction is not None:
+        model.classifier.bias.data.add_(torch.from_numpy(correction).to(model.classifier.bias))
+    before, answers = (
+        {part: softmax(values / divisor + added, axis=1) for part, values in logits.items()}
+        for divisor in (1.0, temperature)
+    )
+    errors = {part: expected_calibration_error(before[part], labels[part]) for part in logits}
+    found = {"temperature": temperature, **{f"{part}_ece_uncalibrated": error for part, error in errors.items()}}
     if why_not is not None:
         return answers, found | {"not_calibrated": why_not}, f"not calibrated: {why_not}"
     after = expected_calibration_error(answers["test"], labels["test"])
     said = f"calibrated by temperature {temperature:.3f}: expected calibration error on the test part {after:.3f}, "
-    return answers, found, f"{said}before {before['test']:.3f}"
+    return answers, found, f"{said}before {errors['test']:.3f}"

@@ -57,12 +57,13 @@ class ClassifierArguments:
         False,
         "After a training with class_weights balanced: answer for classes as frequent as in the training part, by the "
         "logarithm of each one's share, added to its logit in the exported head. The commoner classes are answered "
-        "more often: mostly a higher accuracy and a lower balanced accuracy.",
+        "more often, rare ones perhaps never: mostly a higher accuracy and a lower balanced accuracy.",
     )
     calibrate: bool = option(
         True,
         "Divide the logits by a temperature, fitted to the validation part after the training and written into the "
-        "exported head, so that probabilities are as sure as they are right. The answers stay. Not in mode knn.",
+        "exported head, so that probabilities are as sure as they are right. Without prior_correction the answers "
+        "stay. Not in mode knn.",
     )
     knn_neighbours: int = option(20, "Neighbours that vote, for mode knn.")
     image_size: int | None = option(None, "Side in pixels, without a checkpoint.", left_out=224)

@@ -38,7 +38,7 @@ from judging.tables import (
 from metrics.medical_classification.figures import expected_calibration_error
 from output_folder import replaced_file
 from training.arguments import FinetuningArguments
-from training.calibration import calibrated, correct_prior
+from training.calibration import calibrated, prior_correction
 from training.callbacks import OneAnswerCallback
 from training.feeding import ClassificationDataset, OneHot
 from training.frozen import NEVER, fit_probe, frozen_features, nearest_neighbours
@@ -374,12 +374,11 @@ class FineTuning(Run):
         self, model: Classifier, results: dict[str, Any]
     ) -> tuple[dict[str, np.ndarray], list[str]]:
         """Probabilities of validation and test, and what to print; changes the head of `model`."""
-        if self.model_args.prior_correction:
-            correct_prior(model, self._class_counts)
         reading = (self.args.per_device_eval_batch_size, self.args.dataloader_num_workers)
         logits = {part: predict(model, self.datasets[part], *reading) for part in ("validation", "test")}
         labels = {part: self.datasets[part].labels for part in logits}
-        answers, found, said = calibrated(model, logits, labels, self.model_args.calibrate)
+        correction = prior_correction(self._class_counts) if self.model_args.prior_correction else None
+        answers, found, said = calibrated(model, logits, labels, correction, self.model_args.calibrate)
         results.update(found)
         return answers, [said]
 
@@ -426,7 +425,8 @@ class FineTuning(Run):
                 "pooling": self.model_args.pooling,
                 "claim": what_it_tells(self.class_names, summary, "on the test part"),
                 "class_weights": None if self.model_args.mode == "knn" else self.data_args.class_weights,
-                "prior_correction": self.model_args.prior_correction,
+                "prior_correction": self.model_args.prior_correction and table is not None,
+                "shares": dict(zip(self.class_names, self._class_counts / self._class_counts.sum(), strict=True)),
                 "calibration": {name: results[name] for name in (*CALIBRATION, "not_calibrated") if name in results},
                 "figures": figure_rows(summary) if summary else [],
                 "least": always_commonest_said(summary["always_commonest"]) if summary else None,

@@ -55,7 +55,7 @@ def folds_of_others(data_args: DataArguments) -> list[tuple[str, str | None]]:
         UsageError: the folds do not fit the corpora; names what is given.
     """
     corpora, folds = data_args.unlabelled_corpus or [], data_args.unlabelled_folds or []
-    places = [Path(corpus).resolve() for corpus in (data_args.corpus, *corpora)]
+    places = [Path(corpus).expanduser().resolve() for corpus in (data_args.corpus, *corpora)]
     for corpus, place in zip(corpora, places[1:], strict=True):
         if places.count(place) > 1:
             raise UsageError(f"unlabelled_corpus: {corpus} is given twice, or is corpus itself; give others, each once")

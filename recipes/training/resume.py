@@ -137,6 +137,10 @@ def as_told_now(
     if "model_config" in stored and "model_config" in now:
         for settings in (stored, now):
             settings["model_config"].setdefault("glcm_head_weight", 0.0)
+    # Before there was a choice, no prior was corrected.
+    for settings in (stored, now):
+        if "calibrate" in settings.get("model", {}):
+            settings["model"].setdefault("prior_correction", False)
     return stored, now
 
 
