@@ -294,12 +294,21 @@ def test_a_learning_curve_has_the_encoders_and_the_updates_of_all_labels(tmp_pat
     assert {"labelled_groups=25", "max_steps=919"} <= set(words), "30 epochs of 490 images by 16"
     assert finetuned.command("busi", "classical", 0, options, 25)[-2:] == ["--labelled_groups", "25"]
     answers = {"mse": predicted(0, 1.0), "mse@25": predicted(1, 0.5), "classical@50": predicted(2, 1.0)}
+    answers |= {"texture": predicted(3, 1.2), "texture@25": predicted(4, 1.0)}
     rows = {row: {"0": kept(finetuned, tmp_path / row, table)} for row, table in answers.items()}
     text = finetuned.tables({"busi": rows | {"classical": rows["mse"]}})
-    (curve,) = [table for table in text.split("\n\n") if "25 groups" in table]
-    head, _, classical, mse = (line.strip("| ").split(" | ") for line in curve.splitlines())
+    curve, less = [table for table in text.split("\n\n") if "25 groups" in table]
+    head, _, classical, mse, _ = (line.strip("| ").split(" | ") for line in curve.splitlines())
     assert head[1:] == ["25 groups", "50 groups", "all"]
     assert classical[1] == "" and classical[2].count(" to ") == 2
     figures = summarise(answers["mse@25"], ["malignant"])["figures"]
     value = figures["balanced_accuracy"]["pooled"]["value"]
     assert mse[1].startswith(f"{value:.3f} (") and f"{figures['binary_auroc']['pooled']['value']:.3f}" in mse[1]
+    assert less.startswith("| BUSI: points above `mse`, balanced accuracy, AUROC | 25 groups | 50 groups | all |")
+    row = less.splitlines()[-1].split(" | ")
+    compared = compare(answers["texture@25"], answers["mse@25"], ["malignant"])["differences"]
+    for name, cell in zip(("balanced_accuracy", "binary_auroc"), row[1].split(", "), strict=True):
+        assert row[0] == "| `texture`" and float(cell.split()[0]) == pytest.approx(
+            100 * compared[name]["value"], abs=0.11
+        )
+    assert row[2] == "", "of 50 groups there is no row `mse`"

@@ -41,15 +41,14 @@ import yaml
 # The recipes import each other by bare names, and Python looks beside this file only.
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
+from row_settings import ROOT, STEPS, asked, differences, trained_by
 from side_by_side import markdown_table
 
 from commandline import ending_children
 from images.splits import sha256_of_lines
-from judging.summary import class_names_of, compare_all, summarise
+from judging.summary import class_names_of, compare_all
 from output_folder import replaced_file
-from training.fold_settings import by_name
 
-ROOT = Path(__file__).resolve().parents[2]
 CONFIGS = "recipes/configs/laptop"
 CLASSICAL, BASELINE = "classical", "mse"
 ROWS: dict[str, list[str] | None] = {  # options of the pretraining; None: there is none
@@ -77,7 +76,6 @@ CORPORA: dict[str, dict[str, Any]] = {
     },
 }
 EPOCHS_OF_ALL = 24
-STEPS = ("pretrain", "finetune")
 COLUMNS = {  # title -> figure, the first of these that there is
     "accuracy": ("accuracy",),
     "balanced accuracy": ("balanced_accuracy",),
@@ -150,46 +148,6 @@ def _once(usual: list[str], given: list[str]) -> list[str]:
     """NAME=VALUE entries, without the usual ones that are given."""
     names = {entry.split("=", 1)[0] for entry in given}
     return [*(entry for entry in usual if entry.split("=", 1)[0] not in names), *given]
-
-
-def asked(words: Sequence[str]) -> dict[str, Any]:
-    """The settings of the two trainings in a call of cross_validate.py, as the folder of a run keeps them."""
-    found: dict[str, Any] = {}
-    option = ""
-    for word in words:
-        if word.startswith("--"):
-            option = word.removeprefix("--")
-        elif option.endswith("_options"):
-            found.setdefault(option, []).append(word)
-        elif option.endswith("_config"):
-            found[f"{option}_content"] = yaml.safe_load((ROOT / word).read_text())
-    return found
-
-
-def differences(there: dict[str, Any], here: dict[str, Any], steps: Sequence[str] = STEPS) -> str:
-    """Settings of the trainings that differ between two runs, with both values; not where things lie."""
-    known, now = (trained_by(settings, steps) for settings in (there, here))
-    values = {name: [" ".join(run.get(name, ["not given"])) for run in (known, now)] for name in known | now}
-    return "; ".join(f"{name} {one} there, {other} here" for name, (one, other) in values.items() if one != other)
-
-
-def trained_by(settings: dict[str, Any], steps: Sequence[str]) -> dict[str, list[str]]:
-    """What a run gives its trainings, whether by a YAML file or by an option."""
-    found = {}
-    for step in steps:
-        content, options = settings.get(f"{step}_config_content") or {}, by_name(settings.get(f"{step}_options"))
-        for name, value in (content | options).items():
-            if name not in ("output_dir", "unlabelled_corpus"):
-                found[f"{step} {name}"] = [_comparable(one) for one in (value if isinstance(value, list) else [value])]
-    return found
-
-
-def _comparable(value: Any) -> str:
-    text = str(value).lower()  # a YAML file has true, an option "true"
-    try:
-        return f"{float(text):g}"
-    except ValueError:
-        return text
 
 
 def _pretrained_there(row: str, here: dict[str, Any], options: argparse.Namespace) -> dict[str, Any]:
@@ -339,38 +297,46 @@ def tables(found: dict[str, Any], baseline: str = BASELINE, beside: str | None =
             ]
             lines.append([named[row], str(len(rows[row])), *shown, f"{minutes:.0f}" if minutes else ""])
             if row != baseline and baseline in whole:
-                differences = compared["against_baseline"][row]["differences"]
-                points = [
-                    tuple(100 * differences[names[title]][key] for key in ("value", "low", "high"))
-                    for title in COMPARED
-                ]
-                less.append([named[row], *(f"{value:+.1f} ({low:+.1f} to {high:+.1f})" for value, low, high in points)])
+                against = compared["against_baseline"][row]["differences"]
+                less.append([named[row], *(_points(against[names[title]]) for title in COMPARED)])
         differing = [markdown_table(less)] if len(less) > 1 else []
         text += [markdown_table(lines), *differing]
-        text += _learning_curve(found[corpus], seeds, facts) if beside is None and not frequent else []
+        text += _learning_curve(found[corpus], seeds, baseline, facts) if beside is None and not frequent else []
     return "\n\n".join(text)
 
 
-def _learning_curve(rows: dict[str, Any], seeds: list[str], facts: dict[str, Any]) -> list[str]:
-    """A table of the rows that ran with few labels, one column for each number of groups; nothing if none did."""
+def _learning_curve(rows: dict[str, Any], seeds: list[str], baseline: str, facts: dict[str, Any]) -> list[str]:
+    """Tables of the rows that ran with few labels, one column for each number of groups; nothing if none did."""
     counts = sorted({int(name.split("@")[1]) for name in rows if "@" in name})
-    lines = []
-    for row in ROWS:
-        cells = []
-        for count in [*counts, None]:
+    cells, less = ({row: [] for row in ROWS} for _ in range(2))
+    for count in [*counts, None]:
+        found = {}
+        for row in ROWS:
             runs = rows.get(key_of(row, count), {})
-            wanted = sorted(runs)[:1] if row == CLASSICAL else seeds
-            if not runs or not set(wanted) <= set(runs):
-                cells.append("")
-                continue
-            table = table_of([runs[seed] for seed in wanted])
-            figures = {name: found["pooled"] for name, found in summarise(table, facts["positive"])["figures"].items()}
-            shown = [figures[next(name for name in COLUMNS[title] if name in figures)] for title in COMPARED[1:]]
-            cells.append(", ".join("{value:.3f} ({low:.3f} to {high:.3f})".format(**found) for found in shown))
-        if any(cells[:-1]):
-            lines.append([f"`{row}`", *cells])
-    header = [f"{facts['title']}: {', '.join(COMPARED[1:])}", *(f"{count} groups" for count in counts), "all"]
-    return [markdown_table([header, *lines])] if lines else []
+            # Nothing in the classical row is random: it is the same for every seed.
+            wanted = sorted(runs)[:1] * len(seeds) if row == CLASSICAL else seeds
+            if runs and set(wanted) <= set(runs):
+                found[row] = table_of([runs[seed] for seed in wanted])
+        compared = compare_all(found, baseline if baseline in found else next(iter(found)), facts["positive"])
+        for row in ROWS:
+            figures = compared["runs"][row]["figures"] if row in found else {}
+            names = [next(name for name in COLUMNS[title] if name in figures) for title in COMPARED[1:] if figures]
+            cells[row].append(", ".join("{value:.3f} ({low:.3f} to {high:.3f})".format(**figures[n]) for n in names))
+            points = compared["against_baseline"].get(row, {}).get("differences") if baseline in found else None
+            less[row].append(", ".join(_points(points[name]) for name in names if points))
+    labels = ", ".join(COMPARED[1:])
+    told = {f"{facts['title']}: {labels}": cells, f"{facts['title']}: points above `{baseline}`, {labels}": less}
+    text = []
+    for title, of_rows in told.items():
+        lines = [[f"`{row}`", *shown] for row, shown in of_rows.items() if any(shown[:-1])]
+        if lines:
+            text.append(markdown_table([[title, *(f"{count} groups" for count in counts), "all"], *lines]))
+    return text
+
+
+def _points(difference: dict[str, float]) -> str:
+    """A paired difference in points, with its interval."""
+    return "{:+.1f} ({:+.1f} to {:+.1f})".format(*(100 * difference[key] for key in ("value", "low", "high")))
 
 
 def run_one(

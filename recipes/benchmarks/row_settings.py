@@ -1,0 +1,52 @@
+"""What the rows of finetuned.py are trained with, so that a row of other settings is not taken for the same."""
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from training.fold_settings import by_name
+
+ROOT = Path(__file__).resolve().parents[2]
+STEPS = ("pretrain", "finetune")
+
+
+def asked(words: Sequence[str]) -> dict[str, Any]:
+    """The settings of the two trainings in a call of cross_validate.py, as the folder of a run keeps them."""
+    found: dict[str, Any] = {}
+    option = ""
+    for word in words:
+        if word.startswith("--"):
+            option = word.removeprefix("--")
+        elif option.endswith("_options"):
+            found.setdefault(option, []).append(word)
+        elif option.endswith("_config"):
+            found[f"{option}_content"] = yaml.safe_load((ROOT / word).read_text())
+    return found
+
+
+def differences(there: dict[str, Any], here: dict[str, Any], steps: Sequence[str] = STEPS) -> str:
+    """Settings of the trainings that differ between two runs, with both values; not where things lie."""
+    known, now = (trained_by(settings, steps) for settings in (there, here))
+    values = {name: [" ".join(run.get(name, ["not given"])) for run in (known, now)] for name in known | now}
+    return "; ".join(f"{name} {one} there, {other} here" for name, (one, other) in values.items() if one != other)
+
+
+def trained_by(settings: dict[str, Any], steps: Sequence[str]) -> dict[str, list[str]]:
+    """What a run gives its trainings, whether by a YAML file or by an option."""
+    found = {}
+    for step in steps:
+        content, options = settings.get(f"{step}_config_content") or {}, by_name(settings.get(f"{step}_options"))
+        for name, value in (content | options).items():
+            if name not in ("output_dir", "unlabelled_corpus"):
+                found[f"{step} {name}"] = [_comparable(one) for one in (value if isinstance(value, list) else [value])]
+    return found
+
+
+def _comparable(value: Any) -> str:
+    text = str(value).lower()  # a YAML file has true, an option "true"
+    try:
+        return f"{float(text):g}"
+    except ValueError:
+        return text
