@@ -424,7 +424,7 @@ class FineTuning(Run):
                 "mode": self.model_args.mode,
                 "pooling": self.model_args.pooling,
                 "claim": what_it_tells(self.class_names, summary, "on the test part"),
-                "class_weights": None if self.model_args.mode == "knn" else self.data_args.class_weights,
+                "class_weights": self.data_args.class_weights,
                 "prior_correction": self.model_args.prior_correction and table is not None,
                 "shares": dict(zip(self.class_names, self._class_counts / self._class_counts.sum(), strict=True)),
                 "calibration": {name: results[name] for name in (*CALIBRATION, "not_calibrated") if name in results},
