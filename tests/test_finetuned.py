@@ -197,6 +197,29 @@ def test_the_tables_hold_every_finished_row_and_its_difference(tmp_path, few_res
         finetuned.tables({"busi": busi})
 
 
+def test_the_short_table_has_a_line_a_row_and_leaves_out_what_is_not_finished(tmp_path, few_resamples, capsys):  # noqa: F811
+    finetuned = load("finetuned")
+    table = predicted(0, 1.0)
+    run, xray = kept(finetuned, tmp_path / "busi", table), kept(finetuned, tmp_path / "xray", predicted(7, 1.0, XRAY))
+    found = {
+        "pneumonia": {"mse": {"0": xray, "1": xray}, "texture": {"0": xray}, "classical": {"0": xray}},
+        "busi": {"texture": {"0": run}, "texture@25": {"0": xray}},
+    }
+    file = tmp_path / "found.json"
+    file.write_text(json.dumps(found))
+    finetuned.main(["--tables", str(file), "--short"])
+    head, _, *rows = capsys.readouterr().out.strip().splitlines()
+    assert head == "| accuracy, AUROC | BUSI | Chest X-ray |"
+    figures = summarise(table, ["malignant"])["figures"]
+    accuracy, auroc = (figures[name]["pooled"]["value"] for name in ("accuracy", "binary_auroc"))
+    assert rows[-1] == f"| `texture` | {accuracy:.3f}, {auroc:.3f} |  |"
+    assert [row.split("|")[1:3] for row in rows[:-1]] == [[" `classical` ", "  "], [" `mse` ", "  "]]
+    assert rows[0].split("|")[3] == rows[1].split("|")[3] and "0." in rows[0]
+    with pytest.raises(SystemExit, match="2"):
+        finetuned.main(["--short", "--corpora", "busi", "--rows", "mse"])
+    assert "--short, --together_with and --as_frequent go with --tables" in capsys.readouterr().err
+
+
 def test_networks_answer_for_classes_as_frequent_as_they_are(tmp_path, few_resamples, capsys):  # noqa: F811
     finetuned = load("finetuned")
     table = predicted(0, 0.5)

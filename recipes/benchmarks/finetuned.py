@@ -46,7 +46,8 @@ from side_by_side import markdown_table
 
 from commandline import ending_children
 from images.splits import sha256_of_lines
-from judging.summary import class_names_of, compare_all
+from judging.summary import class_names_of, compare_all, figures_of
+from judging.tables import positive_indices
 from output_folder import replaced_file
 
 CONFIGS = "recipes/configs/laptop"
@@ -235,6 +236,39 @@ def _weighs_alike(run: dict[str, Any]) -> bool:
     return weights == ["balanced"] and given.get("finetune prior_correction") in (None, ["false"])
 
 
+def _whole_rows(found: dict[str, Any], baseline: str = BASELINE) -> tuple[dict[str, list[Any]], list[str]]:
+    """The rows of a corpus that ran with all labels and are finished, with the runs of their seeds; and these."""
+    whole_rows = {row: runs for row, runs in found.items() if row in ROWS}
+    # The seeds of the baseline, for nothing in the classical row is random; without it of any other.
+    by_seeds = [row for row in (baseline, BASELINE, *whole_rows) if row in whole_rows]
+    by_seeds = sorted(by_seeds, key=lambda row: row == CLASSICAL)
+    seeds = sorted(whole_rows[by_seeds[0]]) if by_seeds else []
+    rows = {
+        row: [runs[seed] for seed in (seeds if row != CLASSICAL else sorted(runs)[:1])]
+        for row, runs in whole_rows.items()
+        if row == CLASSICAL or sorted(runs) == seeds  # with other seeds it is not finished, and cannot be paired
+    }
+    return rows, seeds
+
+
+def short_table(found: dict[str, Any]) -> str:
+    """Markdown: accuracy and AUROC of every finished row on each corpus, without intervals."""
+    titles = ("accuracy", "AUROC")
+    columns = {corpus: _whole_rows(found[corpus])[0] for corpus in CORPORA if corpus in found}
+    lines = [[", ".join(titles), *(CORPORA[corpus]["title"] for corpus in columns)]]
+    for row in (row for row in ROWS if any(row in rows for rows in columns.values())):
+        cells = []
+        for corpus, rows in columns.items():
+            cells.append("")
+            if row in rows:
+                table = table_of(rows[row])
+                figures = figures_of(table, positive_indices(class_names_of(table), CORPORA[corpus]["positive"]))
+                names = [next(name for name in COLUMNS[title] if name in figures) for title in titles]
+                cells[-1] = ", ".join(f"{figures[name]:.3f}" for name in names)
+        lines.append([f"`{row}`", *cells])
+    return markdown_table(lines)
+
+
 def tables(found: dict[str, Any], baseline: str = BASELINE, beside: str | None = None, frequent: bool = False) -> str:
     """Markdown: for each corpus the figures of every row, and the paired differences to one of them, if it is there.
 
@@ -246,16 +280,7 @@ def tables(found: dict[str, Any], baseline: str = BASELINE, beside: str | None =
     """
     text = []
     for corpus, facts in CORPORA.items():
-        whole_rows = {row: runs for row, runs in found.get(corpus, {}).items() if row in ROWS}
-        # The seeds of the baseline, for nothing in the classical row is random; without it of any other.
-        by_seeds = [row for row in (baseline, BASELINE, *whole_rows) if row in whole_rows]
-        by_seeds = sorted(by_seeds, key=lambda row: row == CLASSICAL)
-        seeds = sorted(whole_rows[by_seeds[0]]) if by_seeds else []
-        rows = {
-            row: [runs[seed] for seed in (seeds if row != CLASSICAL else sorted(runs)[:1])]
-            for row, runs in whole_rows.items()
-            if row == CLASSICAL or sorted(runs) == seeds  # with other seeds it is not finished, and cannot be paired
-        }
+        rows, seeds = _whole_rows(found.get(corpus, {}), baseline)
         if not rows:
             continue
         if beside is not None and beside not in rows:
@@ -379,6 +404,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument(
         "--as_frequent", action="store_true", help="with --tables: networks for classes as frequent as they are"
     )
+    parser.add_argument("--short", action="store_true", help="with --tables: accuracy and AUROC of all corpora in one")
     parser.add_argument("--data_dir", default="data", help="holds the prepared corpora")
     parser.add_argument("--output_dir", default="runs/finetuned", help="receives the runs")
     parser.add_argument(
@@ -394,12 +420,15 @@ def main(argv: Sequence[str] | None = None) -> None:
     options = parser.parse_args(argv)
     if options.tables:
         found = json.loads(options.tables.read_text())
-        print(tables(found, options.baseline, options.together_with, options.as_frequent))
+        if options.short:
+            print(short_table(found))
+        else:
+            print(tables(found, options.baseline, options.together_with, options.as_frequent))
         return
     if not options.corpora or not options.rows:
         parser.error("give --corpora and --rows to run, or --tables FILE to show")
-    if options.together_with or options.as_frequent:
-        parser.error("--together_with and --as_frequent go with --tables")
+    if options.together_with or options.as_frequent or options.short:
+        parser.error("--short, --together_with and --as_frequent go with --tables")
     found = json.loads(options.json.read_text()) if options.json.exists() else {}
     with ending_children():
         for corpus in options.corpora:
