@@ -233,6 +233,22 @@ def test_classical_features_are_those_of_the_matrices(learning, tmp_path):
         np.testing.assert_allclose(features[:, 37], 2 * matrices[:, 0, 1], atol=1e-5)
 
 
+def test_narrowed_features_are_the_components_of_the_first_images():
+    readouts = load("readouts")
+    random = np.random.default_rng(0)
+    # Three numbers are behind twenty features, whose scales say nothing.
+    hidden, mixing, scales = random.normal(size=(40, 3)), random.normal(size=(3, 20)), 10.0 ** np.arange(-10, 10)
+    features = hidden @ mixing * scales + 5 * scales
+    first, others = readouts.narrowed(features[:30], features[30:], 3)
+    assert first.shape == (30, 3) and others.shape == (10, 3)
+    np.testing.assert_allclose(first.mean(0), 0, atol=1e-9)
+    np.testing.assert_allclose(np.cov(first.T) - np.diag(first.var(0, ddof=1)), 0, atol=1e-9)
+    # Nothing is lost, of images that were not there either.
+    found, *_ = np.linalg.lstsq(np.c_[first, np.ones(30)], hidden[:30], rcond=None)
+    np.testing.assert_allclose(np.c_[others, np.ones(10)] @ found, hidden[30:], atol=1e-6)
+    assert readouts.narrowed(features[:30], features[30:], 128)[1].shape == (10, 20), "there are no more"
+
+
 @pytest.mark.slow
 def test_texture_learning_of_corpora(learn, tmp_path):
     corpora = [contrasts(tmp_path / "a", 0), contrasts(tmp_path / "b", 100)]
@@ -251,8 +267,8 @@ def test_texture_learning_of_corpora(learn, tmp_path):
     assert untrained > trained > 0, "the noise of an untrained decoder goes first"
     trivial = [runs[2]["results"]["corpora"][name]["mse_dataset_mean"] for name in ("prepared_0", "prepared_100")]
     assert trivial[0] != trivial[1], "of the images of the first corpus"
-    # Of each corpus two tables of five rows, then the differences, a row for each of six ways to read.
-    assert len(table) == 2 * 2 * (2 + 5) + 2 + 6
+    # Of each corpus two tables of six rows, then the differences, a row for each of six ways to read.
+    assert len(table) == 2 * 2 * (2 + 6) + 2 + 6
 
 
 @pytest.mark.slow
@@ -260,7 +276,7 @@ def test_texture_learning(learning, learn, monkeypatch):
     runs, table = learn("--presets", "mse", "texture")
     assert [run["settings"]["pretraining"] for run in runs] == ["none", "classical", "mse", "texture"]
     classical = runs[1]["results"]["corpora"]["speckle"]["probe"]["10"]
-    assert set(classical) == {"image", "tiles"} and 0 <= classical["image"]["accuracy"] <= 1
+    assert set(classical) == {"image", "tiles", "narrow tiles"} and 0 <= classical["image"]["accuracy"] <= 1
     for run in (runs[0], *runs[2:]):
         results = run["results"]["corpora"]["speckle"]
         assert 0 <= results["probe"]["10"]["mean"]["accuracy"] <= 1 and results["probe"]["10"]["mean"]["std"] >= 0
@@ -273,7 +289,8 @@ def test_texture_learning(learning, learn, monkeypatch):
     assert none["mse_dataset_mean"] == mse["mse_dataset_mean"] == texture["mse_dataset_mean"], "tested on other images"
     assert mse["mse"] < none["mse"], "nothing was trained"
     assert mse["glcm_l1"] != texture["glcm_l1"]
-    named = ["| none", "| classical, whole image", "| classical, 4x4 tiles", "| mse", "| texture"]
+    classical = "| classical, 4x4 tiles, as many principal components as the encoder is wide"
+    named = ["| none", "| classical, whole image", "| classical, 4x4 tiles", classical, "| mse", "| texture"]
     assert [line.split(" | ")[0] for line in table[2:]] == named
 
     # What is in the file is not repeated; another setting is another run.
@@ -285,7 +302,7 @@ def test_texture_learning(learning, learn, monkeypatch):
     more, table = learn("--presets", "texture", "--glcm_weight", "100")
     assert trained == ["none", "classical", "texture"] and len(more) == 7
     assert more[-1]["settings"]["model"]["glcm_weight"] == 100
-    assert len(table) == 6, "the table mixes settings"
+    assert len(table) == 7, "the table mixes settings"
 
 
 @pytest.mark.slow

@@ -19,7 +19,11 @@ READOUTS = {  # name in the results -> title
     "middle mean": "half way, mean token",
     "middle cls": "half way, CLS",
 }
-OF_CLASSICAL = {"image": "whole image", "tiles": "4x4 tiles"}
+OF_CLASSICAL = {
+    "image": "whole image",
+    "tiles": "4x4 tiles",
+    "narrow tiles": "4x4 tiles, as many principal components as the encoder is wide",
+}
 
 
 def _mean_and_spread(values: list[float], digits: int) -> str:
@@ -39,13 +43,20 @@ def _by_row(records: list[dict[str, Any]]) -> dict[str, list[dict[str, Any]]]:
     return found
 
 
+def _classical(results: list[dict[str, Any]], corpus: str) -> list[tuple[str, str]]:
+    """Names and titles of the classical features that were read in every run: some are younger than some results."""
+    found = [result["corpora"][corpus] for result in results]
+    read = [set(one.get("right") or next(iter(one["probe"].values()))) for one in found]
+    return [(name, title) for name, title in OF_CLASSICAL.items() if all(name in names for names in read)]
+
+
 def table(records: list[dict[str, Any]], corpus: str, labels: Sequence[int | str]) -> str:
     """Markdown: a row a preset; mean, and standard deviation over the seeds if there are several."""
     few = [str(count) for count in labels if count != ALL]
     lines = [["pretraining", "seeds", *(f"probe, {count} labels" for count in few), *COLUMNS.values(), "minutes"]]
     for row, results in _by_row(records).items():
         found = [result["corpora"][corpus] for result in results]
-        for name, title in OF_CLASSICAL.items() if row == CLASSICAL else [("mean", "")]:
+        for name, title in _classical(results, corpus) if row == CLASSICAL else [("mean", "")]:
             probes = [[result["probe"][count][name]["accuracy"] for result in found] for count in few]
             lines.append(
                 [
@@ -68,7 +79,7 @@ def readout_table(records: list[dict[str, Any]], corpus: str) -> str:
     for row, results in _by_row(records).items():
         right = [result["corpora"][corpus]["right"] for result in results]
         if row == CLASSICAL:
-            for name, title in OF_CLASSICAL.items():
+            for name, title in _classical(results, corpus):
                 value = _mean_and_spread([_share_right(answers[name]) for answers in right], 3)
                 lines.append([f"{row}, {title}", value, *[""] * (len(READOUTS) - 1)])
         else:

@@ -4,6 +4,7 @@ from collections.abc import Sequence
 
 import numpy as np
 import torch
+from sklearn.decomposition import PCA
 from sklearn.linear_model import LogisticRegression
 from sklearn.model_selection import GridSearchCV, StratifiedGroupKFold
 from sklearn.pipeline import make_pipeline
@@ -93,6 +94,21 @@ def classical_features(model: GLCMMAEForPreTraining, dataset: PretrainDataset) -
         of_tiles = matrices(tiles.reshape(-1, height, width)).view(len(grey), -1)
         parts.append({"image": matrices(grey), "tiles": of_tiles})
     return _stacked(parts)
+
+
+def narrowed(features: np.ndarray, test_features: np.ndarray, width: int) -> tuple[np.ndarray, np.ndarray]:
+    """Standardised features in as few numbers as an encoder has: their first principal components (Hotelling 1933).
+
+    Args:
+        features, test_features: `(n, d)`, from which the components are learned, and `(m, d)`.
+        width: number of components; n or d of them, if there are no more.
+
+    Returns:
+        `(n, width)` and `(m, width)`.
+    """
+    number = min(width, *features.shape)
+    components = make_pipeline(StandardScaler(), PCA(number, svd_solver="full")).fit(features)
+    return components.transform(features), components.transform(test_features)
 
 
 def attended(

@@ -51,7 +51,7 @@ from tqdm.auto import tqdm
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from learning_tables import ALL, BASELINE, CLASSICAL, COLUMNS, UNTRAINED, difference_table, readout_table, table
-from readouts import TOKENS, attended, classical_features, features_of_encoder, probe_of_all
+from readouts import TOKENS, attended, classical_features, features_of_encoder, narrowed, probe_of_all
 from side_by_side import machine
 
 from commandline import UsageError, parse_args, said
@@ -269,6 +269,8 @@ def measure(
         labelled, test = (PretrainDataset(images, run.data.transform, **settings) for images in division)
         if row == CLASSICAL:
             features, test_features = (classical_features(model, dataset) for dataset in (labelled, test))
+            both = narrowed(features["tiles"], test_features["tiles"], model.config.hidden_size)
+            features["narrow tiles"], test_features["narrow tiles"] = both
             found[name] = _probes(list(features), features, test_features, division, labels)
             continue
         features, test_features = (features_of_encoder(encoder, dataset) for dataset in (labelled, test))
