@@ -183,6 +183,23 @@ def test_differences_are_points_with_the_spread_of_seeds_and_groups():
     assert low_few < low_one < 25 < high_one < high_few
 
 
+def test_classical_features_that_older_results_lack_are_left_out_and_told(capsys):
+    tables = load("learning_tables")
+    right = {"image": "1110", "tiles": "1111", "narrow tiles": "1100"}
+    older = {name: answers for name, answers in right.items() if name != "narrow tiles"}
+
+    def records(*found: dict[str, str]) -> list[dict]:
+        of_corpora = [{"corpora": {"ct": {"right": answers, "probe": {}, "groups": "0 1 2 3"}}} for answers in found]
+        return [{"settings": {"pretraining": "classical"}, "results": results} for results in of_corpora]
+
+    (*_, last) = tables.readout_table(records(right, right), "ct").splitlines()
+    assert last.startswith("| classical, 4x4 tiles, narrowed to the encoder's width | 0.500 ± 0.000 |")
+    assert capsys.readouterr().err == ""
+    text = tables.readout_table(records(right, older), "ct")
+    assert "narrowed" not in text and "| classical, 4x4 tiles | 1.000 ± 0.000 |" in text
+    assert "ct: 4x4 tiles, narrowed to the encoder's width: left out" in capsys.readouterr().err
+
+
 def test_the_learned_query_reads_the_token_that_tells():
     readouts = load("readouts")
     random = np.random.default_rng(0)
@@ -289,7 +306,7 @@ def test_texture_learning(learning, learn, monkeypatch):
     assert none["mse_dataset_mean"] == mse["mse_dataset_mean"] == texture["mse_dataset_mean"], "tested on other images"
     assert mse["mse"] < none["mse"], "nothing was trained"
     assert mse["glcm_l1"] != texture["glcm_l1"]
-    classical = "| classical, 4x4 tiles, as many principal components as the encoder is wide"
+    classical = "| classical, 4x4 tiles, narrowed to the encoder's width"
     named = ["| none", "| classical, whole image", "| classical, 4x4 tiles", classical, "| mse", "| texture"]
     assert [line.split(" | ")[0] for line in table[2:]] == named
 

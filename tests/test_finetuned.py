@@ -218,6 +218,13 @@ def test_the_short_table_has_a_line_a_row_and_leaves_out_what_is_not_finished(tm
     with pytest.raises(SystemExit, match="2"):
         finetuned.main(["--short", "--corpora", "busi", "--rows", "mse"])
     assert "--short, --together_with and --as_frequent go with --tables" in capsys.readouterr().err
+    with pytest.raises(SystemExit, match="2"):
+        finetuned.main(["--tables", str(file), "--short", "--baseline", "texture"])
+    assert "--short has no intervals or baseline" in capsys.readouterr().err
+    assert finetuned.short_table({"busi": {"texture@25": {"0": run}}}).splitlines()[0] == "| accuracy, AUROC |"
+    found["pneumonia"]["mse"]["0"] = xray | {"file_names_sha256": "of another preparation"}
+    with pytest.raises(SystemExit, match="the rows of pneumonia are not of the same images"):
+        finetuned.short_table(found)
 
 
 def test_networks_answer_for_classes_as_frequent_as_they_are(tmp_path, few_resamples, capsys):  # noqa: F811

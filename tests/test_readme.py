@@ -195,11 +195,9 @@ def benchmark_of_classifiers():
 
 
 def test_the_short_table_of_the_readme_is_that_of_the_results():
-    expected = []
+    expected, finetuned = [], benchmark_of_classifiers()
     for name, size in (("finetuned", ""), ("finetuned_160", ", 160 pixels")):
-        table = benchmark_of_classifiers().short_table(
-            json.loads((BENCHMARKS / "results" / f"{name}.json").read_text())
-        )
+        table = finetuned.short_table(json.loads((BENCHMARKS / "results" / f"{name}.json").read_text()))
         head, line, *rows = table.splitlines()
         sized = [re.sub(r"^[|] (`[^`]+`)", rf"| \1{size}", row) for row in rows if "`classical`" not in row]
         # The features are of images at their own size: the row is the same in both.

@@ -236,9 +236,12 @@ def _weighs_alike(run: dict[str, Any]) -> bool:
     return weights == ["balanced"] and given.get("finetune prior_correction") in (None, ["false"])
 
 
-def _whole_rows(found: dict[str, Any], baseline: str = BASELINE) -> tuple[dict[str, list[Any]], list[str]]:
-    """The rows of a corpus that ran with all labels and are finished, with the runs of their seeds; and these."""
-    whole_rows = {row: runs for row, runs in found.items() if row in ROWS}
+def _whole_rows(corpus: str, found: dict[str, Any], baseline: str) -> tuple[dict[str, list[Any]], list[str]]:
+    """What is finished of a corpus with all labels: each row's runs, one a seed, and these seeds.
+
+    Exits if they are not of the same images.
+    """
+    whole_rows = {row: runs for row, runs in found.get(corpus, {}).items() if row in ROWS}
     # The seeds of the baseline, for nothing in the classical row is random; without it of any other.
     by_seeds = [row for row in (baseline, BASELINE, *whole_rows) if row in whole_rows]
     by_seeds = sorted(by_seeds, key=lambda row: row == CLASSICAL)
@@ -248,13 +251,15 @@ def _whole_rows(found: dict[str, Any], baseline: str = BASELINE) -> tuple[dict[s
         for row, runs in whole_rows.items()
         if row == CLASSICAL or sorted(runs) == seeds  # with other seeds it is not finished, and cannot be paired
     }
+    if len({run["file_names_sha256"] for runs in rows.values() for run in runs}) > 1:
+        sys.exit(f"error: the rows of {corpus} are not of the same images: prepare it once for all")
     return rows, seeds
 
 
 def short_table(found: dict[str, Any]) -> str:
     """Markdown: accuracy and AUROC of every finished row on each corpus, without intervals."""
     titles = ("accuracy", "AUROC")
-    columns = {corpus: _whole_rows(found[corpus])[0] for corpus in CORPORA if corpus in found}
+    columns = {corpus: rows for corpus in CORPORA if (rows := _whole_rows(corpus, found, BASELINE)[0])}
     lines = [[", ".join(titles), *(CORPORA[corpus]["title"] for corpus in columns)]]
     for row in (row for row in ROWS if any(row in rows for rows in columns.values())):
         cells = []
@@ -280,15 +285,12 @@ def tables(found: dict[str, Any], baseline: str = BASELINE, beside: str | None =
     """
     text = []
     for corpus, facts in CORPORA.items():
-        rows, seeds = _whole_rows(found.get(corpus, {}), baseline)
+        rows, seeds = _whole_rows(corpus, found, baseline)
         if not rows:
             continue
         if beside is not None and beside not in rows:
             print(f"{corpus} is left out: it has no finished row {beside}", file=sys.stderr)
             continue
-        images = {run["file_names_sha256"] for runs in rows.values() for run in runs}
-        if len(images) > 1:
-            sys.exit(f"error: the rows of {corpus} are not of the same images: prepare it once for all")
         # Nothing in the classical row is random: it is the same for every seed.
         whole = {row: table_of(runs * (len(seeds) if row == CLASSICAL else 1)) for row, runs in rows.items()}
         named = {row: f"`{row}`" for row in whole}
@@ -418,6 +420,8 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument("--finetune_options", nargs="+", default=[], help="more options of finetune.py, as NAME=VALUE")
     parser.add_argument("--jobs", type=int, default=1, help="folds at once")
     options = parser.parse_args(argv)
+    if options.short and (options.together_with or options.as_frequent or options.baseline != BASELINE):
+        parser.error("--short has no intervals or baseline: give it --tables alone")
     if options.tables:
         found = json.loads(options.tables.read_text())
         if options.short:

@@ -1,5 +1,6 @@
 """Tables of what texture_learning.py measured."""
 
+import sys
 from collections.abc import Sequence
 from statistics import mean, stdev
 from typing import Any
@@ -22,7 +23,7 @@ READOUTS = {  # name in the results -> title
 OF_CLASSICAL = {
     "image": "whole image",
     "tiles": "4x4 tiles",
-    "narrow tiles": "4x4 tiles, as many principal components as the encoder is wide",
+    "narrow tiles": "4x4 tiles, narrowed to the encoder's width",
 }
 
 
@@ -44,10 +45,13 @@ def _by_row(records: list[dict[str, Any]]) -> dict[str, list[dict[str, Any]]]:
 
 
 def _classical(results: list[dict[str, Any]], corpus: str) -> list[tuple[str, str]]:
-    """Names and titles of the classical features that were read in every run: some are younger than some results."""
+    """Names and titles of the classical features that were read in every run; what older results lack is told."""
     found = [result["corpora"][corpus] for result in results]
     read = [set(one.get("right") or next(iter(one["probe"].values()))) for one in found]
-    return [(name, title) for name, title in OF_CLASSICAL.items() if all(name in names for names in read)]
+    there = {name: all(name in names for names in read) for name in OF_CLASSICAL}
+    for name in (name for name in there if not there[name]):
+        print(f"{corpus}: {OF_CLASSICAL[name]}: left out, since older results do not have it", file=sys.stderr)
+    return [(name, title) for name, title in OF_CLASSICAL.items() if there[name]]
 
 
 def table(records: list[dict[str, Any]], corpus: str, labels: Sequence[int | str]) -> str:

@@ -17,7 +17,8 @@ would be tested on); then, on masked patches of these test images with fixed mas
 normalised 16-level co-occurrence matrices of reconstruction and original (0 to 2), the mean absolute horizontal
 difference of the reconstruction over that of the original (1 best, less is blur, more is noise), and the mean squared
 error in units of `pixel_values`. `none` is the model before training; `classical` a probe of the co-occurrence matrices
-of the same pixels, of the whole image and of a grid of tiles, without any encoder.
+of the same pixels, without any encoder: of the whole image, of a grid of tiles, and of that in as many numbers
+(principal components) as a token of the encoder has.
 
 With --labels all, also: probes of all training images by what they read (mean token, CLS, one learned query over the
 patch tokens, and the layer half way), and how far each row is above `mse`, in points with 95 % intervals: both the
