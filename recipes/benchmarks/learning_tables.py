@@ -1,7 +1,7 @@
 """Tables of what texture_learning.py measured."""
 
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from statistics import mean, stdev
 from typing import Any
 
@@ -44,14 +44,9 @@ def _by_row(records: list[dict[str, Any]]) -> dict[str, list[dict[str, Any]]]:
     return found
 
 
-def _classical(results: list[dict[str, Any]], corpus: str) -> list[tuple[str, str]]:
-    """Names and titles of the classical features that were read in every run; what older results lack is told."""
-    found = [result["corpora"][corpus] for result in results]
-    read = [set(one.get("right") or next(iter(one["probe"].values()))) for one in found]
-    there = {name: all(name in names for names in read) for name in OF_CLASSICAL}
-    for name in (name for name in there if not there[name]):
-        print(f"{corpus}: {OF_CLASSICAL[name]}: left out, since older results do not have it", file=sys.stderr)
-    return [(name, title) for name, title in OF_CLASSICAL.items() if there[name]]
+def _classical(read: Sequence[Mapping[str, Any]]) -> list[tuple[str, str]]:
+    """Names and titles of the classical features that are among what was `read` in every run."""
+    return [(name, title) for name, title in OF_CLASSICAL.items() if all(name in one for one in read)]
 
 
 def table(records: list[dict[str, Any]], corpus: str, labels: Sequence[int | str]) -> str:
@@ -60,7 +55,8 @@ def table(records: list[dict[str, Any]], corpus: str, labels: Sequence[int | str
     lines = [["pretraining", "seeds", *(f"probe, {count} labels" for count in few), *COLUMNS.values(), "minutes"]]
     for row, results in _by_row(records).items():
         found = [result["corpora"][corpus] for result in results]
-        for name, title in _classical(results, corpus) if row == CLASSICAL else [("mean", "")]:
+        read = [result["probe"][few[0]] if few else result["right"] for result in found]
+        for name, title in _classical(read) if row == CLASSICAL else [("mean", "")]:
             probes = [[result["probe"][count][name]["accuracy"] for result in found] for count in few]
             lines.append(
                 [
@@ -83,7 +79,10 @@ def readout_table(records: list[dict[str, Any]], corpus: str) -> str:
     for row, results in _by_row(records).items():
         right = [result["corpora"][corpus]["right"] for result in results]
         if row == CLASSICAL:
-            for name, title in _classical(results, corpus):
+            there = _classical(right)
+            for title in (title for name, title in OF_CLASSICAL.items() if (name, title) not in there):
+                print(f"{corpus}: {title}: left out, since older results do not have it", file=sys.stderr)
+            for name, title in there:
                 value = _mean_and_spread([_share_right(answers[name]) for answers in right], 3)
                 lines.append([f"{row}, {title}", value, *[""] * (len(READOUTS) - 1)])
         else:

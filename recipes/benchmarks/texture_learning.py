@@ -272,7 +272,9 @@ def measure(
             features, test_features = (classical_features(model, dataset) for dataset in (labelled, test))
             both = narrowed(features["tiles"], test_features["tiles"], model.config.hidden_size)
             features["narrow tiles"], test_features["narrow tiles"] = both
-            found[name] = _probes(list(features), features, test_features, division, labels)
+            # The narrowed ones with all labels only: the probe standardises small components too, over which few labels
+            # tell nothing.
+            found[name] = _probes(["image", "tiles"], features, test_features, division, labels)
             continue
         features, test_features = (features_of_encoder(encoder, dataset) for dataset in (labelled, test))
         judged = run.trainer.evaluate(test)

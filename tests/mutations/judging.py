@@ -305,7 +305,7 @@ MUTATIONS = [
     ),
     Mutation(
         "recipes/benchmarks/learning_tables.py",
-        "OF_CLASSICAL.items() if there[name]]",
+        "OF_CLASSICAL.items() if all(name in one for one in read)]",
         "OF_CLASSICAL.items()]",
         "tests/test_benchmarks.py::test_classical_features_that_older_results_lack_are_left_out_and_told",
     ),
