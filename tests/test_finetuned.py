@@ -74,6 +74,34 @@ def test_what_is_kept_of_a_run_gives_its_figures(tmp_path, few_resamples):  # no
     assert three["pooled"] == one["pooled"]
 
 
+def test_an_interval_of_several_seeds_holds_their_luck_and_keeps_the_folds(tmp_path, few_resamples):  # noqa: F811
+    finetuned = load("finetuned")
+    table = predicted(0, 1.0)
+    right = {f"probability_{name}": (table["label"] == index).astype(float) for index, name in enumerate(BUSI)}
+    wrong = {name: 1 - value for name, value in right.items()}
+    half = {name: value.where(table["fold"].isin(["0", "1"]), wrong[name]) for name, value in right.items()}
+    runs = [kept(finetuned, tmp_path / str(i), table.assign(**given)) for i, given in enumerate((right, wrong, half))]
+
+    def interval(figure: str, *seeds: int) -> tuple[float, float, float]:
+        found = summarise(finetuned.table_of([runs[seed] for seed in seeds]))["figures"][figure]["pooled"]
+        return found["value"], found["low"], found["high"]
+
+    for figure in ("accuracy", "macro_auroc"):
+        value, low, high = interval(figure, 0, 1)
+        assert value == 0.5 and low < 0.3 and high > 0.7, "each fold has trainings of its own"
+        # All right in two folds, all wrong in three: as many of each in every draw.
+        assert interval(figure, 2) == interval(figure, 2, 2) == pytest.approx((0.4, 0.4, 0.4))
+    # Paired: the same groups and trainings of both, in whatever order they are.
+    several = finetuned.table_of([kept(finetuned, tmp_path / f"{i}", predicted(i, 1.0)) for i in (3, 4, 5)])
+    itself = compare(several, several.sample(frac=1, random_state=0))["differences"]
+    for figure in ("accuracy", "macro_auroc"):
+        assert (itself[figure]["low"], itself[figure]["high"]) == pytest.approx((0, 0)), figure
+    against = compare(*(finetuned.table_of([runs[one] for one in seeds]) for seeds in ((0, 1), (1, 1))))["differences"]
+    assert (
+        against["accuracy"]["value"] == 0.5 and against["accuracy"]["low"] < 0.3 and against["accuracy"]["high"] > 0.7
+    )
+
+
 @pytest.mark.parametrize("row", ["classical", "texture"])
 def test_a_row_that_is_repeated_alone_has_its_table(row, tmp_path, few_resamples, capsys):  # noqa: F811
     finetuned = load("finetuned")
@@ -89,7 +117,7 @@ def test_a_row_that_is_in_the_file_is_named_and_nothing_is_run_unasked(tmp_path,
     finetuned = load("finetuned")
     run = kept(finetuned, tmp_path / "run", predicted(0, 1.0), BUSI_ROW)
     file = write(tmp_path / "one.json", json.dumps({"busi": {"mse": {"0": run}}}).encode())
-    given = ["--corpora", "busi", "--rows", "mse", "--json", str(file)]
+    given = ["--corpora", "busi", "--rows", "mse", "--seeds", "0", "--json", str(file)]
     finetuned.main(given)
     said = f"busi, mse, seed 0: is in {file} already, of commit {run['commit'][:12]}: not run"
     assert capsys.readouterr().out.splitlines()[0] == said
@@ -269,7 +297,17 @@ def test_the_rows_are_run_kept_and_not_run_again(tmp_path):
     prepare(given)
     sizes = {name: size for name, size in TINY_RUN.items() if name in ("image_size", "patch_size", *SMALL)}
     options = [f"--{name}={tmp_path / name.split('_')[0]}" for name in ("data_dir", "output_dir")]
-    options += [f"--json={tmp_path / 'found.json'}", "--corpora", "busi", "--rows", "classical", "none", "mse"]
+    options += [
+        f"--json={tmp_path / 'found.json'}",
+        "--corpora",
+        "busi",
+        "--seeds",
+        "0",
+        "--rows",
+        "classical",
+        "none",
+        "mse",
+    ]
     options += ["--pretrain_options", "num_train_epochs=1", *(f"{name}={size}" for name, size in sizes.items())]
     options += ["--finetune_options", "num_train_epochs=1"]
     command = [sys.executable, str(BENCHMARKS / "finetuned.py"), *options]
@@ -342,3 +380,9 @@ def test_a_learning_curve_has_the_encoders_and_the_updates_of_all_labels(tmp_pat
             100 * compared[name]["value"], abs=0.11
         )
     assert row[2] == "", "of 50 groups there is no row `mse`"
+    # Seeds that only the whole rows have are not in the curve.
+    more = {
+        name: runs | {"1": kept(finetuned, tmp_path / f"{name}_1", predicted(5, 0.2))} for name, runs in rows.items()
+    }
+    more = {"busi": rows | {name: more[name] for name in ("mse", "texture")} | {"classical": rows["mse"]}}
+    assert curve in finetuned.tables(more) and "| `mse` | 2 |" in finetuned.tables(more)

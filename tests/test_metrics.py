@@ -277,6 +277,28 @@ def test_bootstrap_keeps_the_number_of_groups_of_every_fold():
     assert len(np.unique(of_group, axis=0)) > 20
 
 
+def test_an_interval_of_several_trainings_holds_their_luck_and_that_of_the_images():
+    groups, trainings = np.tile(np.arange(10), 3), np.repeat(["a", "b", "c"], 10)
+    of_training, of_group = np.repeat([0.0, 3.0, 6.0], 10), np.random.default_rng(0).normal(size=10)
+
+    def interval(values: np.ndarray, **options) -> dict[str, float]:
+        found = bootstrap(lambda at: {"mean": values[at].mean()}, groups[: len(values)], **options)["mean"]
+        return {key: found[key] for key in ("value", "low", "high")}
+
+    # Two of three, so that the variance is that of the mean of three: the same outer one twice in 1 of 9 draws each.
+    found = interval(of_training, trainings=trainings, num_resamples=2000)
+    assert (found["value"], found["low"], found["high"]) == (3, 0, 6)
+    draws = bootstrap(lambda at: {"x": of_training[at].mean()}, groups, trainings=trainings)["x"]["draws"]
+    assert draws.std() == pytest.approx(np.std([0, 3, 6], ddof=1) / np.sqrt(3), rel=0.1)
+    # In every stratum the trainings are drawn anew: of two folds, one from each in half of the draws.
+    folds, two = groups[:20] // 5, (groups[:20], trainings[:20])
+    draws = bootstrap(lambda at: {"x": of_training[at].mean()}, two[0], strata=folds, trainings=two[1])["x"]["draws"]
+    assert [np.mean(draws == value) for value in (0, 1.5, 3)] == pytest.approx([0.25, 0.5, 0.25], abs=0.06)
+    # Three trainings that answer alike are judged on the same groups in every draw, so they are as good as one.
+    alike, one = interval(np.tile(of_group, 3), trainings=trainings), interval(of_group)
+    assert alike == pytest.approx(one) and one["low"] < -0.2 < 0.2 < one["high"]
+
+
 def test_the_interval_holds_95_percent_and_p_is_two_sided():
     random = np.random.default_rng(3)
     values = random.normal(0, 1, 300)

@@ -7,7 +7,7 @@
 `data_dir` holds the corpora as prepare_corpus.py makes them: busi, covid_ct, pneumonia. Rows: `classical` (a logistic
 regression on co-occurrence features), `none` (the network from nothing), the presets, and `head` (`texture` without
 the matrices of the pixels). Each fold pretrains on its own training part only, by recipes/configs/laptop/. The chest
-X-rays are judged on their official split, with three seeds. With --pretrain_options and --finetune_options as
+X-rays are judged on their official split. With --pretrain_options and --finetune_options as
 cross_validate.py has them, at any size: `image_size` and the other sizes of the network hold for `none` too.
 
 With `_all` there is one encoder for all corpora: fold k of BUSI pretrains on the training parts of fold k of BUSI and
@@ -66,7 +66,7 @@ ROWS: dict[str, list[str] | None] = {  # options of the pretraining; None: there
 ALL, FIRST = "_all", "busi"  # rows of one encoder for all corpora; where it is pretrained
 # `epochs`: of the pretraining on this corpus, and of the fine-tuning.
 CORPORA: dict[str, dict[str, Any]] = {
-    "busi": {"title": "BUSI", "positive": ["malignant"], "folds": None, "seeds": [0], "epochs": (60, 30)},
+    "busi": {"title": "BUSI", "positive": ["malignant"], "folds": None, "seeds": [0, 1, 2], "epochs": (60, 30)},
     "covid_ct": {"title": "SARS-CoV-2 CT", "positive": None, "folds": None, "seeds": [0], "epochs": (30, 20)},
     "pneumonia": {
         "title": "Chest X-ray",
@@ -192,12 +192,12 @@ def record(words: Sequence[str], output: Path, pretraining: dict[str, Any] | Non
 
 
 def table_of(runs: Sequence[dict[str, Any]]) -> pd.DataFrame:
-    """The predictions of a row, of all its seeds: each is a fold of its own, of the same images."""
+    """The predictions of a row, of all its seeds: each has folds of its own, of the same images."""
     parts = []
     for seed, run in enumerate(runs):
         part = pd.DataFrame({name: run[name].split(" ") for name in ("folds", "groups", "labels")})
         part = part.rename(columns={"folds": "fold", "groups": "group", "labels": "label"}).astype({"label": int})
-        part["file_name"] = [f"{seed} {index}" for index in range(len(part))]
+        part["seed"], part["test_part"], part["file_name"] = seed, part["fold"], [f"{seed} {i}" for i in part.index]
         part["fold"] += f" seed {seed}" if len(runs) > 1 else ""
         for name in run["classes"]:
             part[f"probability_{name}"] = [float(value) for value in run["probabilities"][name].split(" ")]
@@ -221,7 +221,7 @@ def as_frequent(table: pd.DataFrame) -> pd.DataFrame:
     Each probability times its class's share of the images of the other folds (Saerens et al. 2002, equation 4).
     """
     columns = [name for name in table if name.startswith("probability_")]
-    folds = table["fold"].str.partition(" ")[0]  # without the seed
+    folds = table["test_part"]
     shares = pd.DataFrame({fold: table["label"][folds != fold].value_counts(normalize=True) for fold in folds.unique()})
     shares = shares.fillna(0)
     weighed = table[columns] * shares[folds].T.sort_index(axis=1).to_numpy()
@@ -237,10 +237,7 @@ def _weighs_alike(run: dict[str, Any]) -> bool:
 
 
 def _whole_rows(corpus: str, found: dict[str, Any], baseline: str) -> tuple[dict[str, list[Any]], list[str]]:
-    """What is finished of a corpus with all labels: each row's runs, one a seed, and these seeds.
-
-    Exits if they are not of the same images.
-    """
+    """What is finished of a corpus with all labels: each row's runs, and their seeds. Exits if their images differ."""
     whole_rows = {row: runs for row, runs in found.get(corpus, {}).items() if row in ROWS}
     # The seeds of the baseline, for nothing in the classical row is random; without it of any other.
     by_seeds = [row for row in (baseline, BASELINE, *whole_rows) if row in whole_rows]
@@ -251,6 +248,8 @@ def _whole_rows(corpus: str, found: dict[str, Any], baseline: str) -> tuple[dict
         for row, runs in whole_rows.items()
         if row == CLASSICAL or sorted(runs) == seeds  # with other seeds it is not finished, and cannot be paired
     }
+    if others := [row for row in whole_rows if row not in rows]:
+        print(f"{corpus}: left out are {', '.join(others)}, not of the seeds {', '.join(seeds)}", file=sys.stderr)
     if len({run["file_names_sha256"] for runs in rows.values() for run in runs}) > 1:
         sys.exit(f"error: the rows of {corpus} are not of the same images: prepare it once for all")
     return rows, seeds
@@ -326,22 +325,25 @@ def tables(found: dict[str, Any], baseline: str = BASELINE, beside: str | None =
             if row != baseline and baseline in whole:
                 against = compared["against_baseline"][row]["differences"]
                 less.append([named[row], *(_points(against[names[title]]) for title in COMPARED)])
-        differing = [markdown_table(less)] if len(less) > 1 else []
-        text += [markdown_table(lines), *differing]
+        text += [markdown_table(lines), *([markdown_table(less)] if len(less) > 1 else [])]
         text += _learning_curve(found[corpus], seeds, baseline, facts) if beside is None and not frequent else []
     return "\n\n".join(text)
 
 
 def _learning_curve(rows: dict[str, Any], seeds: list[str], baseline: str, facts: dict[str, Any]) -> list[str]:
-    """Tables of the rows that ran with few labels, one column for each number of groups; nothing if none did."""
+    """Tables of the rows that ran with few labels, one column for each number of groups; nothing if none did.
+
+    All columns are of the seeds that the first network, if possible the baseline, has with the fewest groups.
+    """
     counts = sorted({int(name.split("@")[1]) for name in rows if "@" in name})
+    networks = [key_of(row, count) for count in counts for row in (baseline, *ROWS) if row != CLASSICAL]
+    seeds = next((sorted(rows[key]) for key in networks if key in rows), seeds)
     cells, less = ({row: [] for row in ROWS} for _ in range(2))
     for count in [*counts, None]:
         found = {}
         for row in ROWS:
             runs = rows.get(key_of(row, count), {})
-            # Nothing in the classical row is random: it is the same for every seed.
-            wanted = sorted(runs)[:1] * len(seeds) if row == CLASSICAL else seeds
+            wanted = sorted(runs)[:1] * len(seeds) if row == CLASSICAL else seeds  # nothing in that one is random
             if runs and set(wanted) <= set(runs):
                 found[row] = table_of([runs[seed] for seed in wanted])
         compared = compare_all(found, baseline if baseline in found else next(iter(found)), facts["positive"])

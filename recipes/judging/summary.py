@@ -17,7 +17,7 @@ from sklearn.metrics import (
     roc_curve,
 )
 
-from judging.statistics import bootstrap, delong_test, mcnemar_test
+from judging.statistics import bootstrap, delong_test, interval, mcnemar_test
 from judging.tables import OF_CLASSES, positive_class, positive_indices
 from metrics.medical_classification.figures import classification_figures
 
@@ -56,15 +56,30 @@ def class_names_of(table: pd.DataFrame) -> list[str]:
 
 
 def figures_of(table: pd.DataFrame, positive: list[int] | None) -> dict[str, float]:
-    """The figures of a table without the confusion matrix; AUROCs of several folds are means over these."""
-    return _figures_at(table, positive)(np.arange(len(table)))
+    """The figures of a table without the confusion matrix; AUROCs of several folds are means over these.
+
+    A table may hold the answers of several trainings to the same images. It has `fold` for each of them and fold, and
+    two columns more: `seed`, the training, and `test_part`, what its fold is called without it. Figures are then means
+    over the trainings.
+    """
+    figures, seeds = _figures_at(table, positive), _seeds(table)
+    found = [figures(np.flatnonzero(seeds == seed)) for seed in np.unique(seeds)]
+    return {name: float(np.mean([one[name] for one in found])) for name in found[0]}
+
+
+def _seeds(table: pd.DataFrame) -> np.ndarray:
+    return table["seed"].to_numpy() if "seed" in table else np.zeros(len(table), dtype=int)
+
+
+def _test_parts(table: pd.DataFrame) -> pd.Series:
+    return table["test_part" if "test_part" in table else "fold"].astype(str)
 
 
 def _figures_at(table: pd.DataFrame, positive: list[int] | None) -> Callable[[np.ndarray], dict[str, float]]:
-    """`figures_of` as a function of positions into the table, for a bootstrap."""
+    """`figures_of` as a function of positions into the table, of one training, for a bootstrap."""
     names = class_names_of(table)
     probabilities, labels = table[[f"probability_{name}" for name in names]].to_numpy(), table["label"].to_numpy()
-    folds = pd.factorize(table["fold"], sort=True)[0]
+    folds = pd.factorize(_test_parts(table), sort=True)[0]
     # Who is on the positive side, for each AUROC.
     sides = {f"auroc_{name}": labels == index for index, name in enumerate(names)}
     sides["auroc" if len(names) == 2 else "macro_auroc"] = labels[:, None] == np.arange(len(names))
@@ -91,10 +106,18 @@ def _figures_at(table: pd.DataFrame, positive: list[int] | None) -> Callable[[np
     return figures
 
 
-def _strata(table: pd.DataFrame) -> np.ndarray | None:
-    """Folds, from which groups are drawn apart; `None` where they are trainings judged on the same groups."""
-    apart = table.groupby("group")["fold"].nunique().max() == 1
-    return table["fold"].to_numpy() if apart else None
+def _drawn(table: pd.DataFrame, positive: Sequence[str] | None, seed: int) -> dict[str, dict[str, Any]]:
+    """What `bootstrap` says of every figure. Tables of the same images have the same draws, in any order."""
+    figures = _figures_at(table, positive_indices(class_names_of(table), positive))
+    groups, parts = table["group"].astype(str), _test_parts(table)
+    # Groups are drawn from each part apart, if they have none in common.
+    apart = parts.groupby(groups).nunique().max() == 1
+    strata = parts.to_numpy() if apart else None
+    return bootstrap(figures, groups.to_numpy(), strata=strata, trainings=_seeds(table), seed=seed)
+
+
+def _without_draws(found: Mapping[str, Any]) -> dict[str, float]:
+    return {key: found[key] for key in ("value", "low", "high", "undefined")}
 
 
 def collapsed_folds(table: pd.DataFrame) -> dict[str, str]:
@@ -108,6 +131,11 @@ def collapsed_folds(table: pd.DataFrame) -> dict[str, str]:
         for fold, part in table.groupby("fold", sort=True)
         if len(part) >= FEWEST and part["prediction"].nunique() == 1
     }
+
+
+def _patients_known(table: pd.DataFrame) -> bool:
+    """Whether any group is a patient; where the patients are unknown, prepare_corpus.py calls all content-<number>."""
+    return not table["group"].astype(str).str.fullmatch(r"content-\d+").all()
 
 
 def always_commonest(table: pd.DataFrame, commonest: Mapping[str, int]) -> dict[str, Any]:
@@ -154,22 +182,20 @@ def summarise(
     classes = class_names_of(table)
     indices = positive_indices(classes, positive)
     folds = {str(fold): figures_of(part, indices) for fold, part in table.groupby("fold", sort=True)}
-    pooled = bootstrap(_figures_at(table, indices), table["group"].to_numpy(), strata=_strata(table), seed=seed)
     figures = {}
-    for name, interval in pooled.items():
-        values = np.array([fold[name] for fold in folds.values()])
+    for name, found in _drawn(table, positive, seed).items():
+        values = np.array([of_fold[name] for of_fold in folds.values()])
         defined = values[~np.isnan(values)]
         figures[name] = {
-            "folds": {fold: found[name] for fold, found in folds.items()},
+            "folds": {fold: of_fold[name] for fold, of_fold in folds.items()},
             "mean": float(defined.mean()) if len(defined) else float("nan"),
             "std": float(defined.std(ddof=1)) if len(defined) > 1 else float("nan"),
-            "pooled": {key: interval[key] for key in ("value", "low", "high", "undefined")},
+            "pooled": _without_draws(found),
         }
     return {
         "num_images": len(table),
         "num_groups": int(table["group"].nunique()),
-        # prepare_corpus.py calls the groups of images of unknown patients so.
-        "patients_known": not table["group"].astype(str).str.fullmatch(r"content-\d+").all(),
+        "patients_known": _patients_known(table),
         "classes": classes,
         "positive_classes": list(positive) if positive else None,
         "positive_class": positive_class(classes, positive),
@@ -283,15 +309,24 @@ def compare(
         ValueError: the runs are not of the same images, labels and folds; names some.
     """
     check_same_images(first, second)
+    return _paired(first, second, positive, *(_drawn(table, positive, seed) for table in (first, second)))
+
+
+def _paired(
+    first: pd.DataFrame,
+    second: pd.DataFrame,
+    positive: Sequence[str] | None,
+    of_first: Mapping[str, Any],
+    of_second: Mapping[str, Any],
+) -> dict[str, Any]:
+    """What `compare` says, of tables of the same images and of what `_drawn` says of each."""
     first, second = (table.sort_values("file_name", ignore_index=True) for table in (first, second))
     classes = class_names_of(first)
     indices = positive_indices(classes, positive)
-    figures = [_figures_at(table, indices) for table in (first, second)]
-
-    def differences(at: np.ndarray) -> dict[str, float]:
-        found = [of_run(at) for of_run in figures]
-        return {name: found[0][name] - found[1][name] for name in found[0]}
-
+    differences = {
+        name: interval(found["value"] - of_second[name]["value"], found["draws"] - of_second[name]["draws"])
+        for name, found in of_first.items()
+    }
     labels, folds = first["label"].to_numpy(), first["fold"].to_numpy()
     questions = {name: [index] for index, name in enumerate(classes)}
     if len(classes) == 2:
@@ -311,7 +346,7 @@ def compare(
         "num_images": len(first),
         "classes": classes,
         "positive_classes": list(positive) if positive else None,
-        "differences": bootstrap(differences, first["group"].to_numpy(), strata=_strata(first), seed=seed),
+        "differences": differences,
         "delong": delong,
         "without_delong": without_delong,
         "mcnemar": mcnemar_test(*((table["prediction"] == table["label"]).to_numpy() for table in (first, second))),
@@ -343,19 +378,27 @@ def compare_all(
             check_same_images(tables[name], tables[baseline])
         except ValueError as error:
             raise ValueError(f"{name} against {baseline}: {error}") from error
-    runs = {}
-    for name, table in tables.items():
-        summary = summarise(table, positive, seed)
-        figures = {figure: found["pooled"] for figure, found in summary["figures"].items()}
-        runs[name] = {"figures": figures, "only_answers": summary["only_answers"]}
-    common = ("num_images", "classes", "positive_classes")
-    pairs = {name: compare(tables[name], tables[baseline], positive, seed) for name in others}
-    main = [name for name in FIGURES if name in figures]
-    if len(summary["classes"]) > 2:  # of two classes these are the main ones
-        main += [name for name in (f"binary_{figure}" for figure in OF_CLASSES) if name in figures]
+    drawn = {name: _drawn(table, positive, seed) for name, table in tables.items()}
+    runs = {
+        name: {
+            "figures": {figure: _without_draws(found) for figure, found in drawn[name].items()},
+            "only_answers": collapsed_folds(table),
+        }
+        for name, table in tables.items()
+    }
+    pairs = {name: _paired(tables[name], tables[baseline], positive, drawn[name], drawn[baseline]) for name in others}
+    some = tables[baseline]
+    common = {
+        "num_images": len(some),
+        "classes": class_names_of(some),
+        "positive_classes": list(positive) if positive else None,
+    }
+    main = [name for name in FIGURES if name in drawn[baseline]]
+    if len(common["classes"]) > 2:  # of two classes these are the main ones
+        main += [name for name in (f"binary_{figure}" for figure in OF_CLASSES) if name in drawn[baseline]]
     return {
-        **(next(iter(pairs.values())) if len(pairs) == 1 else {name: summary[name] for name in common}),
-        "patients_known": summary["patients_known"],
+        **(next(iter(pairs.values())) if len(pairs) == 1 else common),
+        "patients_known": _patients_known(some),
         "baseline": baseline,
         "main_figures": main,
         "runs": runs,

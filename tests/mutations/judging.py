@@ -11,13 +11,37 @@ MUTATIONS = [
     ),
     Mutation(
         "recipes/judging/statistics.py",
+        "of_trainings.integers(0, number, (max(number - 1, 1), len(members)))",
+        "of_trainings.integers(0, number, (number, 1))",
+        "tests/test_metrics.py::test_an_interval_of_several_trainings_holds_their_luck_and_that_of_the_images",
+    ),
+    Mutation(
+        "recipes/judging/summary.py",
+        """return table["seed"].to_numpy() if "seed" in table else np.zeros(len(table), dtype=int)""",
+        "return np.zeros(len(table), dtype=int)",
+        "tests/test_finetuned.py::test_an_interval_of_several_seeds_holds_their_luck_and_keeps_the_folds",
+    ),
+    Mutation(
+        "recipes/judging/summary.py",
+        """table["test_part" if "test_part" in table else "fold"]""",
+        """table["fold"]""",
+        "tests/test_finetuned.py::test_an_interval_of_several_seeds_holds_their_luck_and_keeps_the_folds",
+    ),
+    Mutation(
+        "recipes/judging/statistics.py",
+        "training[at] == of_strata[stratum_of[at]]",
+        "training[at] == of_strata[0]",
+        "tests/test_metrics.py::test_an_interval_of_several_trainings_holds_their_luck_and_that_of_the_images",
+    ),
+    Mutation(
+        "recipes/judging/statistics.py",
         "random.integers(0, len(part), len(part))",
         "random.integers(0, max(len(part) - 1, 1), len(part))",
         "tests/test_metrics.py::test_bootstrap_draws_every_group_as_often_and_whole",
     ),
     Mutation(
         "recipes/judging/statistics.py",
-        "whole = figures(np.arange(len(groups)))",
+        "whole = mean_over(np.tile(np.arange(number)[:, None], len(members)), np.arange(len(groups)))",
         "whole = draws[0]",
         "tests/test_metrics.py::test_bootstrap_draws_every_group_as_often_and_whole",
     ),
@@ -53,8 +77,8 @@ MUTATIONS = [
     ),
     Mutation(
         "recipes/judging/statistics.py",
-        "random = np.random.default_rng(seed)",
-        "random = np.random.default_rng(0)",
+        "np.random.default_rng(seed), np.random.default_rng([seed, 1])",
+        "np.random.default_rng(0), np.random.default_rng([0, 1])",
         "tests/test_metrics.py::test_bootstrap_draws_every_group_as_often_and_whole",
     ),
     Mutation(
@@ -125,8 +149,8 @@ MUTATIONS = [
     ),
     Mutation(
         "recipes/judging/summary.py",
-        "found[0][name] - found[1][name]",
-        "found[1][name] - found[0][name]",
+        """found["value"] - of_second[name]["value"]""",
+        """of_second[name]["value"] - found["value"]""",
         "tests/test_metrics.py::test_runs_are_compared_fold_by_fold",
     ),
     Mutation(
@@ -233,8 +257,8 @@ MUTATIONS = [
     ),
     Mutation(
         "recipes/judging/summary.py",
-        "compare(tables[name], tables[baseline], positive, seed) for name in others",
-        "compare(tables[baseline], tables[name], positive, seed) for name in others",
+        "positive, drawn[name], drawn[baseline]) for name in others",
+        "positive, drawn[baseline], drawn[name]) for name in others",
         "tests/test_baselines.py::test_two_runs_are_compared_as_before",
     ),
     Mutation(

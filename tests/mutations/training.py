@@ -326,7 +326,7 @@ MUTATIONS = [
     ),
     Mutation(
         "recipes/benchmarks/finetuned.py",
-        'folds = table["fold"].str.partition(" ")[0]',
+        'folds = table["test_part"]',
         'folds = table["fold"]',
         "tests/test_finetuned.py::test_networks_answer_for_classes_as_frequent_as_they_are",
     ),
