@@ -97,9 +97,8 @@ def test_an_interval_of_several_seeds_holds_their_luck_and_keeps_the_folds(tmp_p
     for figure in ("accuracy", "macro_auroc"):
         assert (itself[figure]["low"], itself[figure]["high"]) == pytest.approx((0, 0)), figure
     against = compare(*(finetuned.table_of([runs[one] for one in seeds]) for seeds in ((0, 1), (1, 1))))["differences"]
-    assert (
-        against["accuracy"]["value"] == 0.5 and against["accuracy"]["low"] < 0.3 and against["accuracy"]["high"] > 0.7
-    )
+    found = against["accuracy"]
+    assert found["value"] == 0.5 and found["low"] < 0.3 and found["high"] > 0.7
 
 
 @pytest.mark.parametrize("row", ["classical", "texture"])
@@ -297,17 +296,7 @@ def test_the_rows_are_run_kept_and_not_run_again(tmp_path):
     prepare(given)
     sizes = {name: size for name, size in TINY_RUN.items() if name in ("image_size", "patch_size", *SMALL)}
     options = [f"--{name}={tmp_path / name.split('_')[0]}" for name in ("data_dir", "output_dir")]
-    options += [
-        f"--json={tmp_path / 'found.json'}",
-        "--corpora",
-        "busi",
-        "--seeds",
-        "0",
-        "--rows",
-        "classical",
-        "none",
-        "mse",
-    ]
+    options += [f"--json={tmp_path / 'found.json'}", *"--corpora busi --seeds 0 --rows classical none mse".split()]
     options += ["--pretrain_options", "num_train_epochs=1", *(f"{name}={size}" for name, size in sizes.items())]
     options += ["--finetune_options", "num_train_epochs=1"]
     command = [sys.executable, str(BENCHMARKS / "finetuned.py"), *options]
@@ -381,8 +370,13 @@ def test_a_learning_curve_has_the_encoders_and_the_updates_of_all_labels(tmp_pat
         )
     assert row[2] == "", "of 50 groups there is no row `mse`"
     # Seeds that only the whole rows have are not in the curve.
-    more = {
-        name: runs | {"1": kept(finetuned, tmp_path / f"{name}_1", predicted(5, 0.2))} for name, runs in rows.items()
-    }
-    more = {"busi": rows | {name: more[name] for name in ("mse", "texture")} | {"classical": rows["mse"]}}
-    assert curve in finetuned.tables(more) and "| `mse` | 2 |" in finetuned.tables(more)
+    other = {name: {"1": kept(finetuned, tmp_path / f"{name}_1", predicted(5, 0.2))} for name in rows}
+    two = {name: runs | ({} if "classical" in name else other[name]) for name, runs in rows.items()}
+    classical = {"classical": rows["mse"]}
+    text = finetuned.tables({"busi": rows | {name: two[name] for name in ("mse", "texture")} | classical})
+    assert curve in text and "| `mse` | 2 |" in text
+    # `classical` has one for all, also as the baseline.
+    two |= classical | {"classical@25": rows["classical@50"]}
+    told = [finetuned.tables({"busi": two}, name) for name in ("mse", "classical")]
+    curves = [next(table for table in text.split("\n\n") if "25 groups" in table) for text in told]
+    assert curves[0] == curves[1] != curve

@@ -10,6 +10,12 @@ MUTATIONS = [
         "tests/test_baselines.py::test_patients_are_known_where_a_group_is_one",
     ),
     Mutation(
+        "recipes/benchmarks/finetuned.py",
+        "for row in (baseline, *ROWS) if row != CLASSICAL]",
+        "for row in (baseline, *ROWS)]",
+        "tests/test_finetuned.py::test_a_learning_curve_has_the_encoders_and_the_updates_of_all_labels",
+    ),
+    Mutation(
         "recipes/judging/statistics.py",
         "of_trainings.integers(0, number, (max(number - 1, 1), len(members)))",
         "of_trainings.integers(0, number, (number, 1))",
