@@ -58,24 +58,24 @@ def kept(finetuned, folder: Path, table: pd.DataFrame, words: list[str] = BUSI_R
 
 
 def test_what_is_kept_of_a_run_gives_its_figures(tmp_path, few_resamples):  # noqa: F811
-    finetuned = load("finetuned")
+    finetuned, table_of = load("finetuned"), load("row_tables").table_of
     table = predicted(0, 1.0)
     run = kept(finetuned, tmp_path / "run", table)
     assert run["minutes"] == 2 and run["command"].startswith("python recipes/cross_validate.py --corpus data/busi")
     assert "somebody" not in json.dumps(run)
-    expected, found = (summarise(one, ["malignant"])["figures"] for one in (table, finetuned.table_of([run])))
+    expected, found = (summarise(one, ["malignant"])["figures"] for one in (table, table_of([run])))
     for name in ("accuracy", "balanced_accuracy", "macro_auroc", "binary_auroc"):
         assert found[name]["pooled"]["value"] == pytest.approx(expected[name]["pooled"]["value"], abs=1e-3), name
     # Several trainings on the same images are no more images.
     one, three = (
-        summarise(finetuned.table_of([run | {"folds": " ".join(["official"] * 120)}] * count))["figures"]["accuracy"]
+        summarise(table_of([run | {"folds": " ".join(["official"] * 120)}] * count))["figures"]["accuracy"]
         for count in (1, 3)
     )
     assert three["pooled"] == one["pooled"]
 
 
 def test_an_interval_of_several_seeds_holds_their_luck_and_keeps_the_folds(tmp_path, few_resamples):  # noqa: F811
-    finetuned = load("finetuned")
+    finetuned, table_of = load("finetuned"), load("row_tables").table_of
     table = predicted(0, 1.0)
     right = {f"probability_{name}": (table["label"] == index).astype(float) for index, name in enumerate(BUSI)}
     wrong = {name: 1 - value for name, value in right.items()}
@@ -83,7 +83,7 @@ def test_an_interval_of_several_seeds_holds_their_luck_and_keeps_the_folds(tmp_p
     runs = [kept(finetuned, tmp_path / str(i), table.assign(**given)) for i, given in enumerate((right, wrong, half))]
 
     def interval(figure: str, *seeds: int) -> tuple[float, float, float]:
-        found = summarise(finetuned.table_of([runs[seed] for seed in seeds]))["figures"][figure]["pooled"]
+        found = summarise(table_of([runs[seed] for seed in seeds]))["figures"][figure]["pooled"]
         return found["value"], found["low"], found["high"]
 
     for figure in ("accuracy", "macro_auroc"):
@@ -92,11 +92,11 @@ def test_an_interval_of_several_seeds_holds_their_luck_and_keeps_the_folds(tmp_p
         # All right in two folds, all wrong in three: as many of each in every draw.
         assert interval(figure, 2) == interval(figure, 2, 2) == pytest.approx((0.4, 0.4, 0.4))
     # Paired: the same groups and trainings of both, in whatever order they are.
-    several = finetuned.table_of([kept(finetuned, tmp_path / f"{i}", predicted(i, 1.0)) for i in (3, 4, 5)])
+    several = table_of([kept(finetuned, tmp_path / f"{i}", predicted(i, 1.0)) for i in (3, 4, 5)])
     itself = compare(several, several.sample(frac=1, random_state=0))["differences"]
     for figure in ("accuracy", "macro_auroc"):
         assert (itself[figure]["low"], itself[figure]["high"]) == pytest.approx((0, 0)), figure
-    against = compare(*(finetuned.table_of([runs[one] for one in seeds]) for seeds in ((0, 1), (1, 1))))["differences"]
+    against = compare(*(table_of([runs[one] for one in seeds]) for seeds in ((0, 1), (1, 1))))["differences"]
     found = against["accuracy"]
     assert found["value"] == 0.5 and found["low"] < 0.3 and found["high"] > 0.7
 
@@ -181,13 +181,14 @@ finetuned.main(["--corpora", "busi", "--rows", "mse", "--json", {str(tmp_path / 
 
 
 def test_the_tables_hold_every_finished_row_and_its_difference(tmp_path, few_resamples, capsys):  # noqa: F811
-    finetuned = load("finetuned")
+    finetuned, table_of = load("finetuned"), load("row_tables").table_of
     skills = {"classical": 1.5, "mse": 1.0, "texture": 1.2}
     answers = {row: predicted(index, skill) for index, (row, skill) in enumerate(skills.items())}
     busi = {row: {"0": kept(finetuned, tmp_path / row, table)} for row, table in answers.items()}
     run = kept(finetuned, tmp_path / "xray", predicted(7, 1.0, XRAY))
-    # One of two seeds is not a finished row, unless nothing in it is random.
-    xray = {"classical": {"0": run}, "mse": {"0": run, "1": run}, "texture": {"0": run}}
+    other = kept(finetuned, tmp_path / "other", predicted(8, 2.0, XRAY))
+    # Nothing in the classical row is random; a row with one of two seeds is held against the same one.
+    xray = {"classical": {"0": run}, "mse": {"0": run, "1": other}, "texture": {"0": other}, "none": {"2": run}}
     text = finetuned.tables({"busi": busi, "pneumonia": xray})
     compared = compare(answers["texture"], answers["mse"], ["malignant"])["differences"]
     row = next(line for line in text.splitlines() if line.startswith("| `texture` |") and "+" in line)
@@ -195,16 +196,27 @@ def test_the_tables_hold_every_finished_row_and_its_difference(tmp_path, few_res
     for point, cell in zip(points, row.split("|")[2:5], strict=True):
         assert float(cell.split()[0]) == pytest.approx(point, abs=0.11)
     of_busi, of_xray = text.split("| Chest X-ray |")[0], text.split("| Chest X-ray |")[1]
-    assert "`none`" not in text and "`texture`" in of_busi and "`texture`" not in of_xray and "`classical`" in of_xray
+    assert "`none`" not in text and "pneumonia: left out are none, not of the seeds 0, 1\n" in capsys.readouterr().err
+    right = [100 * (predicted(*how, XRAY).eval("prediction == label").mean()) for how in ((7, 1.0), (8, 2.0))]
+    assert f"| `texture` | 1 | {right[1] / 100:.3f} (" in of_xray
+    assert f"| `texture` | {right[1] - right[0]:+.1f} (" in of_xray and f"{right[1] - right[0]:.1f}" != "0.0"
+    of_one = finetuned.tables({"pneumonia": xray}, "texture")
+    assert f"| `mse` | 1 | {right[0] / 100:.3f} (" in of_one and f"| `mse` | {right[0] - right[1]:+.1f} (" in of_one
     accuracy = f"{(answers['mse']['prediction'] == answers['mse']['label']).mean():.3f}"
     assert f"| `mse` | 1 | {accuracy} (" in of_busi and "| `mse` | 2 | " in of_xray
-    assert "| `classical` | +0.0 (+0.0 to +0.0) |" in of_xray
+    assert f"| `mse` | 2 | {sum(right) / 200:.3f} (" in of_xray
+    assert f"| `classical` | 1 | {right[0] / 100:.3f} (" in of_xray
+    assert f"| `classical` | {(right[0] - right[1]) / 2:+.1f} (" in of_xray, "beside both seeds"
     text = finetuned.tables({"busi": busi, "pneumonia": xray}, "classical")
     less = text.split("| BUSI: points above `classical` |")[1].split("\n\n")[0]
-    point = 100 * (finetuned.table_of([busi["mse"]["0"]]).eval("prediction == label").mean())
-    point -= 100 * (finetuned.table_of([busi["classical"]["0"]]).eval("prediction == label").mean())
+    point = 100 * (table_of([busi["mse"]["0"]]).eval("prediction == label").mean())
+    point -= 100 * (table_of([busi["classical"]["0"]]).eval("prediction == label").mean())
     assert f"| `mse` | {point:+.1f} (" in less and "| `texture` |" in less and "| `classical` |" not in less
-    assert "| `mse` | +0.0 (+0.0 to +0.0) |" in text.split("| Chest X-ray: points above `classical` |")[1]
+    less = text.split("| Chest X-ray: points above `classical` |")[1]
+    assert (
+        f"| `mse` | {(right[1] - right[0]) / 2:+.1f} (" in less
+        and f"| `texture` | {right[1] - right[0]:+.1f} (" in less
+    )
     text = finetuned.tables({"busi": busi}, "classical", beside="classical")
     both = [f"probability_{name}" for name in BUSI]
     means = (answers["classical"][both].to_numpy() + answers["texture"][both].to_numpy()) / 2
@@ -218,18 +230,21 @@ def test_the_tables_hold_every_finished_row_and_its_difference(tmp_path, few_res
     assert f"| `classical` and `texture` | {100 * (accuracy - alone):+.1f} (" in text and "| `texture` |" not in text
     both_seeds = finetuned.tables({"pneumonia": xray, "busi": {"mse": busi["mse"]}}, "classical", beside="classical")
     assert "| `classical` and `mse` | 2 | " in both_seeds and "BUSI" not in both_seeds
+    assert "| `classical` and `texture` | 1 | " in both_seeds
+    beside_one = finetuned.tables({"pneumonia": xray}, "mse", beside="texture")
+    assert "| `texture` and `mse` | 1 | " in beside_one and "| `texture` and `classical` | 1 | " in beside_one
     assert "busi is left out: it has no finished row classical\n" in capsys.readouterr().err
     busi["texture"]["0"]["file_names_sha256"] = "of another preparation"
     with pytest.raises(SystemExit, match="the rows of busi are not of the same images"):
         finetuned.tables({"busi": busi})
 
 
-def test_the_short_table_has_a_line_a_row_and_leaves_out_what_is_not_finished(tmp_path, few_resamples, capsys):  # noqa: F811
+def test_the_short_table_has_a_line_a_row_of_the_seeds_of_mse(tmp_path, few_resamples, capsys):  # noqa: F811
     finetuned = load("finetuned")
     table = predicted(0, 1.0)
     run, xray = kept(finetuned, tmp_path / "busi", table), kept(finetuned, tmp_path / "xray", predicted(7, 1.0, XRAY))
     found = {
-        "pneumonia": {"mse": {"0": xray, "1": xray}, "texture": {"0": xray}, "classical": {"0": xray}},
+        "pneumonia": {"mse": {"0": xray, "1": xray}, "texture": {"2": xray}, "classical": {"0": xray}},
         "busi": {"texture": {"0": run}, "texture@25": {"0": xray}},
     }
     file = tmp_path / "found.json"
@@ -242,6 +257,11 @@ def test_the_short_table_has_a_line_a_row_and_leaves_out_what_is_not_finished(tm
     assert rows[-1] == f"| `texture` | {accuracy:.3f}, {auroc:.3f} |  |"
     assert [row.split("|")[1:3] for row in rows[:-1]] == [[" `classical` ", "  "], [" `mse` ", "  "]]
     assert rows[0].split("|")[3] == rows[1].split("|")[3] and "0." in rows[0]
+    other = kept(finetuned, tmp_path / "other", predicted(8, 2.0, XRAY))
+    some = finetuned.short_table({"pneumonia": {"mse": {"0": xray, "1": other}, "texture": {"1": other, "2": xray}}})
+    alone = finetuned.short_table({"pneumonia": {"mse": {"0": other}}})
+    shown = {line.split("|")[1].strip(): line.split("|")[2] for line in some.splitlines()[2:]}
+    assert shown["`texture`"] == alone.splitlines()[-1].split("|")[2] != shown["`mse`"], "the seed that both have"
     with pytest.raises(SystemExit, match="2"):
         finetuned.main(["--short", "--corpora", "busi", "--rows", "mse"])
     assert "--short, --together_with and --as_frequent go with --tables" in capsys.readouterr().err

@@ -21,8 +21,9 @@ many updates.
 Each row of a corpus is a run of cross_validate.py in `output_dir`, which goes on where it was interrupted, and lands in
 the JSON file when it is finished: its settings, its command, its commit (`-dirty` with changes that are in none), and
 every answer to a test image.
-The tables are made of that file alone; `--baseline texture` holds all rows against that one. With `--together_with
-classical` the answers of each other row are the mean of its probabilities and those of that row: what an encoder adds.
+The tables are made of that file alone; `--baseline texture` holds all rows against that one. A row
+is shown with the seeds that the baseline has too, and held against the same ones. With `--together_with classical` the
+answers of each other row are the mean of its probabilities and those of that row: what an encoder adds.
 The networks weigh the classes alike, `classical` as frequent as they are: `--as_frequent` has all do as that one does.
 """
 
@@ -41,51 +42,27 @@ import yaml
 # The recipes import each other by bare names, and Python looks beside this file only.
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from row_settings import ROOT, STEPS, asked, differences, trained_by
-from side_by_side import markdown_table
+from row_settings import (
+    ALL,
+    BASELINE,
+    CLASSICAL,
+    CONFIGS,
+    CORPORA,
+    EPOCHS_OF_ALL,
+    FIRST,
+    ROOT,
+    ROWS,
+    STEPS,
+    asked,
+    differences,
+    key_of,
+)
+from row_tables import short_table, tables
 
 from commandline import ending_children
 from images.splits import sha256_of_lines
-from judging.summary import class_names_of, compare_all, figures_of
-from judging.tables import positive_indices
+from judging.summary import class_names_of
 from output_folder import replaced_file
-
-CONFIGS = "recipes/configs/laptop"
-CLASSICAL, BASELINE = "classical", "mse"
-ROWS: dict[str, list[str] | None] = {  # options of the pretraining; None: there is none
-    CLASSICAL: None,
-    "none": None,
-    BASELINE: ["preset=mse"],
-    "paper": ["preset=paper", "mse_epochs=0.5"],
-    "head": ["preset=texture", "glcm_weight=0"],
-    "texture": ["preset=texture"],
-    "mse_all": ["preset=mse"],
-    "head_all": ["preset=texture", "glcm_weight=0"],
-    "texture_all": ["preset=texture"],
-}
-ALL, FIRST = "_all", "busi"  # rows of one encoder for all corpora; where it is pretrained
-# `epochs`: of the pretraining on this corpus, and of the fine-tuning.
-CORPORA: dict[str, dict[str, Any]] = {
-    "busi": {"title": "BUSI", "positive": ["malignant"], "folds": None, "seeds": [0, 1], "epochs": (60, 30)},
-    "covid_ct": {"title": "SARS-CoV-2 CT", "positive": None, "folds": None, "seeds": [0], "epochs": (30, 20)},
-    "pneumonia": {
-        "title": "Chest X-ray",
-        "positive": None,
-        "folds": ["official"],
-        "seeds": [0, 1, 2],
-        "epochs": (15, 8),
-    },
-}
-EPOCHS_OF_ALL = 24
-COLUMNS = {  # title -> figure, the first of these that there is
-    "accuracy": ("accuracy",),
-    "balanced accuracy": ("balanced_accuracy",),
-    "AUROC, mean of the classes": ("macro_auroc",),
-    "AUROC": ("binary_auroc", "auroc"),
-    "sensitivity": ("binary_sensitivity", "sensitivity"),
-    "specificity": ("binary_specificity", "specificity"),
-}
-COMPARED = ("accuracy", "balanced accuracy", "AUROC")  # with the baseline
 
 
 def command(corpus: str, row: str, seed: int, options: argparse.Namespace, labelled: int | None = None) -> list[str]:
@@ -129,11 +106,6 @@ def _encoder(corpus: str, row: str, seed: int, options: argparse.Namespace) -> P
         seeds, fold = CORPORA[FIRST]["seeds"][0], str(seed)  # its part is the same in every fold there
     whose = FIRST if row.endswith(ALL) else corpus
     return Path(options.output_dir, whose, row, f"seed_{seeds}", f"fold_{fold}", "pretrain", "export")
-
-
-def key_of(row: str, labelled: int | None) -> str:
-    """What a row is called in the results."""
-    return f"{row}@{labelled}" if labelled else row
 
 
 def _updates_of_all(corpus: str, options: argparse.Namespace) -> int:
@@ -189,183 +161,6 @@ def record(words: Sequence[str], output: Path, pretraining: dict[str, Any] | Non
         "labels": " ".join(map(str, table["label"])),
         "probabilities": {name: " ".join(f"{value:.6g}" for value in table[f"probability_{name}"]) for name in classes},
     }
-
-
-def table_of(runs: Sequence[dict[str, Any]]) -> pd.DataFrame:
-    """The predictions of a row, of all its seeds: each has folds of its own, of the same images."""
-    parts = []
-    for seed, run in enumerate(runs):
-        part = pd.DataFrame({name: run[name].split(" ") for name in ("folds", "groups", "labels")})
-        part = part.rename(columns={"folds": "fold", "groups": "group", "labels": "label"}).astype({"label": int})
-        part["seed"], part["test_part"], part["file_name"] = seed, part["fold"], [f"{seed} {i}" for i in part.index]
-        part["fold"] += f" seed {seed}" if len(runs) > 1 else ""
-        for name in run["classes"]:
-            part[f"probability_{name}"] = [float(value) for value in run["probabilities"][name].split(" ")]
-        columns = [f"probability_{name}" for name in run["classes"]]
-        part[columns] = part[columns].div(part[columns].sum(axis=1), axis=0)  # they were rounded
-        part["prediction"] = part[columns].to_numpy().argmax(axis=1)
-        parts.append(part)
-    return pd.concat(parts, ignore_index=True)
-
-
-def together(table: pd.DataFrame, other: pd.DataFrame) -> pd.DataFrame:
-    """The same images with the means of both tables' probabilities, and the answers that follow."""
-    columns = [name for name in table if name.startswith("probability_")]
-    means = (table[columns] + other[columns]) / 2
-    return table.assign(**means, prediction=means.to_numpy().argmax(axis=1))
-
-
-def as_frequent(table: pd.DataFrame) -> pd.DataFrame:
-    """The answers of a classifier that was trained with the classes weighed alike, for classes as frequent as they are.
-
-    Each probability times its class's share of the images of the other folds (Saerens et al. 2002, equation 4).
-    """
-    columns = [name for name in table if name.startswith("probability_")]
-    folds = table["test_part"]
-    shares = pd.DataFrame({fold: table["label"][folds != fold].value_counts(normalize=True) for fold in folds.unique()})
-    shares = shares.fillna(0)
-    weighed = table[columns] * shares[folds].T.sort_index(axis=1).to_numpy()
-    weighed = weighed.div(weighed.sum(axis=1), axis=0)
-    return table.assign(**weighed, prediction=weighed.to_numpy().argmax(axis=1))
-
-
-def _weighs_alike(run: dict[str, Any]) -> bool:
-    """Whether a run, of a network or a logistic regression, answers as if the classes were equally frequent."""
-    given = trained_by(run["settings"], STEPS[1:])
-    weights = given.get("finetune class_weights", [run["settings"].get("class_weights")])
-    return weights == ["balanced"] and given.get("finetune prior_correction") in (None, ["false"])
-
-
-def _whole_rows(corpus: str, found: dict[str, Any], baseline: str) -> tuple[dict[str, list[Any]], list[str]]:
-    """What is finished of a corpus with all labels: each row's runs, and their seeds. Exits if their images differ."""
-    whole_rows = {row: runs for row, runs in found.get(corpus, {}).items() if row in ROWS}
-    # The seeds of the baseline, for nothing in the classical row is random; without it of any other.
-    by_seeds = [row for row in (baseline, BASELINE, *whole_rows) if row in whole_rows]
-    by_seeds = sorted(by_seeds, key=lambda row: row == CLASSICAL)
-    seeds = sorted(whole_rows[by_seeds[0]]) if by_seeds else []
-    rows = {
-        row: [runs[seed] for seed in (seeds if row != CLASSICAL else sorted(runs)[:1])]
-        for row, runs in whole_rows.items()
-        if row == CLASSICAL or sorted(runs) == seeds  # with other seeds it is not finished, and cannot be paired
-    }
-    if others := [row for row in whole_rows if row not in rows]:
-        print(f"{corpus}: left out are {', '.join(others)}, not of the seeds {', '.join(seeds)}", file=sys.stderr)
-    if len({run["file_names_sha256"] for runs in rows.values() for run in runs}) > 1:
-        sys.exit(f"error: the rows of {corpus} are not of the same images: prepare it once for all")
-    return rows, seeds
-
-
-def short_table(found: dict[str, Any]) -> str:
-    """Markdown: accuracy and AUROC of every finished row on each corpus, without intervals."""
-    titles = ("accuracy", "AUROC")
-    columns = {corpus: rows for corpus in CORPORA if (rows := _whole_rows(corpus, found, BASELINE)[0])}
-    lines = [[", ".join(titles), *(CORPORA[corpus]["title"] for corpus in columns)]]
-    for row in (row for row in ROWS if any(row in rows for rows in columns.values())):
-        cells = []
-        for corpus, rows in columns.items():
-            cells.append("")
-            if row in rows:
-                table = table_of(rows[row])
-                figures = figures_of(table, positive_indices(class_names_of(table), CORPORA[corpus]["positive"]))
-                names = [next(name for name in COLUMNS[title] if name in figures) for title in titles]
-                cells[-1] = ", ".join(f"{figures[name]:.3f}" for name in names)
-        lines.append([f"`{row}`", *cells])
-    return markdown_table(lines)
-
-
-def tables(found: dict[str, Any], baseline: str = BASELINE, beside: str | None = None, frequent: bool = False) -> str:
-    """Markdown: for each corpus the figures of every row, and the paired differences to one of them, if it is there.
-
-    Args:
-        found: what the JSON file holds.
-        baseline: a row that the others are held against.
-        beside: a row; of each other one, the mean of its probabilities and those of this one is judged.
-        frequent: judge the networks by `as_frequent`; needs several folds, whose images it counts.
-    """
-    text = []
-    for corpus, facts in CORPORA.items():
-        rows, seeds = _whole_rows(corpus, found, baseline)
-        if not rows:
-            continue
-        if beside is not None and beside not in rows:
-            print(f"{corpus} is left out: it has no finished row {beside}", file=sys.stderr)
-            continue
-        # Nothing in the classical row is random: it is the same for every seed.
-        whole = {row: table_of(runs * (len(seeds) if row == CLASSICAL else 1)) for row, runs in rows.items()}
-        named = {row: f"`{row}`" for row in whole}
-        if frequent:
-            if facts["folds"]:
-                print(f"{corpus} is left out: of one split the other images are not known", file=sys.stderr)
-                continue
-            alike = [row for row in whole if _weighs_alike(rows[row][0])]
-            whole |= {row: as_frequent(whole[row]) for row in alike}
-        if beside is not None:
-            others = [row for row in whole if row != beside]
-            named |= {row: f"`{beside}` and `{row}`" for row in others}
-            whole |= {row: together(whole[row], whole[beside]) for row in others}
-            rows |= {row: max(rows[row], rows[beside], key=len) for row in others}
-        of_all = baseline if baseline in whole else next(iter(whole))
-        compared = compare_all(whole, of_all, facts["positive"])
-        names = {
-            title: next((n for n in given if n in compared["runs"][of_all]["figures"]), None)
-            for title, given in COLUMNS.items()
-        }
-        names = {title: name for title, name in names.items() if name}
-        title = f"{facts['title']}, classes as frequent as they are" if frequent else facts["title"]
-        lines = [[title, "seeds", *names, "minutes"]]
-        less = [[f"{title}: points above {named.get(baseline)}", *COMPARED]]
-        for row in (row for row in ROWS if row in whole):
-            figures = compared["runs"][row]["figures"]
-            minutes = sum(run["minutes"] for run in rows[row]) if beside is None else 0
-            shown = [
-                f"{figures[name]['value']:.3f} ({figures[name]['low']:.3f} to {figures[name]['high']:.3f})"
-                for name in names.values()
-            ]
-            lines.append([named[row], str(len(rows[row])), *shown, f"{minutes:.0f}" if minutes else ""])
-            if row != baseline and baseline in whole:
-                against = compared["against_baseline"][row]["differences"]
-                less.append([named[row], *(_points(against[names[title]]) for title in COMPARED)])
-        text += [markdown_table(lines), *([markdown_table(less)] if len(less) > 1 else [])]
-        text += _learning_curve(found[corpus], seeds, baseline, facts) if beside is None and not frequent else []
-    return "\n\n".join(text)
-
-
-def _learning_curve(rows: dict[str, Any], seeds: list[str], baseline: str, facts: dict[str, Any]) -> list[str]:
-    """Tables of the rows that ran with few labels, one column for each number of groups; nothing if none did.
-
-    All columns are of the seeds that the first network, if possible the baseline, has with the fewest groups.
-    """
-    counts = sorted({int(name.split("@")[1]) for name in rows if "@" in name})
-    networks = [key_of(row, count) for count in counts for row in (baseline, *ROWS) if row != CLASSICAL]
-    seeds = next((sorted(rows[key]) for key in networks if key in rows), seeds)
-    cells, less = ({row: [] for row in ROWS} for _ in range(2))
-    for count in [*counts, None]:
-        found = {}
-        for row in ROWS:
-            runs = rows.get(key_of(row, count), {})
-            wanted = sorted(runs)[:1] * len(seeds) if row == CLASSICAL else seeds  # nothing in that one is random
-            if runs and set(wanted) <= set(runs):
-                found[row] = table_of([runs[seed] for seed in wanted])
-        compared = compare_all(found, baseline if baseline in found else next(iter(found)), facts["positive"])
-        for row in ROWS:
-            figures = compared["runs"][row]["figures"] if row in found else {}
-            names = [next(name for name in COLUMNS[title] if name in figures) for title in COMPARED[1:] if figures]
-            cells[row].append(", ".join("{value:.3f} ({low:.3f} to {high:.3f})".format(**figures[n]) for n in names))
-            points = compared["against_baseline"].get(row, {}).get("differences") if baseline in found else None
-            less[row].append(", ".join(_points(points[name]) for name in names if points))
-    labels = ", ".join(COMPARED[1:])
-    told = {f"{facts['title']}: {labels}": cells, f"{facts['title']}: points above `{baseline}`, {labels}": less}
-    text = []
-    for title, of_rows in told.items():
-        lines = [[f"`{row}`", *shown] for row, shown in of_rows.items() if any(shown[:-1])]
-        if lines:
-            text.append(markdown_table([[title, *(f"{count} groups" for count in counts), "all"], *lines]))
-    return text
-
-
-def _points(difference: dict[str, float]) -> str:
-    """A paired difference in points, with its interval."""
-    return "{:+.1f} ({:+.1f} to {:+.1f})".format(*(100 * difference[key] for key in ("value", "low", "high")))
 
 
 def run_one(

@@ -1,4 +1,4 @@
-"""What the rows of finetuned.py are trained with, so that a row of other settings is not taken for the same."""
+"""The rows of finetuned.py: what they are trained with, so that a row of other settings is not taken for the same."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -10,6 +10,38 @@ from training.fold_settings import by_name
 
 ROOT = Path(__file__).resolve().parents[2]
 STEPS = ("pretrain", "finetune")
+CONFIGS = "recipes/configs/laptop"
+CLASSICAL, BASELINE = "classical", "mse"
+ROWS: dict[str, list[str] | None] = {  # options of the pretraining; None: there is none
+    CLASSICAL: None,
+    "none": None,
+    BASELINE: ["preset=mse"],
+    "paper": ["preset=paper", "mse_epochs=0.5"],
+    "head": ["preset=texture", "glcm_weight=0"],
+    "texture": ["preset=texture"],
+    "mse_all": ["preset=mse"],
+    "head_all": ["preset=texture", "glcm_weight=0"],
+    "texture_all": ["preset=texture"],
+}
+ALL, FIRST = "_all", "busi"  # rows of one encoder for all corpora; where it is pretrained
+# `epochs`: of the pretraining on this corpus, and of the fine-tuning.
+CORPORA: dict[str, dict[str, Any]] = {
+    "busi": {"title": "BUSI", "positive": ["malignant"], "folds": None, "seeds": [0, 1], "epochs": (60, 30)},
+    "covid_ct": {"title": "SARS-CoV-2 CT", "positive": None, "folds": None, "seeds": [0], "epochs": (30, 20)},
+    "pneumonia": {
+        "title": "Chest X-ray",
+        "positive": None,
+        "folds": ["official"],
+        "seeds": [0, 1, 2],
+        "epochs": (15, 8),
+    },
+}
+EPOCHS_OF_ALL = 24
+
+
+def key_of(row: str, labelled: int | None) -> str:
+    """What a row is called in the results."""
+    return f"{row}@{labelled}" if labelled else row
 
 
 def asked(words: Sequence[str]) -> dict[str, Any]:

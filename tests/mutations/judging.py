@@ -10,7 +10,7 @@ MUTATIONS = [
         "tests/test_baselines.py::test_patients_are_known_where_a_group_is_one",
     ),
     Mutation(
-        "recipes/benchmarks/finetuned.py",
+        "recipes/benchmarks/row_tables.py",
         "for row in (baseline, *ROWS) if row != CLASSICAL]",
         "for row in (baseline, *ROWS)]",
         "tests/test_finetuned.py::test_a_learning_curve_has_the_encoders_and_the_updates_of_all_labels",
@@ -316,16 +316,28 @@ MUTATIONS = [
         "tests/test_calibration.py::test_a_corrected_prior_answers_for_classes_as_frequent_as_they_are",
     ),
     Mutation(
-        "recipes/benchmarks/finetuned.py",
+        "recipes/benchmarks/row_tables.py",
         ' and given.get("finetune prior_correction") in (None, ["false"])',
         "",
         "tests/test_finetuned.py::test_networks_answer_for_classes_as_frequent_as_they_are",
     ),
     Mutation(
-        "recipes/benchmarks/finetuned.py",
-        "if row == CLASSICAL or sorted(runs) == seeds  #",
-        "if True  #",
-        "tests/test_finetuned.py::test_the_short_table_has_a_line_a_row_and_leaves_out_what_is_not_finished",
+        "recipes/benchmarks/row_tables.py",
+        "for s in seeds if s in runs}",
+        "for s in runs}",
+        "tests/test_finetuned.py::test_the_short_table_has_a_line_a_row_of_the_seeds_of_mse",
+    ),
+    Mutation(
+        "recipes/benchmarks/row_tables.py",
+        "for s in runs if s in rows[beside]}",
+        "for s in runs}",
+        "tests/test_finetuned.py::test_the_tables_hold_every_finished_row_and_its_difference",
+    ),
+    Mutation(
+        "recipes/benchmarks/row_tables.py",
+        "_answers(rows, row, seeds, beside, frequent)",
+        "_answers(rows, row, tuple(rows[row]), beside, frequent)",
+        "tests/test_finetuned.py::test_the_tables_hold_every_finished_row_and_its_difference",
     ),
     Mutation(
         "recipes/benchmarks/readouts.py",

@@ -319,13 +319,13 @@ MUTATIONS = [
         "tests/test_finetuned.py::test_what_the_benchmark_started_ends_with_it",
     ),
     Mutation(
-        "recipes/benchmarks/finetuned.py",
+        "recipes/benchmarks/row_tables.py",
         'table["label"][folds != fold]',
         'table["label"][folds == fold]',
         "tests/test_finetuned.py::test_networks_answer_for_classes_as_frequent_as_they_are",
     ),
     Mutation(
-        "recipes/benchmarks/finetuned.py",
+        "recipes/benchmarks/row_tables.py",
         'folds = table["test_part"]',
         'folds = table["fold"]',
         "tests/test_finetuned.py::test_networks_answer_for_classes_as_frequent_as_they_are",
