@@ -2,6 +2,7 @@
 
 import argparse
 import json
+import re
 import shutil
 import signal
 import subprocess
@@ -188,7 +189,9 @@ def test_the_tables_hold_every_finished_row_and_its_difference(tmp_path, few_res
     run = kept(finetuned, tmp_path / "xray", predicted(7, 1.0, XRAY))
     other = kept(finetuned, tmp_path / "other", predicted(8, 2.0, XRAY))
     # Nothing in the classical row is random; a row with one of two seeds is held against the same one.
-    xray = {"classical": {"0": run}, "mse": {"0": run, "1": other}, "texture": {"0": other}, "none": {"2": run}}
+    classical = run | {"minutes": 3}
+    xray = {"classical": {"0": classical}, "none": {"0": run, "2": run}, "mse": {"0": run, "1": other}}
+    xray |= {"texture": {"0": other}, "paper": {"2": run}}
     text = finetuned.tables({"busi": busi, "pneumonia": xray})
     compared = compare(answers["texture"], answers["mse"], ["malignant"])["differences"]
     row = next(line for line in text.splitlines() if line.startswith("| `texture` |") and "+" in line)
@@ -196,10 +199,13 @@ def test_the_tables_hold_every_finished_row_and_its_difference(tmp_path, few_res
     for point, cell in zip(points, row.split("|")[2:5], strict=True):
         assert float(cell.split()[0]) == pytest.approx(point, abs=0.11)
     of_busi, of_xray = text.split("| Chest X-ray |")[0], text.split("| Chest X-ray |")[1]
-    assert "`none`" not in text and "pneumonia: left out are none, not of the seeds 0, 1\n" in capsys.readouterr().err
+    said = capsys.readouterr().err
+    assert "`paper`" not in text and "pneumonia, paper: seed 2 is left out, which is not of mse\n" in said
+    assert "| `none` | 1 | " in of_xray and "pneumonia, none: seed 2 is left out, which is not of mse\n" in said
+    assert re.search(r"\| `classical` \| 1 \| .* \| 3 \|$", of_xray, re.MULTILINE), "of one run"
     right = [100 * (predicted(*how, XRAY).eval("prediction == label").mean()) for how in ((7, 1.0), (8, 2.0))]
     assert f"| `texture` | 1 | {right[1] / 100:.3f} (" in of_xray
-    assert f"| `texture` | {right[1] - right[0]:+.1f} (" in of_xray and f"{right[1] - right[0]:.1f}" != "0.0"
+    assert f"| `texture`, seed 0 | {right[1] - right[0]:+.1f} (" in of_xray and f"{right[1] - right[0]:.1f}" != "0.0"
     of_one = finetuned.tables({"pneumonia": xray}, "texture")
     assert f"| `mse` | 1 | {right[0] / 100:.3f} (" in of_one and f"| `mse` | {right[0] - right[1]:+.1f} (" in of_one
     accuracy = f"{(answers['mse']['prediction'] == answers['mse']['label']).mean():.3f}"
@@ -215,7 +221,7 @@ def test_the_tables_hold_every_finished_row_and_its_difference(tmp_path, few_res
     less = text.split("| Chest X-ray: points above `classical` |")[1]
     assert (
         f"| `mse` | {(right[1] - right[0]) / 2:+.1f} (" in less
-        and f"| `texture` | {right[1] - right[0]:+.1f} (" in less
+        and f"| `texture`, seed 0 | {right[1] - right[0]:+.1f} (" in less
     )
     text = finetuned.tables({"busi": busi}, "classical", beside="classical")
     both = [f"probability_{name}" for name in BUSI]
@@ -232,8 +238,19 @@ def test_the_tables_hold_every_finished_row_and_its_difference(tmp_path, few_res
     assert "| `classical` and `mse` | 2 | " in both_seeds and "BUSI" not in both_seeds
     assert "| `classical` and `texture` | 1 | " in both_seeds
     beside_one = finetuned.tables({"pneumonia": xray}, "mse", beside="texture")
+    said = capsys.readouterr().err
+    assert "pneumonia, paper: seed 2 is left out, which is not of mse and texture\n" in said
     assert "| `texture` and `mse` | 1 | " in beside_one and "| `texture` and `classical` | 1 | " in beside_one
-    assert "busi is left out: it has no finished row classical\n" in capsys.readouterr().err
+    assert "busi is left out: it has no finished row classical\n" in said
+    # Without the baseline and `mse`, the row with most seeds.
+    assert "| `texture` | 2 |" in finetuned.tables(
+        {"pneumonia": {"none": {"0": run}, "texture": {"0": run, "1": other}}}
+    )
+    file = write(tmp_path / "found.json", json.dumps({"pneumonia": xray}).encode())
+    finetuned.main(["--tables", str(file), "--seeds", "1"])
+    of_one = capsys.readouterr().out
+    assert f"| `mse` | 1 | {right[1] / 100:.3f} (" in of_one and "`texture`" not in of_one
+    assert f"| `classical` | {right[0] - right[1]:+.1f} (" in of_one
     busi["texture"]["0"]["file_names_sha256"] = "of another preparation"
     with pytest.raises(SystemExit, match="the rows of busi are not of the same images"):
         finetuned.tables({"busi": busi})
@@ -298,6 +315,11 @@ def test_networks_answer_for_classes_as_frequent_as_they_are(tmp_path, few_resam
     # Of a second seed too, whose folds hold the same images.
     assert f"| `mse` | 2 | {right / len(table):.3f} (" in said.out and right / len(table) > alike
     assert said.out.startswith("| BUSI, classes as frequent as they are |") and "25 groups" not in said.out
+    with_fewer = finetuned.tables({"busi": found["busi"] | {"none": {"0": run}}}, beside="classical", frequent=True)
+    assert "| `classical` and `none` | 1 |" in with_fewer and "| `classical` and `mse` | 2 |" in with_fewer
+    assert re.search(r"\| `classical` and `none`, seed 0 \| [+]0.0 \([+]0.0 to [+]0.0\)", with_fewer), (
+        "of equal answers"
+    )
     for row in ("| `classical` | 1 |", "| `texture` | 2 |"):
         assert f"{row} {alike:.3f} (" in said.out, "it has weighed them so by itself"
     assert "Chest X-ray" not in said.out and "pneumonia is left out: of one split the other images" in said.err
@@ -360,7 +382,7 @@ def test_a_row_of_all_corpora_has_one_encoder_of_their_training_parts():
     assert cross_validation._options(["seed=1", "seed=2"]) == ["--seed=2"]
 
 
-def test_a_learning_curve_has_the_encoders_and_the_updates_of_all_labels(tmp_path, few_resamples):  # noqa: F811
+def test_a_learning_curve_has_the_encoders_and_the_updates_of_all_labels(tmp_path, few_resamples, capsys):  # noqa: F811
     finetuned = load("finetuned")
     folds = [{"train": list(range(size))} for size in (480, 500)]
     write(tmp_path / "busi" / "splits.json", json.dumps({"folds": folds}).encode())
@@ -395,6 +417,17 @@ def test_a_learning_curve_has_the_encoders_and_the_updates_of_all_labels(tmp_pat
     classical = {"classical": rows["mse"]}
     text = finetuned.tables({"busi": rows | {name: two[name] for name in ("mse", "texture")} | classical})
     assert curve in text and "| `mse` | 2 |" in text
+    capsys.readouterr()
+    lacking = {"mse": two["mse"], "mse@25": two["mse@25"], "texture": two["texture"], "texture@25": rows["texture@25"]}
+    text = finetuned.tables({"busi": lacking})
+    assert "| `texture` |" not in next(table for table in text.split("\n\n") if "25 groups" in table)
+    said = capsys.readouterr().err
+    assert "BUSI, texture@25: is left out of the learning curve, which is of seed 0, 1\n" in said
+    others_only = finetuned.tables({"busi": {"mse": other["mse"], "mse@25": rows["mse@25"]}})
+    curve_alone = next(table for table in others_only.split("\n\n") if "25 groups" in table).splitlines()[-1]
+    assert curve_alone.startswith("| `mse` | 0.") and curve_alone.endswith(") |  |"), (
+        "of all labels there is another seed"
+    )
     # `classical` has one for all, also as the baseline.
     two |= classical | {"classical@25": rows["classical@50"]}
     told = [finetuned.tables({"busi": two}, name) for name in ("mse", "classical")]

@@ -67,29 +67,35 @@ def _weighs_alike(run: dict[str, Any]) -> bool:
     return weights == ["balanced"] and given.get("finetune prior_correction") in (None, ["false"])
 
 
-def _whole_rows(corpus: str, found: dict[str, Any], baseline: str) -> dict[str, dict[str, Any]]:
+def _whole_rows(
+    corpus: str, found: dict[str, Any], baseline: str, beside: str | None = None
+) -> dict[str, dict[str, Any]]:
     """What is finished of a corpus with all labels: each row's runs, by those of its seeds that the baseline has too.
 
-    Exits if their images differ.
+    Without the baseline, or where it is `classical`, in which nothing is random: that `mse` has, or else the row with
+    most seeds. With `beside`, that this row has as well. What is left out is named; exits if the images differ.
     """
     whole_rows = {row: runs for row, runs in found.get(corpus, {}).items() if row in ROWS}
-    # The seeds of the baseline, for nothing in the classical row is random; without it of any other.
-    by_seeds = [row for row in (baseline, BASELINE, *whole_rows) if row in whole_rows]
-    by_seeds = sorted(by_seeds, key=lambda row: row == CLASSICAL)
-    seeds = sorted(whole_rows[by_seeds[0]]) if by_seeds else []
-    rows = {
-        row: dict.fromkeys(seeds, runs[min(runs)]) if row == CLASSICAL else {s: runs[s] for s in seeds if s in runs}
-        for row, runs in whole_rows.items()
-    }
-    if others := [row for row in rows if not rows[row]]:
-        print(f"{corpus}: left out are {', '.join(others)}, not of the seeds {', '.join(seeds)}", file=sys.stderr)
+    if not whole_rows:
+        return {}
+    networks = {row: runs for row, runs in whole_rows.items() if row != CLASSICAL} or whole_rows
+    decides = next((row for row in (baseline, BASELINE) if row in networks), None)
+    decides = decides or max(networks, key=lambda row: len(networks[row]))
+    seeds = sorted(set(networks[decides]) & set(networks.get(beside, networks[decides])))
+    rows = {row: {seed: runs[seed] for seed in seeds if seed in runs} for row, runs in networks.items()}
+    if CLASSICAL in whole_rows:  # it is the same for every seed
+        rows[CLASSICAL] = dict.fromkeys(seeds, whole_rows[CLASSICAL][min(whole_rows[CLASSICAL])])
+    for row, runs in networks.items():
+        if others := sorted(set(runs) - set(seeds)):
+            whose = f"{decides} and {beside}" if beside in networks else decides
+            print(f"{corpus}, {row}: seed {', '.join(others)} is left out, which is not of {whose}", file=sys.stderr)
     if len({run["file_names_sha256"] for runs in rows.values() for run in runs.values()}) > 1:
         sys.exit(f"error: the rows of {corpus} are not of the same images: prepare it once for all")
     return {row: runs for row, runs in rows.items() if runs}
 
 
 def short_table(found: dict[str, Any]) -> str:
-    """Markdown: accuracy and AUROC of every finished row on each corpus, without intervals."""
+    """Markdown: accuracy and AUROC of every row on each corpus, with the seeds that `mse` has, without intervals."""
     titles = ("accuracy", "AUROC")
     columns = {corpus: rows for corpus in CORPORA if (rows := _whole_rows(corpus, found, BASELINE))}
     lines = [[", ".join(titles), *(CORPORA[corpus]["title"] for corpus in columns)]]
@@ -127,18 +133,15 @@ def tables(found: dict[str, Any], baseline: str = BASELINE, beside: str | None =
     """
     text = []
     for corpus, facts in CORPORA.items():
-        rows = _whole_rows(corpus, found, baseline)
-        if not rows:
-            continue
-        if beside is not None and beside not in rows:
+        if beside is not None and corpus in found and beside not in found[corpus]:
             print(f"{corpus} is left out: it has no finished row {beside}", file=sys.stderr)
+            continue
+        rows = _whole_rows(corpus, found, baseline, beside)
+        if not rows:
             continue
         if frequent and facts["folds"]:
             print(f"{corpus} is left out: of one split the other images are not known", file=sys.stderr)
             continue
-        if beside is not None:
-            rows = {row: {s: runs[s] for s in runs if s in rows[beside]} for row, runs in rows.items()}
-            rows = {row: runs for row, runs in rows.items() if runs}
         of_all = baseline if baseline in rows else max(rows, key=lambda row: len(rows[row]))
         figures, differences = {}, {}
         for seeds in dict.fromkeys(map(tuple, rows.values())):  # each row against the same seeds of the baseline
@@ -155,13 +158,13 @@ def tables(found: dict[str, Any], baseline: str = BASELINE, beside: str | None =
         lines = [[title, "seeds", *names, "minutes"]]
         less = [[f"{title}: points above {named.get(baseline)}", *COMPARED]]
         for row in (row for row in ROWS if row in rows):
-            # Nothing in the classical row is random: it is the same for every seed.
-            alone = row == CLASSICAL and beside in (None, row)
-            minutes = sum(run["minutes"] for run in rows[row].values()) if beside is None else 0
+            runs = list(rows[row].values())[: 1 if row == CLASSICAL and beside in (None, row) else None]
+            minutes = sum(run["minutes"] for run in runs) if beside is None else 0
             shown = ["{value:.3f} ({low:.3f} to {high:.3f})".format(**figures[row][name]) for name in names.values()]
-            lines.append([named[row], str(1 if alone else len(rows[row])), *shown, f"{minutes:.0f}" if minutes else ""])
+            lines.append([named[row], str(len(runs)), *shown, f"{minutes:.0f}" if minutes else ""])
             if row != baseline and baseline in rows:
-                less.append([named[row], *(_points(differences[row][names[title]]) for title in COMPARED)])
+                of_some = f", seed {', '.join(rows[row])}" if len(rows[row]) < len(rows[baseline]) else ""
+                less.append([named[row] + of_some, *(_points(differences[row][names[title]]) for title in COMPARED)])
         text += [markdown_table(lines), *([markdown_table(less)] if len(less) > 1 else [])]
         if beside is None and not frequent:
             text += _learning_curve(found[corpus], list(rows[of_all]), baseline, facts)
@@ -171,9 +174,12 @@ def tables(found: dict[str, Any], baseline: str = BASELINE, beside: str | None =
 def _learning_curve(rows: dict[str, Any], seeds: list[str], baseline: str, facts: dict[str, Any]) -> list[str]:
     """Tables of the rows that ran with few labels, one column for each number of groups; nothing if none did.
 
-    All columns are of the seeds that the first network, if possible the baseline, has with the fewest groups.
+    All columns are of the seeds that the first network, if possible the baseline, has with the fewest groups; a row
+    that lacks one of them is left out and named.
     """
     counts = sorted({int(name.split("@")[1]) for name in rows if "@" in name})
+    if not counts:
+        return []
     networks = [key_of(row, count) for count in counts for row in (baseline, *ROWS) if row != CLASSICAL]
     seeds = next((sorted(rows[key]) for key in networks if key in rows), seeds)
     cells, less = ({row: [] for row in ROWS} for _ in range(2))
@@ -184,6 +190,13 @@ def _learning_curve(rows: dict[str, Any], seeds: list[str], baseline: str, facts
             wanted = sorted(runs)[:1] * len(seeds) if row == CLASSICAL else seeds  # nothing in that one is random
             if runs and set(wanted) <= set(runs):
                 found[row] = table_of([runs[seed] for seed in wanted])
+            elif runs:
+                told = f"{facts['title']}, {key_of(row, count)}: is left out of the learning curve"
+                print(f"{told}, which is of seed {', '.join(seeds)}", file=sys.stderr)
+        if not found:
+            for column in (*cells.values(), *less.values()):
+                column.append("")
+            continue
         compared = compare_all(found, baseline if baseline in found else next(iter(found)), facts["positive"])
         for row in ROWS:
             figures = compared["runs"][row]["figures"] if row in found else {}

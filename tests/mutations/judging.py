@@ -323,14 +323,14 @@ MUTATIONS = [
     ),
     Mutation(
         "recipes/benchmarks/row_tables.py",
-        "for s in seeds if s in runs}",
-        "for s in runs}",
+        "for seed in seeds if seed in runs}",
+        "for seed in runs}",
         "tests/test_finetuned.py::test_the_short_table_has_a_line_a_row_of_the_seeds_of_mse",
     ),
     Mutation(
         "recipes/benchmarks/row_tables.py",
-        "for s in runs if s in rows[beside]}",
-        "for s in runs}",
+        " & set(networks.get(beside, networks[decides]))",
+        "",
         "tests/test_finetuned.py::test_the_tables_hold_every_finished_row_and_its_difference",
     ),
     Mutation(
