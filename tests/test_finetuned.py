@@ -251,6 +251,11 @@ def test_the_tables_hold_every_finished_row_and_its_difference(tmp_path, few_res
     of_one = capsys.readouterr().out
     assert f"| `mse` | 1 | {right[1] / 100:.3f} (" in of_one and "`texture`" not in of_one
     assert f"| `classical` | {right[0] - right[1]:+.1f} (" in of_one
+    file.write_text(json.dumps({"pneumonia": xray | {"mse@25": {"0": run}, "none@25": {"0": other}}, "busi": busi}))
+    finetuned.main(["--tables", str(file), "--corpora", "pneumonia", "--rows", "mse", "none"])
+    some = capsys.readouterr().out
+    assert "BUSI" not in some and "`texture`" not in some and "`classical`" not in some
+    assert "| `mse` | 2 |" in some and some.count("| `none` | ") == 3 and "25 groups" in some
     busi["texture"]["0"]["file_names_sha256"] = "of another preparation"
     with pytest.raises(SystemExit, match="the rows of busi are not of the same images"):
         finetuned.tables({"busi": busi})

@@ -21,8 +21,8 @@ many updates.
 Each row of a corpus is a run of cross_validate.py in `output_dir`, which goes on where it was interrupted, and lands in
 the JSON file when it is finished: its settings, its command, its commit (`-dirty` with changes that are in none), and
 every answer to a test image.
-The tables are made of that file alone; `--baseline texture` holds all rows against that one, `--seeds 1` takes that
-seed alone. A row is shown with the seeds that the baseline has too, and held against the same ones. With
+The tables are made of that file alone; `--baseline texture` holds all rows against that one, and --corpora, --rows and
+--seeds show some. A row is shown with the seeds that the baseline has too, and held against the same ones. With
 `--together_with classical` the answers of each other row are the mean of its probabilities and those of that row: what
 an encoder adds.
 The networks weigh the classes alike, `classical` as frequent as they are: `--as_frequent` has all do as that one does.
@@ -58,7 +58,7 @@ from row_settings import (
     differences,
     key_of,
 )
-from row_tables import short_table, tables
+from row_tables import selected, short_table, tables
 
 from commandline import ending_children
 from images.splits import sha256_of_lines
@@ -210,9 +210,10 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument(
         "--json", type=Path, default=Path("runs/finetuned.json"), help="results; what is in it is not run again"
     )
-    parser.add_argument("--corpora", nargs="+", choices=CORPORA, help="each of them takes hours; or --tables")
-    parser.add_argument("--rows", nargs="+", choices=ROWS, help="to be run, or --tables")
-    parser.add_argument("--seeds", nargs="+", type=int, help="those of the corpus if left out; with --tables, all")
+    parser.add_argument("--corpora", nargs="+", choices=CORPORA, help="to be run; or of --tables, if not all")
+    parser.add_argument("--rows", nargs="+", choices=ROWS, help="the same; one takes minutes to hours on two cores")
+    several = ", ".join(f"{corpus} {' '.join(map(str, facts['seeds']))}" for corpus, facts in CORPORA.items())
+    parser.add_argument("--seeds", nargs="+", type=int, help=f"if left out: {several}; of --tables, all")
     parser.add_argument("--labelled_groups", nargs="+", type=int, default=[None], help="the learning curve, instead")
     parser.add_argument("--pretrain_options", nargs="+", default=[], help="more options of pretrain.py, as NAME=VALUE")
     parser.add_argument("--finetune_options", nargs="+", default=[], help="more options of finetune.py, as NAME=VALUE")
@@ -222,12 +223,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         parser.error("--short has no intervals or baseline: give it --tables alone")
     if options.tables:
         found = json.loads(options.tables.read_text())
-        if options.seeds:
-            wanted = set(map(str, options.seeds))
-            for rows in found.values():
-                for row in [row for row in rows if not row.startswith(CLASSICAL)]:  # that is the same for every seed
-                    some = {seed: run for seed, run in rows.pop(row).items() if seed in wanted}
-                    rows |= {row: some} if some else {}
+        found = selected(found, options.corpora, options.rows, options.seeds)
         if options.short:
             print(short_table(found))
         else:

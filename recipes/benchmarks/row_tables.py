@@ -67,6 +67,23 @@ def _weighs_alike(run: dict[str, Any]) -> bool:
     return weights == ["balanced"] and given.get("finetune prior_correction") in (None, ["false"])
 
 
+def selected(
+    found: dict[str, Any],
+    corpora: Sequence[str] | None = None,
+    rows: Sequence[str] | None = None,
+    seeds: Sequence[int] | None = None,
+) -> dict[str, Any]:
+    """Some of what the JSON file holds; all of it where nothing is said. `classical` is the same for every seed."""
+    some: dict[str, Any] = {}
+    for corpus in (name for name in found if name in (corpora or found)):
+        for row, runs in found[corpus].items():
+            whole = row.split("@")[0]
+            wanted = {seed: run for seed, run in runs.items() if not seeds or whole == CLASSICAL or int(seed) in seeds}
+            if wanted and whole in (rows or ROWS):
+                some.setdefault(corpus, {})[row] = wanted
+    return some
+
+
 def _whole_rows(
     corpus: str, found: dict[str, Any], baseline: str, beside: str | None = None
 ) -> dict[str, dict[str, Any]]:
