@@ -256,6 +256,8 @@ def test_the_tables_hold_every_finished_row_and_its_difference(tmp_path, few_res
     some = capsys.readouterr().out
     assert "BUSI" not in some and "`texture`" not in some and "`classical`" not in some
     assert "| `mse` | 2 |" in some and some.count("| `none` | ") == 3 and "25 groups" in some
+    with pytest.raises(SystemExit, match="found.json has no row of these --corpora, --rows and --seeds"):
+        finetuned.main(["--tables", str(file), "--rows", "mse", "--seeds", "7"])
     busi["texture"]["0"]["file_names_sha256"] = "of another preparation"
     with pytest.raises(SystemExit, match="the rows of busi are not of the same images"):
         finetuned.tables({"busi": busi})

@@ -224,6 +224,8 @@ def main(argv: Sequence[str] | None = None) -> None:
     if options.tables:
         found = json.loads(options.tables.read_text())
         found = selected(found, options.corpora, options.rows, options.seeds)
+        if not found:
+            sys.exit(f"error: {options.tables} has no row of these --corpora, --rows and --seeds")
         if options.short:
             print(short_table(found))
         else:
