@@ -452,6 +452,18 @@ def test_delong_is_left_out_and_named_where_a_fold_has_too_few_images(quick):
     assert "No DeLong test of healthy, binary: a fold has fewer than two" in comparison_markdown(found, ("a", "b"))
 
 
+def test_answers_of_several_trainings_to_one_image_are_not_tested_as_if_they_were_independent(quick):
+    labels = np.tile([0, 1], 20)
+    table = answers_of(np.linspace(0.1, 0.9, 40), labels, np.repeat(["0", "1"], 20))
+    again = table.assign(seed=1, test_part=table["fold"], fold=table["fold"] + " seed 1")
+    again["file_name"] += " seed 1"
+    both = pd.concat([table.assign(seed=0, test_part=table["fold"]), again], ignore_index=True)
+    assert {"delong", "mcnemar"} <= set(compare(table, table))
+    found = compare(both, both)
+    assert set(found) == {"num_images", "classes", "positive_classes", "differences"}
+    assert found["differences"]["auroc"]["value"] == 0
+
+
 def test_curves_are_drawn_fold_by_fold(tmp_path, monkeypatch):
     drawn = []
     monkeypatch.setattr(summary.Figure, "savefig", lambda figure, *args, **options: drawn.append(figure))

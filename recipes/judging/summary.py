@@ -301,9 +301,10 @@ def compare(
         seed: of the bootstrap.
 
     Returns:
-        `num_images`, `classes`, `positive_classes`; `differences` (first - second, bootstrap of groups within folds),
-        `delong` (of each AUROC, the folds combined), `without_delong` (AUROCs that cannot be tested so, because a fold
-        has fewer than two images of either side), `mcnemar` (of the accuracy).
+        `num_images`, `classes`, `positive_classes`; `differences` (first - second, bootstrap of groups within folds);
+        and of one training each, because the tests take answers as independent, `delong` (of each AUROC, the folds
+        combined), `without_delong` (AUROCs that cannot be tested so, because a fold has fewer than two images of either
+        side) and `mcnemar` (of the accuracy).
 
     Raises:
         ValueError: the runs are not of the same images, labels and folds; names some.
@@ -327,6 +328,14 @@ def _paired(
         name: interval(found["value"] - of_second[name]["value"], found["draws"] - of_second[name]["draws"])
         for name, found in of_first.items()
     }
+    found = {
+        "num_images": len(first),
+        "classes": classes,
+        "positive_classes": list(positive) if positive else None,
+        "differences": differences,
+    }
+    if len(np.unique(_seeds(first))) > 1:
+        return found
     labels, folds = first["label"].to_numpy(), first["fold"].to_numpy()
     questions = {name: [index] for index, name in enumerate(classes)}
     if len(classes) == 2:
@@ -342,11 +351,7 @@ def _paired(
             delong[name] = delong_test(*scores, truth, folds)
         else:
             without_delong.append(name)
-    return {
-        "num_images": len(first),
-        "classes": classes,
-        "positive_classes": list(positive) if positive else None,
-        "differences": differences,
+    return found | {
         "delong": delong,
         "without_delong": without_delong,
         "mcnemar": mcnemar_test(*((table["prediction"] == table["label"]).to_numpy() for table in (first, second))),
