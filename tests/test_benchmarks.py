@@ -183,6 +183,37 @@ def test_differences_are_points_with_the_spread_of_seeds_and_groups():
     assert low_few < low_one < 25 < high_one < high_few
 
 
+def test_the_lead_of_the_classical_features_stands_before_that_of_the_presets():
+    tables = load("learning_tables")
+
+    def record(row: str, **right: str) -> dict:
+        found = {"right": right, "groups": " ".join(str(i) for i in range(40))}
+        return {"settings": {"pretraining": row}, "results": {"corpora": {"ct": found, "x-ray": found}}}
+
+    read, better = (
+        dict.fromkeys(tables.READOUTS, "1" * 20 + "0" * 20),
+        dict.fromkeys(tables.READOUTS, "1" * 30 + "0" * 10),
+    )
+    classical = record("classical", image="1" * 10 + "0" * 30, tiles="1" * 40)
+    records = [
+        record("none", **read),
+        classical,
+        record("mse", **(read | {"cls": "0" * 40})),
+        record("texture", **better),
+    ]
+    _, _, *rows = [
+        [cell.strip() for cell in line.split("|")[1:-1]] for line in tables.difference_table(records).splitlines()
+    ]
+    points = {(row, title): [cell.split(" ")[0] for cell in cells] for row, title, *cells in rows}
+    assert list(points)[:3] == [
+        ("classical, whole image", "above the mean token"),
+        ("classical, 4x4 tiles", "above the mean token"),
+        ("texture", "mean token"),
+    ]
+    assert list(points.values())[:4] == [["-25.0"] * 3, ["+50.0"] * 3, ["+25.0"] * 3, ["+75.0"] * 3]
+    assert {row for row, _ in points} == {"classical, whole image", "classical, 4x4 tiles", "texture"}
+
+
 def test_classical_features_that_older_results_lack_are_left_out_and_told(capsys):
     tables = load("learning_tables")
     right = {"image": "1110", "tiles": "1111", "narrow tiles": "1100"}

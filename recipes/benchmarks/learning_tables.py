@@ -92,13 +92,14 @@ def readout_table(records: list[dict[str, Any]], corpus: str) -> str:
 
 
 def differences(
-    results: list[dict[str, Any]], baseline: list[dict[str, Any]], readout: str
+    results: list[dict[str, Any]], baseline: list[dict[str, Any]], readout: str, of_baseline: str | None = None
 ) -> dict[str, tuple[float, float, float]]:
     """How many points more of the test images are right than with the baseline, all labels.
 
     Args:
         results, baseline: of the same seeds, in the same order.
-        readout: what is read of both.
+        readout: what is read of both; with `of_baseline`, of `results` only.
+        of_baseline: what is read of the baseline.
 
     Returns:
         corpus, and "mean" of them -> (difference, low, high), its 95 % interval by the bootstrap of seeds and groups.
@@ -107,7 +108,8 @@ def differences(
     sums: dict[str, list[tuple[np.ndarray, np.ndarray]]] = {name: [] for name in names}
     for result, other in zip(results, baseline, strict=True):
         for name in names:
-            ours, theirs = (np.array(list(found["corpora"][name]["right"][readout]), int) for found in (result, other))
+            of_both = (result, readout), (other, of_baseline or readout)
+            ours, theirs = (np.array(list(found["corpora"][name]["right"][read]), int) for found, read in of_both)
             group = np.array(result["corpora"][name]["groups"].split(), int)
             sums[name].append((np.bincount(group, ours - theirs), np.bincount(group)))
     random, draws = np.random.default_rng(0), []
@@ -129,14 +131,21 @@ def differences(
 
 
 def difference_table(records: list[dict[str, Any]]) -> str:
-    """Markdown: points above the baseline, for each row and what is read."""
+    """Markdown: points above the baseline, for each row and what is read.
+
+    First the classical features above the baseline's mean token, which says how much there is to gain.
+    """
     rows = _by_row(records)
     baseline = rows.pop(BASELINE)
     lines = [[f"points above {BASELINE}, all labels", "read", *baseline[0]["corpora"], "mean"]]
-    for row, results in rows.items():
-        if row in (UNTRAINED, CLASSICAL):
-            continue
-        for readout, title in READOUTS.items():
-            found = differences(results, baseline, readout)
-            lines.append([row, title, *(f"{x:+.1f} ({low:+.1f} to {high:+.1f})" for x, low, high in found.values())])
+    classical = rows.pop(CLASSICAL)
+    read = [result["corpora"][name]["right"] for result in classical for name in result["corpora"]]
+    found = [
+        (f"{CLASSICAL}, {title}", f"above the {READOUTS['mean']}", differences(classical, baseline, name, "mean"))
+        for name, title in _classical(read)
+    ]
+    for row in (row for row in rows if row != UNTRAINED):
+        found += [(row, title, differences(rows[row], baseline, readout)) for readout, title in READOUTS.items()]
+    for row, title, points in found:
+        lines.append([row, title, *(f"{x:+.1f} ({low:+.1f} to {high:+.1f})" for x, low, high in points.values())])
     return markdown_table(lines)
