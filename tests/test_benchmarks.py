@@ -183,7 +183,7 @@ def test_differences_are_points_with_the_spread_of_seeds_and_groups():
     assert low_few < low_one < 25 < high_one < high_few
 
 
-def test_the_lead_of_the_classical_features_stands_before_that_of_the_presets():
+def test_the_lead_of_the_classical_features_stands_before_that_of_the_presets(capsys):
     tables = load("learning_tables")
 
     def record(row: str, **right: str) -> dict:
@@ -212,6 +212,11 @@ def test_the_lead_of_the_classical_features_stands_before_that_of_the_presets():
     ]
     assert list(points.values())[:4] == [["-25.0"] * 3, ["+50.0"] * 3, ["+25.0"] * 3, ["+75.0"] * 3]
     assert {row for row, _ in points} == {"classical, whole image", "classical, 4x4 tiles", "texture"}
+    assert capsys.readouterr().err == ""
+    del read["grid"]
+    text = tables.difference_table([classical, record("mse", **read), record("texture", **better)])
+    assert "| texture | attentive |" in text and "3x3 means" not in text
+    assert "texture, 3x3 means: no difference" in capsys.readouterr().err
 
 
 def test_classical_features_that_older_results_lack_are_left_out_and_told(capsys):
@@ -474,6 +479,71 @@ def test_runs_in_the_repository_are_known_again_though_options_were_added_since(
         assert [learning._given(run["settings"]) for run in stored].count(learning._given(wanted)) == 1
         changed = wanted | {"training": wanted["training"] | {"unlabelled_corpus": ["more"]}}
         assert learning._given(changed) not in [learning._given(run["settings"]) for run in stored]
+
+
+def tables_of(text: str) -> list[tuple[list[str], list[list[str]]]]:
+    """Heading and rows of every Markdown table in a text, by cells, without the marks of code and stress."""
+    blocks = [block.splitlines() for block in re.findall(r"(?:^[|].*[|]$\n?)+", text, re.MULTILINE)]
+    tables = [[re.sub("`|[*]{2}", "", line[1:-1]).split("|") for line in (head, *rows)] for head, _, *rows in blocks]
+    stripped = [[[cell.strip() for cell in line] for line in table] for table in tables]
+    return [(head, rows) for head, *rows in stripped]
+
+
+def corpus_in(text: str) -> str | None:
+    names = {"BUSI": "busi", "X-ray": "pneumonia", "CT": "covid_ct", "mean": "mean"}
+    return next((name for title, name in names.items() if re.search(rf"\b{title}$|\b{title}[:,]", text)), None)
+
+
+@pytest.mark.slow
+def test_the_tables_of_frozen_encoders_are_those_of_their_results():
+    tables = load("learning_tables")
+    alike: dict[tuple, dict[str, list[dict]]] = {}  # by what the runs of one table share, those of each row
+    for name in ("corpora", "corpora_16", "corpora_112", "busi", "pneumonia", "covid_ct"):
+        for run in json.loads((BENCHMARKS / "results" / f"texture_{name}.json").read_text())["runs"]:
+            training, size = run["settings"]["training"], run["settings"]["model"]["image_size"]
+            shared = (name, training["num_train_epochs"], training["per_device_train_batch_size"], size)
+            alike.setdefault(shared, {}).setdefault(run["settings"]["pretraining"], []).append(run)
+    figures, points = set(), set()  # (table, corpus, row, title, figure), (row, what is read, corpus, difference)
+    for shared, rows in alike.items():
+        for runs in rows.values():
+            runs.sort(key=lambda run: run["settings"]["training"]["seed"])
+            for corpus, results in runs[0]["results"]["corpora"].items():
+                few = ["50"] if "50" in results["probe"] else ["all"]
+                for text in (tables.readout_table(runs, corpus), tables.table(runs, corpus, few)):
+                    ((head, lines),) = tables_of(text)
+                    titles = [title.removeprefix("probe, ") for title in head[1:]]
+                    told = [(line[0], *cell) for line in lines for cell in zip(titles, line[1:], strict=True)]
+                    figures |= {(shared, corpus, *cell) for cell in told}
+        for row in set(rows) - {"none", "classical", "mse"}:
+            seeds = [run["settings"]["training"]["seed"] for run in rows[row]]
+            same = [run for name in ("classical", "mse", row) for run in rows[name]]
+            same = [run for run in same if run["settings"]["training"]["seed"] in seeds]
+            ((head, lines),) = tables_of(tables.difference_table(same))
+            points |= {(*line[:2], *cell) for line in lines for cell in zip(head[2:], line[2:], strict=True)}
+
+    document = (BENCHMARKS / "README.md").read_text()
+    (part,) = re.findall(r"^## And on real images[?]$(.*?)^## ", document, re.MULTILINE | re.DOTALL)
+    checked = 0
+    for head, lines in tables_of(part):
+        corpus = corpus_in(head[0])
+        for label, *cells in lines:
+            within, colon, row = label.partition(": ")
+            corpus = corpus_in(label) if colon else corpus
+            row = row if colon else label
+            told = {title: cell for title, cell in zip(head[1:], cells, strict=True) if cell}
+            if "points above" in head[0]:
+                of_row, read = (row, told.pop("read")) if "read" in told else ("texture", row)
+                told.pop("seeds", None)
+                expected = {(of_row, read, corpus_in(title), cell) for title, cell in told.items()}
+                assert expected <= points, (head[0], label)
+            elif "points above" in row:
+                expected = {("texture", title, corpus, cell) for title, cell in told.items()}
+                assert expected <= points, (head[0], label)
+            else:
+                together = [{(shared, corpus, row, *cell) for cell in told.items()} for shared in alike]
+                assert any(expected <= figures for expected in together), (head[0], label)
+            checked += len(told)
+    assert checked > 300
 
 
 # ----------------------------------------------------------------------------------------------------------------- GPU
