@@ -9,8 +9,19 @@ from huggingface_hub.dataclasses import strict, validated_field
 from transformers import PreTrainedConfig, ViTMAEConfig
 from transformers.image_utils import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
 
-KERNELS = ("sigmoid", "linear", "hard")
-HEAD_PATCHES = ("all", "masked")
+from .field_checks import (
+    check_channel,
+    check_head_patches,
+    check_kernel,
+    check_levels,
+    check_mask_ratio,
+    check_offsets,
+    check_patch_size,
+    check_positive,
+    check_tiles,
+    check_value_range,
+    check_weight,
+)
 
 
 def value_range_from_normalization(
@@ -57,6 +68,9 @@ HEAD_FIELDS: dict[str, Any] = {
     "glcm_head_patches": "all",
 }
 
+# The same of the CLS token's.
+CLS_FIELDS: dict[str, Any] = {"glcm_cls_tiles": 4}
+
 # `texture` is the measured default for new work. Its glcm_weight is 10 * 16 ** 2: the loss is a mean over the
 # levels x levels cells, and 10 is the weight of the sum over them. `paper` is the published setting, kept for
 # comparison. `mse` is plain ViTMAE.
@@ -74,6 +88,7 @@ PRESETS: dict[str, dict[str, Any]] = {
         "mse_weight": 1.0,
         "glcm_head_weight": 2.0,
         **HEAD_FIELDS,
+        "glcm_cls_weight": 0.0,
     },
     "paper": {
         "glcm_kernel": "sigmoid",
@@ -88,62 +103,16 @@ PRESETS: dict[str, dict[str, Any]] = {
         "ssim_weight": 1.0,
         "mse_weight": 0.1,
         "glcm_head_weight": 0.0,
+        "glcm_cls_weight": 0.0,
     },
-    "mse": {"glcm_weight": 0.0, "ssim_weight": 0.0, "mse_weight": 1.0, "glcm_head_weight": 0.0},
+    "mse": {
+        "glcm_weight": 0.0,
+        "ssim_weight": 0.0,
+        "mse_weight": 1.0,
+        "glcm_head_weight": 0.0,
+        "glcm_cls_weight": 0.0,
+    },
 }
-
-
-def _require(condition: bool, allowed: str, value: Any) -> None:
-    if not condition:
-        raise ValueError(f"must be {allowed}, got {value!r}")
-
-
-def _check_levels(value: int) -> None:
-    _require(value >= 2, "an integer of at least 2", value)
-
-
-def _check_value_range(value: Sequence[float]) -> None:
-    _require(
-        len(value) == 2 and all(math.isfinite(v) for v in value) and value[0] < value[1],
-        "two finite numbers [lo, hi] with lo < hi, in the units of pixel_values",
-        value,
-    )
-
-
-def _check_offsets(value: Sequence[Sequence[int]]) -> None:
-    _require(
-        len(value) > 0 and all(len(offset) == 2 and any(offset) for offset in value),
-        "a non-empty list of [dy, dx] pairs of whole pixels, none of them [0, 0]",
-        value,
-    )
-
-
-def _check_head_patches(value: str) -> None:
-    _require(value in HEAD_PATCHES, f"one of {', '.join(HEAD_PATCHES)}", value)
-
-
-def _check_kernel(value: str) -> None:
-    _require(value in KERNELS, f"one of {', '.join(KERNELS)}", value)
-
-
-def _check_positive(value: float) -> None:
-    _require(math.isfinite(value) and value > 0, "a finite number greater than 0", value)
-
-
-def _check_weight(value: float) -> None:
-    _require(math.isfinite(value) and value >= 0, "a finite number of at least 0", value)
-
-
-def _check_channel(value: int | str) -> None:
-    _require(value == "mean" or (isinstance(value, int) and value >= 0), 'a channel index or "mean"', value)
-
-
-def _check_mask_ratio(value: float) -> None:
-    _require(0 <= value < 1, "at least 0.0 and less than 1.0", value)
-
-
-def _check_patch_size(value: Any) -> None:
-    _require(isinstance(value, int) and value > 0, "one positive integer (the decoder predicts square patches)", value)
 
 
 def _copy_list(value: Any) -> Any:
@@ -169,6 +138,10 @@ class GLCMMAEConfig(ViTMAEConfig):
     (linear kernel) and `p` the softmax of the prediction, `L_head = mean over patches and offsets of KL(t || p)`.
     Nothing has to be synthesised: the best answer is the expected matrix, given what is visible.
 
+    With a `glcm_cls_weight`, a linear layer on the encoder's CLS token predicts in the same way the matrices of a grid
+    of tiles that cover the image, and `glcm_cls_weight * L_cls` is added, `L_cls` the mean of the divergence over tiles
+    and offsets. Else no term of the loss asks anything of the CLS token, which a `ViTForImageClassification` reads.
+
     Args:
         glcm_levels (`int`): number K of grey levels, at least 2.
         glcm_value_range (`[float, float]`): the grey values `[lo, hi]` that the levels span, in the units of
@@ -184,13 +157,17 @@ class GLCMMAEConfig(ViTMAEConfig):
         glcm_normalize (`bool`): divide each matrix by its sum, so that it holds joint probabilities.
         glcm_cumulative (`bool`): compare cumulative matrices, so that a grey value that is off by few levels costs less
             than one that is off by many. Not together with `glcm_reweight`.
-        glcm_weight, ssim_weight, mse_weight, glcm_head_weight (`float`): weights of the terms, at least 0, not all 0.
-            With `glcm_head_weight=0` there is no texture head, and its fields are written only if they were changed:
-            stored fields (a config.json) without a `glcm_head_weight` mean that there is none.
-        glcm_head_levels (`int`): number of grey levels that the head tells apart, over `glcm_value_range`.
+        glcm_weight, ssim_weight, mse_weight, glcm_head_weight, glcm_cls_weight (`float`): weights of the terms, at
+            least 0, not all 0. With `glcm_head_weight=0` there is no texture head, and its fields are written only if
+            they were changed: stored fields (a config.json) without a `glcm_head_weight` mean that there is none. The
+            same holds for `glcm_cls_weight` and the head of the CLS token.
+        glcm_head_levels (`int`): number of grey levels that the heads tell apart, over `glcm_value_range`.
         glcm_head_offsets (`[[int, int], ...]`): offsets (row, column) in pixels, each with a distribution of its own.
             Each must be shorter than the patch in both directions.
         glcm_head_patches (`str`): the patches that the head is judged on: "all", visible ones too, or "masked".
+        glcm_cls_tiles (`int`): tiles down and across the image, of which the CLS token's head predicts the matrices. A
+            rest of the image that is narrower than a tile is left out. A tile must be longer than the
+            `glcm_head_offsets` in both directions.
 
     Raises:
         huggingface_hub.errors.StrictDataclassError: on a wrong type or value; names the field, the value and what
@@ -207,31 +184,33 @@ class GLCMMAEConfig(ViTMAEConfig):
     ```
     """
 
-    patch_size: int = validated_field(_check_patch_size, default=16)
-    mask_ratio: float = validated_field(_check_mask_ratio, default=0.75)
-    glcm_levels: int = validated_field(_check_levels, default=_default("glcm_levels"))
+    patch_size: int = validated_field(check_patch_size, default=16)
+    mask_ratio: float = validated_field(check_mask_ratio, default=0.75)
+    glcm_levels: int = validated_field(check_levels, default=_default("glcm_levels"))
     glcm_value_range: list[float | int] | tuple[float | int, float | int] = validated_field(
-        _check_value_range, default_factory=lambda: _default("glcm_value_range")
+        check_value_range, default_factory=lambda: _default("glcm_value_range")
     )
     glcm_offsets: list[list[int] | tuple[int, int]] | tuple[list[int] | tuple[int, int], ...] = validated_field(
-        _check_offsets, default_factory=lambda: _default("glcm_offsets")
+        check_offsets, default_factory=lambda: _default("glcm_offsets")
     )
-    glcm_kernel: str = validated_field(_check_kernel, default=_default("glcm_kernel"))
-    glcm_sharpness: float | int = validated_field(_check_positive, default=30.0)
-    glcm_channel: int | str = validated_field(_check_channel, default=_default("glcm_channel"))
+    glcm_kernel: str = validated_field(check_kernel, default=_default("glcm_kernel"))
+    glcm_sharpness: float | int = validated_field(check_positive, default=30.0)
+    glcm_channel: int | str = validated_field(check_channel, default=_default("glcm_channel"))
     glcm_reweight: bool = _default("glcm_reweight")
     glcm_symmetric: bool = False
     glcm_normalize: bool = _default("glcm_normalize")
     glcm_cumulative: bool = False
-    glcm_weight: float | int = validated_field(_check_weight, default=_default("glcm_weight"))
-    ssim_weight: float | int = validated_field(_check_weight, default=_default("ssim_weight"))
-    mse_weight: float | int = validated_field(_check_weight, default=_default("mse_weight"))
-    glcm_head_weight: float | int = validated_field(_check_weight, default=_default("glcm_head_weight"))
-    glcm_head_levels: int = validated_field(_check_levels, default=_default("glcm_head_levels"))
+    glcm_weight: float | int = validated_field(check_weight, default=_default("glcm_weight"))
+    ssim_weight: float | int = validated_field(check_weight, default=_default("ssim_weight"))
+    mse_weight: float | int = validated_field(check_weight, default=_default("mse_weight"))
+    glcm_head_weight: float | int = validated_field(check_weight, default=_default("glcm_head_weight"))
+    glcm_head_levels: int = validated_field(check_levels, default=_default("glcm_head_levels"))
     glcm_head_offsets: list[list[int] | tuple[int, int]] | tuple[list[int] | tuple[int, int], ...] = validated_field(
-        _check_offsets, default_factory=lambda: _default("glcm_head_offsets")
+        check_offsets, default_factory=lambda: _default("glcm_head_offsets")
     )
-    glcm_head_patches: str = validated_field(_check_head_patches, default=_default("glcm_head_patches"))
+    glcm_head_patches: str = validated_field(check_head_patches, default=_default("glcm_head_patches"))
+    glcm_cls_weight: float | int = validated_field(check_weight, default=_default("glcm_cls_weight"))
+    glcm_cls_tiles: int = validated_field(check_tiles, default=CLS_FIELDS["glcm_cls_tiles"])
 
     def __setattr__(self, name: str, value: Any) -> None:
         # transformers makes an attribute of whatever it does not know: a mistyped setting would change nothing.
@@ -276,7 +255,8 @@ class GLCMMAEConfig(ViTMAEConfig):
         """Build from stored fields, as in transformers; overrides are checked together with them.
 
         (transformers assigns overrides later, so `norm_pix_loss=False` could not repair a checkpoint that has it True.)
-        Where no `glcm_head_weight` is stored, there is no texture head: checkpoints without one do not name it.
+        Where no `glcm_head_weight` is stored, there is no texture head: checkpoints without one do not name it. Nor is
+        there one of the CLS token without a `glcm_cls_weight`.
 
         Args:
             config_dict: the stored fields.
@@ -285,7 +265,7 @@ class GLCMMAEConfig(ViTMAEConfig):
         for name in kwargs:
             cls._refuse_unknown(name)
         own = cls.__dataclass_fields__.keys() - PreTrainedConfig.__dataclass_fields__.keys()
-        stored = {"glcm_head_weight": 0.0} | config_dict
+        stored = {"glcm_head_weight": 0.0, "glcm_cls_weight": 0.0} | config_dict
         return super().from_dict(stored | {name: kwargs[name] for name in own & kwargs.keys()}, **kwargs)
 
     @classmethod
@@ -294,11 +274,13 @@ class GLCMMAEConfig(ViTMAEConfig):
         return cls.from_dict(cls._dict_from_json_file(json_file))
 
     def to_dict(self) -> dict[str, Any]:
-        """All fields, as in transformers; without a texture head, those of the head only if they were changed."""
+        """All fields, as in transformers; those of a head that there is not only if they were changed."""
         fields = super().to_dict()
-        if self.glcm_head_weight:
-            return fields
-        without = {"glcm_head_weight": self.glcm_head_weight} | HEAD_FIELDS
+        without = {}
+        if not self.glcm_cls_weight:
+            without = {"glcm_cls_weight": self.glcm_cls_weight} | CLS_FIELDS
+            if not self.glcm_head_weight:
+                without |= {"glcm_head_weight": self.glcm_head_weight} | HEAD_FIELDS
         return {name: value for name, value in fields.items() if name not in without or value != without[name]}
 
     def validate_texture(self) -> None:
@@ -318,6 +300,12 @@ class GLCMMAEConfig(ViTMAEConfig):
                     f"{name} must be shorter than patch_size ({self.patch_size} pixels) in both directions, "
                     f"got {too_long}"
                 )
+        tile = min(sides) // self.glcm_cls_tiles
+        if self.glcm_cls_weight and any(max(map(abs, offset)) >= tile for offset in self.glcm_head_offsets):
+            raise ValueError(
+                f"glcm_cls_tiles ({self.glcm_cls_tiles}) must leave tiles longer than glcm_head_offsets, got tiles of "
+                f"{tile} pixels in images of {sides[0]} x {sides[1]} and {self.glcm_head_offsets}"
+            )
         if self.glcm_channel != "mean" and self.glcm_channel >= self.num_channels:
             raise ValueError(
                 f'glcm_channel must be "mean" or less than num_channels ({self.num_channels}), got {self.glcm_channel}'
@@ -326,10 +314,9 @@ class GLCMMAEConfig(ViTMAEConfig):
             raise ValueError(
                 "glcm_cumulative=True must not be combined with glcm_reweight=True: set one of them to False"
             )
-        if not (self.glcm_weight or self.ssim_weight or self.mse_weight or self.glcm_head_weight):
-            raise ValueError(
-                "glcm_weight, ssim_weight, mse_weight and glcm_head_weight must not all be 0: nothing would be learned"
-            )
+        weights = ("glcm_weight", "ssim_weight", "mse_weight", "glcm_head_weight", "glcm_cls_weight")
+        if not any(getattr(self, name) for name in weights):
+            raise ValueError(f"{', '.join(weights[:-1])} and {weights[-1]} must not all be 0: nothing would be learned")
         if self.norm_pix_loss and (self.glcm_weight or self.ssim_weight):
             raise ValueError(
                 "norm_pix_loss=True must not be combined with glcm_weight or ssim_weight above 0 (got "

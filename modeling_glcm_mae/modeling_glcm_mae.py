@@ -24,12 +24,13 @@ from transformers.utils.generic import can_return_tuple, merge_with_config_defau
 from transformers.utils.output_capturing import capture_outputs
 
 from .configuration_glcm_mae import GLCMMAEConfig
+from .decoder import GLCMMAEDecoder
 from .glcm import glcm_loss
-from .glcm_head import matrices_of_pairs, num_pairs, pair_distribution, pair_divergence
+from .glcm_head import matrices_of_pairs, pair_distribution, pair_divergence
 from .glcm_support import warn_once_of_range
-from .outputs import GLCMMAEDecoderOutput, GLCMMAEForPreTrainingOutput, GLCMMAEReconstructionOutput
-from .positions import GLCMMAEEmbeddings, check_pixel_values, grid_of, resample_positions, sin_cos_positions
-from .ssim import ssim_loss
+from .outputs import GLCMMAEForPreTrainingOutput, GLCMMAEReconstructionOutput
+from .positions import GLCMMAEEmbeddings, check_pixel_values, grid_of, sin_cos_positions
+from .ssim import extremes, min_max_scaled, ssim_loss
 
 _SSIM_PATCHES = 2**14  # at once; 48 MiB in float32 for patches of 16 x 16 x 3
 
@@ -116,61 +117,14 @@ class GLCMMAEModel(GLCMMAEPreTrainedModel, ViTMAEModel):
         return ViTMAEModelOutput(last_hidden_state=self.layernorm(hidden), mask=mask, ids_restore=ids_restore)
 
 
-class GLCMMAEDecoder(ViTMAEDecoder):
-    """ViTMAE's decoder, with positions interpolated over the two-dimensional grid of patches.
-
-    (transformers 5.23 interpolates them as one strip, which misplaces every patch of another grid.) With a
-    `glcm_head_weight`, a linear layer beside the pixels' predicts the co-occurrence distributions.
-    """
-
-    def __init__(self, config: GLCMMAEConfig, num_patches: int):
-        super().__init__(config, num_patches)
-        self.glcm_head = None
-        if config.glcm_head_weight:
-            answers = len(config.glcm_head_offsets) * num_pairs(config.glcm_head_levels)
-            self.glcm_head = nn.Linear(config.decoder_hidden_size, answers)
-
-    def initialize_weights(self, num_patches: int) -> None:
-        """Nothing: the stock values fit square images only; `_init_weights` of the model sets them for any grid."""
-
-    def forward(
-        self, hidden_states: torch.Tensor, ids_restore: torch.Tensor, grid: tuple[int, int]
-    ) -> GLCMMAEDecoderOutput:
-        """Predict the pixels of all patches, and with a texture head their co-occurrence distributions.
-
-        Args:
-            hidden_states: `(batch_size, 1 + visible, hidden_size)` from the encoder, CLS first.
-            ids_restore: `(batch_size, num_patches)`, original index of the shuffled patches.
-            grid: number of patches (down, across).
-
-        Returns:
-            `logits` of shape `(batch_size, num_patches, patch_size ** 2 * num_channels)`, and `glcm_head_logits`.
-        """
-        embedded = self.decoder_embed(hidden_states)
-        cls_token, visible = embedded[:, :1], embedded[:, 1:]
-        masked = self.mask_token.expand(len(visible), ids_restore.shape[1] - visible.shape[1], -1)
-        shuffled = torch.cat([visible, masked.to(visible.dtype)], dim=1)
-        patches = shuffled.gather(1, ids_restore.unsqueeze(-1).expand(-1, -1, shuffled.shape[-1]))
-        positions = resample_positions(
-            self.decoder_pos_embed, grid_of(self.config.image_size, self.config.patch_size), grid
-        )
-        hidden = torch.cat([cls_token, patches], dim=1) + positions
-        for layer in self.decoder_layers:
-            hidden = layer(hidden)
-        hidden = self.decoder_norm(hidden)
-        head_logits = None
-        if self.glcm_head is not None:
-            head_logits = self.glcm_head(hidden[:, 1:]).unflatten(-1, (len(self.config.glcm_head_offsets), -1))
-        return GLCMMAEDecoderOutput(logits=self.decoder_pred(hidden)[:, 1:], glcm_head_logits=head_logits)
-
-
 class GLCMMAEForPreTraining(GLCMMAEPreTrainedModel, ViTMAEForPreTraining):
     r"""Masked autoencoder that is judged by texture: ViTMAE with the objective of GLCM-MAE.
 
     `loss = glcm_weight * L_glcm + ssim_weight * L_ssim + mse_weight * L_mse`, on masked patches only, in float32
     (Madan, Satia et al., "Focus on Texture", MICCAI 2025, arXiv 2507.10869; the weights and the details are fields of
     `GLCMMAEConfig`). With a `glcm_head_weight`, the decoder also predicts the co-occurrence matrices themselves, and
-    `glcm_head_weight * L_head` is added, `L_head` the mean of `KL(true || predicted)`.
+    `glcm_head_weight * L_head` is added, `L_head` the mean of `KL(true || predicted)`; with a `glcm_cls_weight`, the
+    same of matrices of the whole image, tile by tile, as foretold from the encoder's CLS token.
 
     Example:
 
@@ -317,6 +271,7 @@ class GLCMMAEForPreTraining(GLCMMAEPreTrainedModel, ViTMAEForPreTraining):
             texture=texture,
             glcm_sharpness=glcm_sharpness,
             glcm_head_logits=decoded.glcm_head_logits,
+            glcm_cls_logits=decoded.glcm_cls_logits,
         )
         return GLCMMAEForPreTrainingOutput(
             loss=terms["loss"],
@@ -330,6 +285,8 @@ class GLCMMAEForPreTraining(GLCMMAEPreTrainedModel, ViTMAEForPreTraining):
             mse_loss=terms["mse"],
             glcm_head_loss=terms["glcm_head"],
             glcm_head_logits=decoded.glcm_head_logits,
+            glcm_cls_loss=terms["glcm_cls"],
+            glcm_cls_logits=decoded.glcm_cls_logits,
         )
 
     def reconstruction_loss(
@@ -342,6 +299,7 @@ class GLCMMAEForPreTraining(GLCMMAEPreTrainedModel, ViTMAEForPreTraining):
         texture: bool = True,
         glcm_sharpness: float | None = None,
         glcm_head_logits: torch.Tensor | None = None,
+        glcm_cls_logits: torch.Tensor | None = None,
     ) -> dict[str, torch.Tensor | None]:
         r"""Judge a reconstruction.
 
@@ -355,11 +313,12 @@ class GLCMMAEForPreTraining(GLCMMAEPreTrainedModel, ViTMAEForPreTraining):
             glcm_sharpness: of the sigmoid kernel, finite and above 0; `config.glcm_sharpness` if not given.
             glcm_head_logits: `(batch_size, num_patches, D, Q)`, as the decoder gives them; without them the texture
                 head is not judged.
+            glcm_cls_logits: `(batch_size, T, D, Q)`, the same of the head of the CLS token.
 
         Returns:
-            Scalars `loss` (the weighted sum), `glcm`, `ssim`, `mse`, `glcm_head` (unweighted; `None` where the weight
-            is 0 or `texture` is False, but for `mse`). All but that of a head judged on all patches are 0 where nothing
-            is masked.
+            Scalars `loss` (the weighted sum), `glcm`, `ssim`, `mse`, `glcm_head`, `glcm_cls` (unweighted; `None` where
+            the weight is 0 or `texture` is False, but for `mse`). All but those of the CLS token's head, and of a head
+            judged on all patches, are 0 where nothing is masked.
 
         Raises:
             ValueError: if the image is not in whole patches, the shapes do not fit, or `glcm_sharpness` is not allowed.
@@ -386,7 +345,8 @@ class GLCMMAEForPreTraining(GLCMMAEPreTrainedModel, ViTMAEForPreTraining):
             num_masked = int(masked.sum()) if num_masked is None else num_masked
             rows = masked.flatten().sort(descending=True, stable=True).indices[:num_masked]  # M
             with_glcm, with_ssim = texture and config.glcm_weight > 0, texture and config.ssim_weight > 0
-            if with_glcm or with_ssim or (texture and glcm_head_logits is not None):
+            heads = [answers for answers in (glcm_head_logits, glcm_cls_logits) if answers is not None]
+            if with_glcm or with_ssim or (texture and heads):
                 warn_once_of_range("pixel_values", target, config.glcm_levels, config.glcm_value_range, self.grey)
             # Taken out, not multiplied by 0: an infinite prediction of a visible patch must not turn the loss into NaN.
             pred_masked = pred.flatten(0, 1).index_select(0, rows)  # M p p C
@@ -414,13 +374,13 @@ class GLCMMAEForPreTraining(GLCMMAEPreTrainedModel, ViTMAEForPreTraining):
                 image = rows // masked.shape[1]  # M
                 low, high = map(float, config.glcm_value_range)
                 # The extremes of clamped pixels are the clamped extremes.
-                extremes = [x.clamp(low, high) for x in _extremes(pred)]
-                target_extremes = _extremes(target)
+                span = [x.clamp(low, high) for x in extremes(pred)]
+                target_span = extremes(target)
 
                 def patch_ssim(pred: torch.Tensor, target: torch.Tensor, image: torch.Tensor) -> torch.Tensor:
                     return ssim_loss(
-                        _min_max_scaled(pred.clamp(low, high), *extremes, image),  # M C p p
-                        _min_max_scaled(target, *target_extremes, image),  # M C p p
+                        min_max_scaled(pred.clamp(low, high), *span, image),  # M C p p
+                        min_max_scaled(target, *target_span, image),  # M C p p
                         reduction="none",
                     )
 
@@ -432,18 +392,18 @@ class GLCMMAEForPreTraining(GLCMMAEPreTrainedModel, ViTMAEForPreTraining):
                     per_patch = torch.cat([checkpoint(patch_ssim, *part, use_reentrant=False) for part in parts])
                 ssim = per_patch.sum() / max(num_masked, 1)
             if not texture:
-                loss = mse
-                if glcm_head_logits is not None:
-                    # Distributed training wants a gradient of every parameter in every step, if only of 0.
-                    loss = mse + 0 * glcm_head_logits.to(mse.dtype).sum()
-                return {"loss": loss, "glcm": None, "ssim": None, "mse": mse, "glcm_head": None}
-            head = None
+                # Distributed training wants a gradient of every parameter in every step, if only of 0.
+                loss = sum((0 * answers.to(mse.dtype).sum() for answers in heads), mse)
+                return {"loss": loss, "glcm": None, "ssim": None, "mse": mse, "glcm_head": None, "glcm_cls": None}
+            head = cls = None
             if glcm_head_logits is not None:
                 head_logits, judged = glcm_head_logits.to(logits.dtype).flatten(0, 1), target.flatten(0, 1)  # BN ...
                 if config.glcm_head_patches == "masked":
                     head_logits, judged = head_logits.index_select(0, rows), target_masked  # M ...
                 divergence = pair_divergence(head_logits, self.pair_distribution(judged))
                 head = divergence.sum() / max(len(divergence), 1)
+            if glcm_cls_logits is not None:
+                cls = pair_divergence(glcm_cls_logits.to(logits.dtype), self.tile_distribution(pixel_values)).mean()
             loss = config.mse_weight * mse
             if with_glcm:
                 loss = loss + config.glcm_weight * glcm
@@ -451,7 +411,9 @@ class GLCMMAEForPreTraining(GLCMMAEPreTrainedModel, ViTMAEForPreTraining):
                 loss = loss + config.ssim_weight * ssim
             if head is not None:
                 loss = loss + config.glcm_head_weight * head
-            return {"loss": loss, "glcm": glcm, "ssim": ssim, "mse": mse, "glcm_head": head}
+            if cls is not None:
+                loss = loss + config.glcm_cls_weight * cls
+            return {"loss": loss, "glcm": glcm, "ssim": ssim, "mse": mse, "glcm_head": head, "glcm_cls": cls}
 
     def pair_distribution(self, patches: torch.Tensor) -> torch.Tensor:
         """What the texture head shall answer of patches `(M, p, p, C)` in the units of `pixel_values`: `(M, D, Q)`.
@@ -459,9 +421,23 @@ class GLCMMAEForPreTraining(GLCMMAEPreTrainedModel, ViTMAEForPreTraining):
         For the D `glcm_head_offsets`, the distribution over the Q unordered pairs of the `glcm_head_levels`, in the
         order (0, 0), (0, 1), ..., (1, 1), ... No gradient.
         """
+        return self._pair_distribution(self.grey(patches))
+
+    def tile_distribution(self, pixel_values: torch.Tensor) -> torch.Tensor:
+        """What the CLS token's head shall answer of images `(B, C, H, W)`: `(B, T, D, Q)`, the tiles row by row.
+
+        As `pair_distribution`, of a grid of `glcm_cls_tiles` tiles down and across.
+        """
+        tiles = self.config.glcm_cls_tiles
+        grey = self.grey(pixel_values.movedim(1, -1))  # B H W
+        height, width = (side // tiles for side in grey.shape[1:])
+        grey = grey.unfold(1, height, height).unfold(2, width, width)[:, :tiles, :tiles]  # B t t h w
+        return self._pair_distribution(grey.flatten(0, 2)).unflatten(0, (-1, tiles**2))
+
+    def _pair_distribution(self, images: torch.Tensor) -> torch.Tensor:
         config = self.config
         return pair_distribution(
-            self.grey(patches),
+            images,
             levels=config.glcm_head_levels,
             value_range=config.glcm_value_range,
             offsets=config.glcm_head_offsets,
@@ -565,20 +541,6 @@ def _patch_statistics(patches: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor
     flat = patches.flatten(-3)
     mean, variance = flat.mean(dim=-1), flat.var(dim=-1)
     return mean[..., None, None, None], (variance + 1e-6).sqrt()[..., None, None, None]
-
-
-def _extremes(patches: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-    """Lowest and highest value of each image: `(B, N, p, p, C)` -> `(B,)` twice."""
-    return patches.amin(dim=(1, 2, 3, 4)), patches.amax(dim=(1, 2, 3, 4))
-
-
-def _min_max_scaled(patches: torch.Tensor, low: torch.Tensor, high: torch.Tensor, image: torch.Tensor) -> torch.Tensor:
-    """Scale patches `(M, p, p, C)` to [0, 1] by the extremes `(B,)` of their `image` `(M,)`: `(M, C, p, p)`.
-
-    Patches of a flat image become 0.
-    """
-    spread = (high - low).clamp(min=1e-6)
-    return ((patches - low[image, None, None, None]) / spread[image, None, None, None]).permute(0, 3, 1, 2)
 
 
 # Files of ViTMAE name the tensors as older releases of transformers did. Classes outside transformers do not inherit

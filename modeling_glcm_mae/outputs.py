@@ -1,6 +1,7 @@
 """What the model answers: dataclasses of tensors.
 
-Axis letters in shapes: B images, N patches, C channels, H W pixels, D offsets, Q pairs of grey levels.
+Axis letters in shapes: B images, N patches, C channels, H W pixels, T tiles, D offsets, Q
+pairs of grey levels.
 """
 
 from dataclasses import dataclass
@@ -35,6 +36,12 @@ class GLCMMAEForPreTrainingOutput(ViTMAEForPreTrainingOutput):
             Unweighted divergence of the predicted co-occurrence distributions from the true ones, in nats.
         glcm_head_logits (`torch.Tensor` of shape `(batch_size, num_patches, D, Q)`, or `None` without a texture head):
             Of all patches, for each of the D offsets: logits of the Q unordered pairs of grey levels.
+        glcm_cls_loss (`torch.Tensor` of shape `()`, or `None` without a head of the CLS token or where texture does not
+            count):
+            Unweighted divergence of the tiles' co-occurrence distributions, as predicted from the CLS token, from the
+            true ones, in nats.
+        glcm_cls_logits (`torch.Tensor` of shape `(batch_size, T, D, Q)`, or `None` without a head of the CLS token):
+            Of the T tiles, row by row.
     """
 
     glcm_loss: torch.Tensor | None = None
@@ -42,13 +49,19 @@ class GLCMMAEForPreTrainingOutput(ViTMAEForPreTrainingOutput):
     mse_loss: torch.Tensor | None = None
     glcm_head_loss: torch.Tensor | None = None
     glcm_head_logits: torch.Tensor | None = None
+    glcm_cls_loss: torch.Tensor | None = None
+    glcm_cls_logits: torch.Tensor | None = None
 
 
 @dataclass
 class GLCMMAEDecoderOutput(ViTMAEDecoderOutput):
-    """ViTMAE's, and what the texture head answers: `(batch_size, num_patches, D, Q)`, `None` without a head."""
+    """ViTMAE's, and what the heads answer.
+
+    Of patches `(batch_size, num_patches, D, Q)`, from the CLS token `(batch_size, T, D, Q)`; `None` without the head.
+    """
 
     glcm_head_logits: torch.Tensor | None = None
+    glcm_cls_logits: torch.Tensor | None = None
 
 
 @dataclass

@@ -60,4 +60,18 @@ def _gaussian_filter_matrix(size: int, like: torch.Tensor) -> torch.Tensor:
     return matrix
 
 
-__all__ = ["ssim_loss"]
+def extremes(patches: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """Lowest and highest value of each image: `(B, N, p, p, C)` -> `(B,)` twice."""
+    return patches.amin(dim=(1, 2, 3, 4)), patches.amax(dim=(1, 2, 3, 4))
+
+
+def min_max_scaled(patches: torch.Tensor, low: torch.Tensor, high: torch.Tensor, image: torch.Tensor) -> torch.Tensor:
+    """Scale patches `(M, p, p, C)` to [0, 1] by the extremes `(B,)` of their `image` `(M,)`: `(M, C, p, p)`.
+
+    Patches of a flat image become 0.
+    """
+    spread = (high - low).clamp(min=1e-6)
+    return ((patches - low[image, None, None, None]) / spread[image, None, None, None]).permute(0, 3, 1, 2)
+
+
+__all__ = ["extremes", "min_max_scaled", "ssim_loss"]

@@ -53,7 +53,7 @@ class ModelArguments:
             *("preset", "norm_pix_loss", "glcm_weight", "ssim_weight", "mse_weight", "glcm_levels", "glcm_offsets"),
             *("glcm_kernel", "glcm_sharpness", "glcm_value_range", "glcm_channel", "glcm_reweight", "glcm_symmetric"),
             *("glcm_normalize", "glcm_cumulative", "glcm_head_weight", "glcm_head_levels", "glcm_head_offsets"),
-            "glcm_head_patches",
+            *("glcm_head_patches", "glcm_cls_weight", "glcm_cls_tiles"),
         ),
     }
 
@@ -105,6 +105,12 @@ class ModelArguments:
     glcm_head_patches: str | None = option(
         None, "Patches that the texture head is judged on: all or masked.", left_out="all"
     )
+    glcm_cls_weight: float | None = option(
+        None,
+        "Weight of the CLS token's head, which predicts the matrices of a grid of tiles; 0: no head.",
+        left_out=0.0,
+    )
+    glcm_cls_tiles: int | None = option(None, "Tiles of the CLS token's head, down and across.", left_out=4)
 
     def __post_init__(self):
         check_model_name(self.model_name_or_path, self.model_subfolder)

@@ -124,7 +124,14 @@ class Pretraining(Run):
             config.glcm_value_range,
             config.glcm_levels,
             config.glcm_channel,
-            distribution_of=self._distribution_of if config.glcm_head_weight else None,
+            distributions_of={
+                name: find
+                for name, find, weight in (
+                    ("glcm_head_logits", self._distribution_of_patches, config.glcm_head_weight),
+                    ("glcm_cls_logits", self._distribution_of_tiles, config.glcm_cls_weight),
+                )
+                if weight
+            },
         )
         logger.info(
             "grey levels: the images occupy %d of %d over %s (%.2f %% of the pixels lie outside)",
@@ -133,7 +140,8 @@ class Pretraining(Run):
             [round(value, 3) for value in config.glcm_value_range],
             100 * statistics["outside_fraction"],
         )
-        if (config.glcm_weight or config.glcm_head_weight) and statistics["occupied_levels"] < config.glcm_levels / 4:
+        counted = config.glcm_weight or config.glcm_head_weight or config.glcm_cls_weight
+        if counted and statistics["occupied_levels"] < config.glcm_levels / 4:
             logger.warning(
                 "only %d of %d grey levels are occupied, so little texture is seen: check white_level, or narrow "
                 "glcm_value_range to where the grey values lie",
@@ -142,8 +150,11 @@ class Pretraining(Run):
             )
         return statistics
 
-    def _distribution_of(self, pixel_values: torch.Tensor) -> torch.Tensor:
+    def _distribution_of_patches(self, pixel_values: torch.Tensor) -> torch.Tensor:
         return self.model.pair_distribution(self.model.image_patches(pixel_values[None])[0])
+
+    def _distribution_of_tiles(self, pixel_values: torch.Tensor) -> torch.Tensor:
+        return self.model.tile_distribution(pixel_values[None])
 
     @property
     def may_change(self) -> dict[str, frozenset[str]]:
@@ -167,7 +178,7 @@ class Pretraining(Run):
             args.eval_strategy, args.eval_on_start = IntervalStrategy.NO, False
         trainer = PretrainTrainer(
             dataset_mean=torch.tensor(self.statistics["mean_pixel"]),
-            mean_distribution=self.statistics.get("mean_distribution"),
+            mean_distributions=self.statistics["mean_distributions"],
             model=self.model,
             args=args,
             train_dataset=data.train,

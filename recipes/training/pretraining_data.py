@@ -2,7 +2,7 @@
 
 import itertools
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -288,11 +288,11 @@ def grey_statistics(
     levels: int,
     channel: int | str,
     max_images: int = 512,
-    distribution_of: Callable[[torch.Tensor], torch.Tensor] | None = None,
+    distributions_of: Mapping[str, Callable[[torch.Tensor], torch.Tensor]] | None = None,
 ) -> dict[str, Any]:
     """What the texture loss gets to see: the mean pixel, and how much of the grey levels the data occupies.
 
-    And the mean of what a texture head has to predict, the best answer of one that knows nothing of a patch.
+    And the mean of what each head has to predict, the best answer of one that knows nothing of an image.
 
     Args:
         pretrain_dataset: where the images come from, transformed as in the first epoch.
@@ -300,13 +300,14 @@ def grey_statistics(
         levels: number of grey levels over `value_range`.
         channel: the channel that is judged, or "mean" of the channels.
         max_images: look at this many images at most, spread evenly over the data set (a stream: its first).
-        distribution_of: gives the distributions of the patches of an image: `(C, H, W)` to `(N, D, Q)`.
+        distributions_of: by name, what gives distributions of an image: `(C, H, W)` to `(n, ..., Q)`.
 
     Returns:
         `mean_pixel`: a list, mean of each channel in units of `pixel_values`; `occupied_levels`: levels that hold at
         least 0.1 % of the pixels (`MIN_LEVEL_SHARE`), after clamping to the range; `levels`; `outside_fraction`: share
-        of the pixels outside the range; `num_images`: images looked at; with `distribution_of`, `mean_distribution`:
-        `(D, Q)`, as if one more patch had held all of the Q pairs of levels equally often, so that none is impossible.
+        of the pixels outside the range; `num_images`: images looked at; `mean_distributions`: by name, `(..., Q)`, the
+        mean over n and the images, as if one more had held all of the Q pairs of levels equally often, so that none is
+        impossible.
     """
     lo, hi = value_range
     if isinstance(pretrain_dataset, PretrainDataset):
@@ -315,7 +316,7 @@ def grey_statistics(
     else:
         items = itertools.islice(pretrain_dataset, max_images)
     sums, histogram, outside, num_pixels, num_images = 0.0, torch.zeros(levels), 0, 0, 0
-    distributions, num_patches = torch.zeros(()), 0
+    distributions = {name: (torch.zeros(()), 0) for name in distributions_of or ()}
     for item in items:
         pixels = item["pixel_values"].double()  # (C, H, W)
         sums = sums + pixels.sum((1, 2))
@@ -326,19 +327,18 @@ def grey_statistics(
         histogram += torch.bincount(level.flatten(), minlength=levels)
         num_pixels += grey.numel()
         num_images += 1
-        if distribution_of is not None:
-            found = distribution_of(item["pixel_values"]).double()
-            distributions = distributions + found.sum(0)
-            num_patches += len(found)
+        for name, (total, number) in distributions.items():
+            found = distributions_of[name](item["pixel_values"]).double()
+            distributions[name] = (total + found.sum(0), number + len(found))
     if num_images == 0:
         raise ValueError("There is no image to train on, at most such as are held out, or others of their patients.")
-    statistics = {
+    return {
         "mean_pixel": (sums / num_pixels).tolist(),
         "occupied_levels": int((histogram / num_pixels >= MIN_LEVEL_SHARE).sum()),
         "levels": levels,
         "outside_fraction": outside / num_pixels,
         "num_images": num_images,
+        "mean_distributions": {
+            name: (total + 1 / total.shape[-1]) / (number + 1) for name, (total, number) in distributions.items()
+        },
     }
-    if distribution_of is not None:
-        statistics["mean_distribution"] = (distributions + 1 / distributions.shape[-1]) / (num_patches + 1)
-    return statistics

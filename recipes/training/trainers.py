@@ -3,7 +3,7 @@
 import logging
 import math
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -20,10 +20,11 @@ from training.resume import best_checkpoint
 
 logger = logging.getLogger(__name__)
 
-TERMS = ("loss", "glcm", "ssim", "mse", "glcm_head")
+TERMS = ("loss", "glcm", "ssim", "mse", "glcm_head", "glcm_cls")
 # Besides the objective, every evaluation measures texture in a way that no preset was trained on.
 EVALUATED = (*TERMS, "glcm_l1")
 PREDICTORS = ("patch_mean", "dataset_mean")
+HEADS = ("glcm_head_logits", "glcm_cls_logits")  # what they answer, in the output of the model
 
 
 class PretrainTrainer(Trainer):
@@ -32,14 +33,15 @@ class PretrainTrainer(Trainer):
     Args:
         dataset_mean: `(num_channels,)`, mean of the training pixels in normalised units; one of the trivial predictors
             that every evaluation is held against (the other predicts the mean of each patch).
-        mean_distribution: `(D, Q)`, mean of what a texture head has to predict of the training images: what both
-            trivial predictors answer for it, since a patch of one grey level has no texture; `None` without a head.
+        mean_distributions: for each of `HEADS` that there is, the mean of what it has to predict of the training
+            images, `(D, Q)` and `(T, D, Q)`: what both trivial predictors answer for it, since a patch of one grey
+            level has no texture.
         **kwargs: of `Trainer`. Items of the data sets are `pixel_values`, `noise` and `file_name`.
     """
 
-    def __init__(self, *, dataset_mean: torch.Tensor, mean_distribution: torch.Tensor | None = None, **kwargs: Any):
+    def __init__(self, *, dataset_mean: torch.Tensor, mean_distributions: Mapping[str, torch.Tensor], **kwargs: Any):
         super().__init__(compute_metrics=self._mean_terms, **kwargs)
-        self._dataset_mean, self._mean_distribution = dataset_mean, mean_distribution
+        self._dataset_mean, self._mean_distributions = dataset_mean, mean_distributions
         self._sums: torch.Tensor | None = None  # of the terms since the last log
         self._counts: torch.Tensor | None = None
         self._files: Sequence[str] = ()
@@ -128,7 +130,7 @@ class PretrainTrainer(Trainer):
         self._files = inputs.pop("file_name")
         texture, sharpness = self.objective_at(self.state.global_step)
         outputs = model(**inputs, interpolate_pos_encoding=True, texture=texture, glcm_sharpness=sharpness)
-        terms = [outputs.loss, outputs.glcm_loss, outputs.ssim_loss, outputs.mse_loss, outputs.glcm_head_loss]
+        terms = [outputs.loss, *(getattr(outputs, f"{name}_loss") for name in TERMS[1:])]
         if not torch.isfinite(outputs.loss):
             broken = [
                 f"{name} ({term.item()})"
@@ -203,24 +205,26 @@ class PretrainTrainer(Trainer):
             outputs = model(  # texture is judged below, image by image
                 pixel_values=pixel_values, noise=inputs["noise"], interpolate_pos_encoding=True, texture=False
             )
-        head = outputs.glcm_head_logits
-        predictions = [(outputs.logits.float(), None if head is None else head.float())]
+        heads = {name: outputs[name].float() for name in HEADS if name in outputs}
+        predictions = [(outputs.logits.float(), heads)]
         if self._baselines is None:
-            if head is not None:
-                head = self._mean_distribution.log().to(predictions[0][1]).expand_as(head)
+            mean = {
+                name: self._mean_distributions[name].log().to(answers).expand_as(answers)
+                for name, answers in heads.items()
+            }
             trivial = trivial_predictions(inner, pixel_values, self._dataset_mean)
-            predictions += [(trivial[name], head) for name in PREDICTORS]
+            predictions += [(trivial[name], mean) for name in PREDICTORS]
         terms = torch.tensor(
             [
                 [
                     value
-                    for logits, head in predictions
+                    for logits, heads in predictions
                     for value in self._evaluate_image(
                         inner,
                         pixel_values[i : i + 1],
                         logits[i : i + 1],
                         outputs.mask[i],
-                        None if head is None else head[i : i + 1],
+                        {name: answers[i : i + 1] for name, answers in heads.items()},
                     )
                 ]
                 for i in range(len(pixel_values))
@@ -230,8 +234,8 @@ class PretrainTrainer(Trainer):
         return terms[:, 0].mean(), terms, terms
 
     @staticmethod
-    def _evaluate_image(model: GLCMMAEForPreTraining, pixel_values, logits, mask, head_logits) -> list[float]:
-        terms = model.reconstruction_loss(pixel_values, logits, mask[None], glcm_head_logits=head_logits)
+    def _evaluate_image(model: GLCMMAEForPreTraining, pixel_values, logits, mask, heads) -> list[float]:
+        terms = model.reconstruction_loss(pixel_values, logits, mask[None], **heads)
         masked = mask.bool()
         target = model.image_patches(pixel_values)
         pred = model.pixels_of_logits(logits, target)
@@ -247,6 +251,7 @@ class PretrainTrainer(Trainer):
         absent = {"glcm"} if not config.glcm_weight else set()
         absent |= {"ssim"} if not config.ssim_weight else set()
         absent |= {"glcm_head"} if not config.glcm_head_weight else set()
+        absent |= {"glcm_cls"} if not config.glcm_cls_weight else set()
         names = [(term, suffix) for suffix in ("", *(f"_{name}" for name in PREDICTORS)) for term in EVALUATED]
         # zip stops early where the trivial predictors are already known
         means = zip(names, prediction.predictions.mean(axis=0), strict=False)
