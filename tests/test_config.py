@@ -121,6 +121,9 @@ BAD_VALUES = [
     ("glcm_head_levels", 1, "at least 2"),
     ("glcm_head_offsets", [[0, 0]], "none of them [0, 0]"),
     ("glcm_head_patches", "visible", "all, masked"),
+    ("glcm_cls_weight", -1.0, "at least 0"),
+    ("glcm_cls_tiles", 0, "at least 1"),
+    ("glcm_cls_tiles", 2.0, "int"),
     ("mask_ratio", 1.5, "less than 1.0"),
     ("mask_ratio", 1.0, "less than 1.0"),
     ("mask_ratio", -0.1, "at least 0.0"),
@@ -160,7 +163,11 @@ def test_bad_value_is_refused_when_assigned_later(field, value, allowed):
         ({"glcm_channel": 1, "num_channels": 1}, ["glcm_channel", "num_channels", "1"]),
         (
             {"glcm_weight": 0.0, "ssim_weight": 0.0, "mse_weight": 0.0, "glcm_head_weight": 0.0},
-            ["glcm_weight", "ssim_weight", "mse_weight", "glcm_head_weight"],
+            ["glcm_weight", "ssim_weight", "mse_weight", "glcm_head_weight", "glcm_cls_weight"],
+        ),
+        (
+            {"glcm_cls_weight": 1.0, "glcm_cls_tiles": 8, "image_size": [96, 64], "glcm_head_offsets": [[0, 8]]},
+            ["glcm_cls_tiles (8)", "glcm_head_offsets", "8 pixels", "96 x 64", "[[0, 8]]"],
         ),
         ({"norm_pix_loss": True}, ["norm_pix_loss", "glcm_weight", "grey levels", "each patch"]),
         ({"glcm_cumulative": True, "glcm_reweight": True}, ["glcm_cumulative", "glcm_reweight"]),
@@ -178,11 +185,14 @@ def test_fields_that_do_not_fit_each_other_are_named(fields, said):
 
 def test_the_longest_offset_that_fits_is_accepted():
     GLCMMAEConfig(patch_size=8, glcm_offsets=[[7, -7]], glcm_head_offsets=[[-7, 7]])
+    GLCMMAEConfig(image_size=64, glcm_cls_weight=1.0, glcm_cls_tiles=8, glcm_head_offsets=[[-7, 7]])
+    GLCMMAEConfig(image_size=64, glcm_cls_tiles=64)  # of no account without the head
 
 
-def test_a_texture_head_alone_is_an_objective():
-    nothing = {"glcm_weight": 0.0, "ssim_weight": 0.0, "mse_weight": 0.0}
-    assert GLCMMAEConfig(**nothing, glcm_head_weight=1.0).glcm_head_weight == 1
+@pytest.mark.parametrize("weight", ["glcm_head_weight", "glcm_cls_weight"])
+def test_a_head_alone_is_an_objective(weight):
+    nothing = {"glcm_weight": 0.0, "ssim_weight": 0.0, "mse_weight": 0.0, "glcm_head_weight": 0.0}
+    assert getattr(GLCMMAEConfig(**nothing | {weight: 1.0}), weight) == 1
 
 
 def test_norm_pix_loss_is_allowed_without_texture():
@@ -218,6 +228,8 @@ def test_save_and_load_keep_every_field(tmp_path):
         glcm_head_levels=6,
         glcm_head_offsets=((0, 2), (1, -1)),
         glcm_head_patches="masked",
+        glcm_cls_weight=1,
+        glcm_cls_tiles=2,
         mask_ratio=0.5,
         image_size=[32, 64],
     )
@@ -234,16 +246,22 @@ def test_defaults_are_written_too(tmp_path):
     method = {
         name for name in GLCMMAEConfig.__dataclass_fields__ if name.startswith("glcm_") or name.endswith("weight")
     }
-    head = {name for name in method if name.startswith("glcm_head_")}
+    head, cls = ({name for name in method if name.startswith(begin)} for begin in ("glcm_head_", "glcm_cls_"))
+    assert (len(method), len(head), len(cls)) == (19, 4, 2)
+    for fields in ({"glcm_cls_weight": 1.0}, {"glcm_cls_weight": 1.0, "glcm_head_weight": 0.0}):
+        GLCMMAEConfig(**fields).save_pretrained(tmp_path)
+        assert method <= json.loads((tmp_path / "config.json").read_text()).keys()
     GLCMMAEConfig().save_pretrained(tmp_path)
-    assert len(method) == 17 and method <= json.loads((tmp_path / "config.json").read_text()).keys()
+    stored = json.loads((tmp_path / "config.json").read_text())
+    assert method - cls <= stored.keys() and not cls & stored.keys()
     for preset in ("paper", "mse"):
         GLCMMAEConfig.from_preset(preset).save_pretrained(tmp_path)
         stored = json.loads((tmp_path / "config.json").read_text())
-        assert len(head) == 4 and method - head <= stored.keys()
-        assert not head & stored.keys(), "without a head, a checkpoint is as it was before there were heads"
-    GLCMMAEConfig(glcm_head_weight=0.0, glcm_head_levels=6).save_pretrained(tmp_path)
-    assert GLCMMAEConfig.from_pretrained(tmp_path).glcm_head_levels == 6
+        assert method - head - cls <= stored.keys()
+        assert not (head | cls) & stored.keys(), "without a head, a checkpoint is as it was before there were heads"
+    GLCMMAEConfig(glcm_head_weight=0.0, glcm_head_levels=6, glcm_cls_tiles=3).save_pretrained(tmp_path)
+    loaded = GLCMMAEConfig.from_pretrained(tmp_path)
+    assert (loaded.glcm_head_levels, loaded.glcm_cls_tiles) == (6, 3)
 
 
 def test_what_is_stored_without_a_head_has_none(tmp_path):
@@ -254,8 +272,9 @@ def test_what_is_stored_without_a_head_has_none(tmp_path):
         GLCMMAEConfig.from_json_file(tmp_path / "config.json"),
         GLCMMAEConfig.from_dict(before),
     ):
-        assert (config.glcm_head_weight, config.mse_weight) == (0, 0.1)
-    assert GLCMMAEConfig.from_pretrained(tmp_path, glcm_head_weight=3.0).glcm_head_weight == 3
+        assert (config.glcm_head_weight, config.glcm_cls_weight, config.mse_weight) == (0, 0, 0.1)
+    for weight in ("glcm_head_weight", "glcm_cls_weight"):
+        assert getattr(GLCMMAEConfig.from_pretrained(tmp_path, **{weight: 3.0}), weight) == 3
     assert GLCMMAEConfig().glcm_head_weight > 0
 
 

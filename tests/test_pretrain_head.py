@@ -17,16 +17,18 @@ from training.arguments import DataArguments, ModelArguments
 from training.models import build_model
 
 HEAD = {"glcm_head_weight": 2.0, "glcm_head_levels": 4, "glcm_head_offsets": "[[0, 1], [2, -1]]"}
+CLS = {"glcm_cls_weight": 1.5, "glcm_cls_tiles": 2}
+HEADS = ("glcm_head", "glcm_cls")
 
 
 def logged(output_dir) -> list[dict]:
     return [json.loads(line) for line in (output_dir / "metrics.jsonl").read_text().splitlines()]
 
 
-def matrices(item) -> torch.Tensor:
-    """True matrices of every patch of an item, `(16, 2, 4, 4)`."""
+def matrices(item, side: int) -> torch.Tensor:
+    """True matrices of every square of that many pixels of an item, `(n, 2, 4, 4)`."""
     grey = item["pixel_values"].double().mean(0)
-    patches = grey.unfold(0, 8, 8).unfold(1, 8, 8).flatten(0, 1)
+    patches = grey.unfold(0, side, side).unfold(1, side, side).flatten(0, 1)
     lo, hi = -1.986021, 2.439160  # black and white after ImageNet's normalisation, mean of the channels
     return cooccurrence_matrix(
         patches,
@@ -39,43 +41,48 @@ def matrices(item) -> torch.Tensor:
     )
 
 
-def test_a_run_logs_the_head_and_evaluates_it_beside_the_mean_of_the_images(images, tmp_path, capsys):  # noqa: F811
+def test_a_run_logs_the_heads_and_evaluates_them_beside_the_mean_of_the_images(images, tmp_path, capsys):  # noqa: F811
     import pretrain
 
-    given = TINY | HEAD | {"corpus": images, "output_dir": tmp_path / "run", "mse_epochs": 1, "num_pictures": 0}
+    given = TINY | HEAD | CLS | {"corpus": images, "output_dir": tmp_path / "run", "mse_epochs": 1, "num_pictures": 0}
     pretrain.main(options(**given))
     rows = logged(tmp_path / "run")
     steps = {row["step"]: row for row in rows if "loss" in row}
     assert sorted(steps) == [1, 2, 3, 4, 5, 6]
     for step, row in steps.items():
         if step <= 3:
-            assert row["loss"] == pytest.approx(row["mse"]) and "glcm_head" not in row
+            assert row["loss"] == pytest.approx(row["mse"]) and not set(HEADS) & row.keys()
         else:
-            parts = 2560 * row["glcm"] + row["mse"] + 2 * row["glcm_head"]
+            parts = 2560 * row["glcm"] + row["mse"] + 2 * row["glcm_head"] + 1.5 * row["glcm_cls"]
             assert row["loss"] == pytest.approx(parts, rel=1e-5)
     evaluations = [row for row in rows if "eval_loss" in row]
-    assert evaluations[-1]["eval_glcm_head"] < evaluations[0]["eval_glcm_head"]
+    for name in HEADS:
+        assert evaluations[-1][f"eval_{name}"] < evaluations[0][f"eval_{name}"]
     for suffix in ("", "_patch_mean", "_dataset_mean"):
-        first = {name: evaluations[0][f"eval_{name}{suffix}"] for name in ("loss", "glcm", "mse", "glcm_head")}
-        parts = 2560 * first["glcm"] + first["mse"] + 2 * first["glcm_head"]
+        first = {name: evaluations[0][f"eval_{name}{suffix}"] for name in ("loss", "glcm", "mse", *HEADS)}
+        parts = 2560 * first["glcm"] + first["mse"] + 2 * first["glcm_head"] + 1.5 * first["glcm_cls"]
         assert first["loss"] == pytest.approx(parts, rel=1e-4)
 
     card = (tmp_path / "run" / "export" / "README.md").read_text()
-    assert "2560 x GLCM + 1 x MSE + 2 x KL of the texture head" in card and "| glcm_head | " in card
+    assert "2560 x GLCM + 1 x MSE + 2 x KL of the texture head + 1.5 x KL of the CLS token's head" in card
+    assert "| glcm_head | " in card and "| glcm_cls | " in card
     assert "| Texture head | predicts GLCMs of 4 levels, offsets [[0, 1], [2, -1]], of all patches |" in card
+    assert "| predicts GLCMs of 4 levels, offsets [[0, 1], [2, -1]], of 2 x 2 tiles of the image |" in card
     model = GLCMMAEForPreTraining.from_pretrained(tmp_path / "run" / "export" / "pretraining")
-    assert model.decoder.glcm_head.out_features == 20
+    assert (model.decoder.glcm_head.out_features, model.decoder.glcm_cls_head.out_features) == (20, 80)
 
-    # The trivial predictor, from the images: the mean matrices, a uniform patch among them.
+    # The trivial predictor, from the images: the mean matrices, of all patches alike and of each tile, a uniform one
+    # among them.
     run = prepared(images, tmp_path / "again", **HEAD)
-    true = torch.cat([matrices(run.data.train[i]) for i in range(48)])
-    uniform = (torch.full((4, 4), 0.5, dtype=torch.float64).fill_diagonal_(1) / 10).expand(1, 2, 4, 4)
-    mean = torch.cat([true, uniform]).mean(0)
-    held_out = torch.cat([matrices(run.data.held_out[i]) for i in range(8)])
-    divergence = (torch.xlogy(held_out, held_out) - held_out * mean.log()).sum((-2, -1)).mean()
-    for row in evaluations:
-        assert row["eval_glcm_head_dataset_mean"] == pytest.approx(divergence.item(), rel=1e-4)
-        assert row["eval_glcm_head_patch_mean"] == row["eval_glcm_head_dataset_mean"]
+    uniform = torch.full((4, 4), 0.5, dtype=torch.float64).fill_diagonal_(1) / 10
+    for name, side, patches in (("glcm_head", 8, 1), ("glcm_cls", 16, 4)):
+        true = torch.stack([matrices(run.data.train[i], side) for i in range(48)]).reshape(-1, patches, 2, 4, 4)
+        mean = torch.cat([true, uniform.expand(1, patches, 2, 4, 4)]).mean(0)
+        held_out = torch.stack([matrices(run.data.held_out[i], side) for i in range(8)]).reshape(-1, patches, 2, 4, 4)
+        divergence = (torch.xlogy(held_out, held_out) - held_out * mean.log()).sum((-2, -1)).mean()
+        for row in evaluations:
+            assert row[f"eval_{name}_dataset_mean"] == pytest.approx(divergence.item(), rel=1e-4)
+            assert row[f"eval_{name}_patch_mean"] == row[f"eval_{name}_dataset_mean"]
 
 
 def build(source, **given):
@@ -141,9 +148,34 @@ def test_the_head_of_a_checkpoint_keeps_its_meaning(with_head, given, said):
         build(with_head[1], glcm_head_weight=1.0, **given)
 
 
+def test_the_head_of_the_cls_token_is_kept_as_that_of_the_patches(tiny_model, tiny_fields, tmp_path, caplog):
+    ViTMAEForPreTraining(ViTMAEConfig(**tiny_fields)).save_pretrained(tmp_path / "stock")
+    caplog.set_level("INFO")
+    assert build(tmp_path / "stock", glcm_cls_weight=1.0).decoder.glcm_cls_head.weight.any()
+    assert caplog.text.count("has no head of the CLS token: it starts new") == 1
+    assert caplog.text.count("has no texture head: it starts new") == 1 and "MISSING" not in caplog.text
+    folder = tmp_path / "with"
+    model = tiny_model("mse", glcm_cls_weight=3.0, glcm_cls_tiles=2, glcm_head_levels=5)
+    model.save_pretrained(folder)
+    found = build(folder, preset="mse", glcm_cls_weight=1.0)
+    assert torch.equal(found.decoder.glcm_cls_head.weight, model.decoder.glcm_cls_head.weight)
+    assert (found.config.glcm_cls_tiles, found.config.glcm_head_levels) == (2, 5)
+    with pytest.raises(
+        UsageError, match=r"head of the CLS token \(glcm_cls_weight 3\).*give glcm_cls_weight, 3 .* or 0"
+    ):
+        build(folder, preset="mse")
+    with pytest.raises(
+        UsageError, match=r"glcm_cls_tiles must be that of the head of the CLS token of .* \(2\), got 1"
+    ):
+        build(folder, preset="mse", glcm_cls_weight=1.0, glcm_cls_tiles=1)
+    caplog.clear()
+    assert build(folder, preset="mse", glcm_cls_weight=0.0).decoder.glcm_cls_head is None
+    assert caplog.text.count("is left out, as asked for by glcm_cls_weight 0") == 1
+
+
 @pytest.mark.slow
 def test_two_processes_and_a_resume_equal_one_that_was_never_stopped(images, tmp_path):  # noqa: F811
-    given = TINY | HEAD | {"corpus": images, "mse_epochs": 1, "num_pictures": 0, "eval_strategy": "no"}
+    given = TINY | HEAD | CLS | {"corpus": images, "mse_epochs": 1, "num_pictures": 0, "eval_strategy": "no"}
     launch(options(**given, output_dir=tmp_path / "one"))
     arguments = options(
         **given | {"per_device_train_batch_size": 8},
@@ -171,18 +203,19 @@ def test_two_processes_and_a_resume_equal_one_that_was_never_stopped(images, tmp
     assert (tmp_path / "two" / "checkpoint-6").is_dir(), "the last steps were taken again"
     for row in two:
         expected = one[row["step"] - 1]
-        for name in ("loss", "mse", "glcm", "glcm_head"):
+        for name in ("loss", "mse", "glcm", *HEADS):
             assert (name in row) == (name in expected)
             assert name not in row or row[name] == pytest.approx(expected[name], rel=1e-5), row["step"]
 
 
-def test_a_resume_with_another_head_is_refused(images, tmp_path):  # noqa: F811
+@pytest.mark.parametrize("weight", ["glcm_head_weight", "glcm_cls_weight"])
+def test_a_resume_with_another_head_is_refused(images, tmp_path, weight):  # noqa: F811
     import pretrain
 
-    runs = {"with": {"glcm_head_weight": 2.0}, "without": {"glcm_head_weight": 0.0}}
+    runs = {"with": {weight: 2.0}, "without": {weight: 0.0}}
     given = TINY | {"corpus": images, "num_pictures": 0, "max_steps": 1, "save_steps": 1, "save_strategy": "steps"}
     for name, other in (("with", "without"), ("without", "with")):
         pretrain.main(options(**given | runs[name], output_dir=tmp_path / name))
         again = given | runs[other] | {"resume_from_checkpoint": "last", "output_dir": tmp_path / name}
-        with pytest.raises(SystemExit, match="glcm_head_weight must stay"):
+        with pytest.raises(SystemExit, match=f"{weight} must stay"):
             pretrain.main(options(**again))

@@ -5,10 +5,11 @@
     python recipes/benchmarks/finetuned.py --tables recipes/benchmarks/results/finetuned.json
 
 `data_dir` holds the corpora as prepare_corpus.py makes them: busi, covid_ct, pneumonia. Rows: `classical` (a logistic
-regression on co-occurrence features), `none` (the network from nothing), the presets, and `head` (`texture` without
-the matrices of the pixels). Each fold pretrains on its own training part only, by recipes/configs/laptop/. The chest
-X-rays are judged on their official split. With --pretrain_options and --finetune_options as
-cross_validate.py has them, at any size: `image_size` and the other sizes of the network hold for `none` too.
+regression on co-occurrence features), `none` (the network from nothing), the presets, `head` (`texture` without the
+matrices of the pixels), and `cls` (`texture` with a head of the CLS token). Each fold pretrains on its own training
+part only, by recipes/configs/laptop/. The chest X-rays are judged on their official split. With --pretrain_options and
+--finetune_options as cross_validate.py has them, at any size: `image_size` and the other sizes of the network hold for
+`none` too.
 
 With `_all` there is one encoder for all corpora: fold k of BUSI pretrains on the training parts of fold k of BUSI and
 of CT, and of the official split of the chest X-rays. Run these rows of `busi` first, in the same `output_dir`: fold k

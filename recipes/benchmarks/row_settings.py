@@ -19,6 +19,7 @@ ROWS: dict[str, list[str] | None] = {  # options of the pretraining; None: there
     "paper": ["preset=paper", "mse_epochs=0.5"],
     "head": ["preset=texture", "glcm_weight=0"],
     "texture": ["preset=texture"],
+    "cls": ["preset=texture", "glcm_cls_weight=4"],
     "mse_all": ["preset=mse"],
     "head_all": ["preset=texture", "glcm_weight=0"],
     "texture_all": ["preset=texture"],

@@ -194,6 +194,7 @@ def without_paths(settings: Any) -> Any:
     return settings
 
 
+TEXTURE_WEIGHTS = ("glcm_weight", "glcm_head_weight", "glcm_cls_weight")
 CARD_TEMPLATE = CARDS / "pretrained.md"
 
 
@@ -256,7 +257,7 @@ def write_card(file: Path, model: GLCMMAEForPreTraining, facts: dict[str, Any]) 
         tags=[
             "medical",
             "masked-autoencoder",
-            *(["texture", "glcm"] if model.config.glcm_weight or model.config.glcm_head_weight else []),
+            *(["texture", "glcm"] if any(getattr(model.config, name) for name in TEXTURE_WEIGHTS) else []),
             "vit",
         ],
     )

@@ -15,11 +15,12 @@ LOSSES = {
     "mse": "squared error",
     "glcm": "distance of co-occurrence matrices",
     "glcm_head": "texture head, nats",
+    "glcm_cls": "head of the CLS token, nats",
     "ssim": "structural dissimilarity",
     "glcm_l1": "GLCM L1 (0 best, 2 worst)",
 }
 TRIVIAL = {"patch_mean": "mean of each patch", "dataset_mean": "mean of the data set"}
-LOGARITHMIC = ("glcm", "glcm_head")  # which begin at many times of what they end at
+LOGARITHMIC = ("glcm", "glcm_head", "glcm_cls")  # which begin at many times of what they end at
 FIGURES = {
     "accuracy": "accuracy",
     "balanced_accuracy": "balanced accuracy",

@@ -25,15 +25,19 @@ from training.options import SIZES, DataArguments, ModelArguments
 
 logger = logging.getLogger(__name__)
 
-HEAD = "decoder.glcm_head."
-HEAD_SIZES = ("glcm_head_levels", "glcm_head_offsets")  # decide what the weights of the head mean
+# By the weight of a head: what it is called, how its tensors are, and the fields that say what these mean.
+PAIRS = ("glcm_head_levels", "glcm_head_offsets")
+HEADS = {
+    "glcm_head_weight": ("texture head", "decoder.glcm_head.", PAIRS),
+    "glcm_cls_weight": ("head of the CLS token", "decoder.glcm_cls_head.", (*PAIRS, "glcm_cls_tiles")),
+}
 
 
 def build_model(model_args: ModelArguments, data_args: DataArguments) -> GLCMMAEForPreTraining:
     """Load or initialise the model; the grey range follows the normalisation unless it was given.
 
-    A texture head starts new where the checkpoint has none. One of the checkpoint is left out only if this was asked
-    for, and its levels and offsets stay.
+    A head starts new where the checkpoint has none. One of the checkpoint is left out only if this was asked for, and
+    its levels, offsets and tiles stay.
 
     Raises:
         UsageError: on arguments that do not fit each other or the checkpoint.
@@ -53,12 +57,11 @@ def build_model(model_args: ModelArguments, data_args: DataArguments) -> GLCMMAE
             raise UsageError(f"model_name_or_path: {said}") from error
         preset = GLCMMAEConfig.from_preset(model_args.preset)
         settings = {name: getattr(preset, name) for name in vars(preset) if name.startswith(("glcm_", "ssim_", "mse_"))}
-        has_head = bool(stored.get("glcm_head_weight"))
-        if has_head:
-            settings = {name: value for name, value in settings.items() if name not in HEAD_SIZES}
+        sizes = {field for weight, (_, _, fields) in HEADS.items() if stored.get(weight) for field in fields}
+        settings = {name: value for name, value in settings.items() if name not in sizes}
         fixed = stored | settings | {"norm_pix_loss": False} | overrides
         config = GLCMMAEConfig.from_dict(fixed)
-        _check_head(model_args.model_name_or_path, stored, config, overrides)
+        _check_heads(model_args.model_name_or_path, stored, config, overrides)
         if config.image_size != stored.get("image_size", config.image_size):
             raise UsageError(
                 f"image_size must be that of the checkpoint ({stored['image_size']}), got {config.image_size}"
@@ -81,9 +84,12 @@ def build_model(model_args: ModelArguments, data_args: DataArguments) -> GLCMMAE
         )
     if model_args.model_name_or_path is None:
         return GLCMMAEForPreTraining(config)
-    head_differs = has_head != bool(config.glcm_head_weight)
+    # Of these, it was said.
+    differing = tuple(
+        begin for weight, (_, begin, _) in HEADS.items() if bool(stored.get(weight)) != bool(getattr(config, weight))
+    )
     try:
-        with _quiet() if head_differs else contextlib.nullcontext():  # of the head, it was said
+        with _quiet() if differing else contextlib.nullcontext():
             model, report = GLCMMAEForPreTraining.from_pretrained(
                 model_args.model_name_or_path, config=config, output_loading_info=True, **source
             )
@@ -93,36 +99,31 @@ def build_model(model_args: ModelArguments, data_args: DataArguments) -> GLCMMAE
             f"{model_args.model_name_or_path} does not fit the model: leave sizes to the checkpoint (given: {given}). "
             f"{str(error).splitlines()[0]}"
         ) from error
-    found = {
-        name: sorted(key for key in keys if not (head_differs and str(key).startswith(HEAD)))
-        for name, keys in report.items()
-    }
+    found = {name: sorted(key for key in keys if not str(key).startswith(differing)) for name, keys in report.items()}
     wrong = {name: keys for name, keys in found.items() if keys}
     if wrong:
         raise UsageError(f"{model_args.model_name_or_path} does not fit the model: {wrong}")
     return model
 
 
-def _check_head(name: str, stored: dict[str, Any], config: GLCMMAEConfig, overrides: dict[str, Any]) -> None:
-    """Refuse to lose or to reinterpret the texture head of a checkpoint; say where it starts new or is left out."""
-    weight = stored.get("glcm_head_weight")
-    if not weight:
-        if config.glcm_head_weight:
-            logger.info("%s has no texture head: it starts new", name)
-        return
-    if not config.glcm_head_weight:
-        if "glcm_head_weight" not in overrides:
-            raise UsageError(
-                f"{name} has a texture head (glcm_head_weight {weight:g}), which the preset does without: give "
-                f"glcm_head_weight, {weight:g} to train it on or 0 to leave it out"
-            )
-        logger.info("the texture head of %s is left out, as asked for by glcm_head_weight 0", name)
-        return
-    for field in HEAD_SIZES:
-        now = getattr(config, field)
-        before = stored.get(field, now)
-        if before != now:
-            raise UsageError(f"{field} must be that of the texture head of {name} ({before}), got {now}")
+def _check_heads(name: str, stored: dict[str, Any], config: GLCMMAEConfig, overrides: dict[str, Any]) -> None:
+    """Refuse to lose or to reinterpret a head of a checkpoint; say where one starts new or is left out."""
+    for weight, (head, _, fields) in HEADS.items():
+        before, now = stored.get(weight), getattr(config, weight)
+        if not before and now:
+            logger.info("%s has no %s: it starts new", name, head)
+        elif before and not now:
+            if weight not in overrides:
+                raise UsageError(
+                    f"{name} has a {head} ({weight} {before:g}), which the preset does without: give {weight}, "
+                    f"{before:g} to train it on or 0 to leave it out"
+                )
+            logger.info("the %s of %s is left out, as asked for by %s 0", head, name, weight)
+        elif before:
+            for field in fields:
+                size = getattr(config, field)
+                if stored.get(field, size) != size:
+                    raise UsageError(f"{field} must be that of the {head} of {name} ({stored[field]}), got {size}")
 
 
 CLASSIFIERS = dict(zip(POOLINGS, (ViTForImageClassification, BeitForImageClassification), strict=True))

@@ -297,8 +297,8 @@ MUTATIONS = [
     ),
     Mutation(
         "modeling_glcm_mae/modeling_glcm_mae.py",
-        "extremes = [x.clamp(low, high) for x in _extremes(pred)]",
-        "extremes = list(_extremes(pred))",
+        "span = [x.clamp(low, high) for x in extremes(pred)]",
+        "span = list(extremes(pred))",
         "tests/test_published_loss.py::test_terms_and_gradients_of_the_paper_written_out[True]",
     ),
     Mutation(
@@ -327,8 +327,8 @@ MUTATIONS = [
     ),
     Mutation(
         "modeling_glcm_mae/modeling_glcm_mae.py",
-        "loss = mse + 0 * glcm_head_logits.to(mse.dtype).sum()",
-        "loss = mse + 0",
+        "loss = sum((0 * answers.to(mse.dtype).sum() for answers in heads), mse)",
+        "loss = mse",
         "tests/test_glcm_head.py::test_the_stage_of_plain_mse_reaches_every_parameter_with_0",
     ),
     Mutation(
@@ -350,15 +350,15 @@ MUTATIONS = [
         "tests/test_glcm_head.py::test_head_loss_by_hand",
     ),
     Mutation(
-        "modeling_glcm_mae/modeling_glcm_mae.py",
-        "        if config.glcm_head_weight:\n            answers",
-        "        if True:\n            answers",
+        "modeling_glcm_mae/decoder.py",
+        "        if config.glcm_head_weight:\n",
+        "        if True:\n",
         "tests/test_glcm_head.py::test_without_a_weight_nothing_is_new",
     ),
     Mutation(
         "modeling_glcm_mae/configuration_glcm_mae.py",
-        "        if self.glcm_head_weight:\n            return fields\n",
-        "        return fields\n",
+        "            if not self.glcm_head_weight:\n",
+        "            if False:\n",
         "tests/test_config.py::test_defaults_are_written_too",
     ),
     Mutation(
@@ -447,7 +447,7 @@ MUTATIONS = [
     ),
     Mutation(
         "modeling_glcm_mae/configuration_glcm_mae.py",
-        'stored = {"glcm_head_weight": 0.0} | config_dict',
+        'stored = {"glcm_head_weight": 0.0, "glcm_cls_weight": 0.0} | config_dict',
         "stored = config_dict",
         "tests/test_config.py::test_what_is_stored_without_a_head_has_none",
     ),
@@ -462,5 +462,41 @@ MUTATIONS = [
         "init.copy_(weight, first.expand(-1, self.config.num_channels, -1).flatten(0, 1))",
         "pass",
         "tests/test_positions.py::test_channels_begin_equal_and_those_of_a_checkpoint_stay[mse]",
+    ),
+    Mutation(
+        "modeling_glcm_mae/modeling_glcm_mae.py",
+        "grey = grey.unfold(1, height, height).unfold(2, width, width)[:, :tiles, :tiles]",
+        "grey = grey.unfold(1, height, height).unfold(2, width, width)[:, :tiles, :tiles].transpose(1, 2)",
+        "tests/test_cls_head.py::test_loss_by_hand[size0-mean]",
+    ),
+    Mutation(
+        "modeling_glcm_mae/modeling_glcm_mae.py",
+        "loss = loss + config.glcm_cls_weight * cls",
+        "loss = loss + cls",
+        "tests/test_cls_head.py::test_loss_by_hand[size0-mean]",
+    ),
+    Mutation(
+        "modeling_glcm_mae/decoder.py",
+        "self.glcm_cls_head(hidden_states[:, 0])",
+        "self.glcm_cls_head(hidden_states[:, 1])",
+        "tests/test_cls_head.py::test_it_reads_the_token_that_a_classifier_reads",
+    ),
+    Mutation(
+        "modeling_glcm_mae/modeling_glcm_mae.py",
+        "pair_divergence(glcm_cls_logits.to(logits.dtype), self",
+        "pair_divergence(glcm_cls_logits, self",
+        "tests/test_cls_head.py::test_autocast_leaves_the_loss_in_float32[dtype0]",
+    ),
+    Mutation(
+        "modeling_glcm_mae/configuration_glcm_mae.py",
+        "tile = min(sides) // self.glcm_cls_tiles",
+        "tile = max(sides) // self.glcm_cls_tiles",
+        "tests/test_config.py::test_fields_that_do_not_fit_each_other_are_named",
+    ),
+    Mutation(
+        "recipes/training/pretraining.py",
+        "return self.model.tile_distribution(pixel_values[None])",
+        "return self.model.tile_distribution(pixel_values[None])[:, :1]",
+        "tests/test_pretrain_head.py::test_a_run_logs_the_heads_and_evaluates_them_beside_the_mean_of_the_images",
     ),
 ]
