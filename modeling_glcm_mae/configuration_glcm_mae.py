@@ -139,8 +139,8 @@ class GLCMMAEConfig(ViTMAEConfig):
     Nothing has to be synthesised: the best answer is the expected matrix, given what is visible.
 
     With a `glcm_cls_weight`, a linear layer on the encoder's CLS token predicts in the same way the matrices of a grid
-    of tiles that cover the image, and `glcm_cls_weight * L_cls` is added, `L_cls` the mean of the divergence over tiles
-    and offsets. Else no term of the loss asks anything of the CLS token, which a `ViTForImageClassification` reads.
+    of tiles of the image, and `glcm_cls_weight * L_cls` is added, `L_cls` the mean of the divergence over tiles and
+    offsets. Else nothing is predicted from the CLS token itself, which a `ViTForImageClassification` reads.
 
     Args:
         glcm_levels (`int`): number K of grey levels, at least 2.
@@ -165,9 +165,9 @@ class GLCMMAEConfig(ViTMAEConfig):
         glcm_head_offsets (`[[int, int], ...]`): offsets (row, column) in pixels, each with a distribution of its own.
             Each must be shorter than the patch in both directions.
         glcm_head_patches (`str`): the patches that the head is judged on: "all", visible ones too, or "masked".
-        glcm_cls_tiles (`int`): tiles down and across the image, of which the CLS token's head predicts the matrices. A
-            rest of the image that is narrower than a tile is left out. A tile must be longer than the
-            `glcm_head_offsets` in both directions.
+        glcm_cls_tiles (`int`): tiles down and across the image, of which the CLS token's head predicts the matrices.
+            They are of one size: up to `glcm_cls_tiles - 1` pixels are left out below and to the right. A tile must be
+            longer than the `glcm_head_offsets` in both directions.
 
     Raises:
         huggingface_hub.errors.StrictDataclassError: on a wrong type or value; names the field, the value and what

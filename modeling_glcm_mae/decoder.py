@@ -33,7 +33,7 @@ class GLCMMAEDecoder(ViTMAEDecoder):
     def forward(
         self, hidden_states: torch.Tensor, ids_restore: torch.Tensor, grid: tuple[int, int]
     ) -> GLCMMAEDecoderOutput:
-        """Predict the pixels of all patches, and what heads there are co-occurrence distributions.
+        """Predict the pixels of all patches and, with the heads that there are, co-occurrence distributions.
 
         Args:
             hidden_states: `(batch_size, 1 + visible, hidden_size)` from the encoder, CLS first.

@@ -20,7 +20,7 @@ MAX_FLOAT32_PIXELS = 32 * 32
 # The Triton backend holds a patch in the registers of a multiprocessor.
 MAX_TRITON_PIXELS = 64 * 64
 MAX_TRITON_CUMULATIVE_LEVELS = 64  # and a cumulative matrix too
-# For the targets of the texture head, sums of all pairs of levels.
+# For the targets of the heads, sums of all pairs of levels.
 MAX_TRITON_HEAD_LEVELS = 32
 
 

@@ -178,8 +178,8 @@ class GLCMMAEForPreTraining(GLCMMAEPreTrainedModel, ViTMAEForPreTraining):
         With `num_channels=1`, a checkpoint of several channels becomes one for grey images: the patch embedding is
         summed over channels (equal to feeding the grey image to each of them), the predicted channels are averaged.
 
-        A texture head starts new where the checkpoint has none; that of a checkpoint is left out only if the
-        configuration says so (`glcm_head_weight=0`). The load report of transformers names it in either case.
+        A head starts new where the checkpoint has none; that of a checkpoint is left out only if the configuration says
+        so (`glcm_head_weight=0`, `glcm_cls_weight=0`). The load report of transformers names it in either case.
 
         Args:
             pretrained_model_name_or_path: Hub id or folder, as in transformers.
@@ -403,7 +403,8 @@ class GLCMMAEForPreTraining(GLCMMAEPreTrainedModel, ViTMAEForPreTraining):
                 divergence = pair_divergence(head_logits, self.pair_distribution(judged))
                 head = divergence.sum() / max(len(divergence), 1)
             if glcm_cls_logits is not None:
-                cls = pair_divergence(glcm_cls_logits.to(logits.dtype), self.tile_distribution(pixel_values)).mean()
+                tiles = self.tile_distribution(pixel_values.to(logits.dtype))
+                cls = pair_divergence(glcm_cls_logits.to(logits.dtype), tiles).mean()
             loss = config.mse_weight * mse
             if with_glcm:
                 loss = loss + config.glcm_weight * glcm
@@ -427,10 +428,18 @@ class GLCMMAEForPreTraining(GLCMMAEPreTrainedModel, ViTMAEForPreTraining):
         """What the CLS token's head shall answer of images `(B, C, H, W)`: `(B, T, D, Q)`, the tiles row by row.
 
         As `pair_distribution`, of a grid of `glcm_cls_tiles` tiles down and across.
+
+        Raises:
+            ValueError: if a tile is not longer than the offsets.
         """
-        tiles = self.config.glcm_cls_tiles
+        tiles, offsets = self.config.glcm_cls_tiles, self.config.glcm_head_offsets
         grey = self.grey(pixel_values.movedim(1, -1))  # B H W
         height, width = (side // tiles for side in grey.shape[1:])
+        if min(height, width) <= max(abs(step) for offset in offsets for step in offset):
+            raise ValueError(
+                f"glcm_cls_tiles ({tiles}) cuts images of {grey.shape[1]} x {grey.shape[2]} into tiles of {height} x "
+                f"{width} pixels, which must be longer than glcm_head_offsets, {offsets}"
+            )
         grey = grey.unfold(1, height, height).unfold(2, width, width)[:, :tiles, :tiles]  # B t t h w
         return self._pair_distribution(grey.flatten(0, 2)).unflatten(0, (-1, tiles**2))
 

@@ -1,7 +1,6 @@
 """What the model answers: dataclasses of tensors.
 
-Axis letters in shapes: B images, N patches, C channels, H W pixels, T tiles, D offsets, Q
-pairs of grey levels.
+Axis letters in shapes: B images, N patches, C channels, H W pixels, T tiles, D offsets, Q pairs of grey levels.
 """
 
 from dataclasses import dataclass

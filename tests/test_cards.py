@@ -141,6 +141,15 @@ def test_card_of_a_pretraining_names_its_objective_and_no_other(preset, facts, t
     )
 
 
+def test_card_of_an_encoder_whose_cls_token_alone_foretells_texture(tiny_config, tmp_path):
+    card = export(tmp_path / "export", tiny_config("mse", glcm_cls_weight=1.5, glcm_cls_tiles=2))
+    assert_tables_are_whole(card)
+    assert "| Objective | 1 x MSE + 1.5 x KL of the CLS token's head |" in card
+    assert "predicts the texture of the image from its CLS token" in card and "no texture\nterm" not in card
+    assert "of 2 x 2 tiles of the image |" in card and "| Texture head |" not in card
+    assert "glcm" in ModelCard(card).data.tags
+
+
 @pytest.mark.parametrize(("channels", "tag"), [(1, None), (3, "image-feature-extraction")])
 def test_pipeline_is_named_only_where_it_opens_the_encoder(channels, tag, tiny_config, tmp_path):
     processor = ImageTransform(32, image_mean=(0.66,) * channels, image_std=(0.18,) * channels).processor()

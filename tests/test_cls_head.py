@@ -111,6 +111,24 @@ def test_autocast_leaves_the_loss_in_float32(cls_model, dtype):
     assert torch.equal(outputs.glcm_cls_loss, judged["glcm_cls"])
 
 
+def test_targets_are_float32_whatever_the_pixels_are(cls_model):
+    model, pixel_values = cls_model("mse"), images().bfloat16()
+    outputs = model(images(), noise=fixed_noise())
+    found, expected = (
+        model.reconstruction_loss(x, outputs.logits, outputs.mask, glcm_cls_logits=outputs.glcm_cls_logits)["glcm_cls"]
+        for x in (pixel_values, pixel_values.float())
+    )
+    assert torch.equal(found, expected)
+
+
+def test_an_image_in_too_small_tiles_is_refused(cls_model):
+    model = cls_model("mse", glcm_head_offsets=[[0, 7]])
+    with pytest.raises(
+        ValueError, match=r"glcm_cls_tiles \(2\) cuts images of 16 x 8 into tiles of 8 x 4 .*\[\[0, 7\]\]"
+    ):
+        model(images(height=16, width=8), interpolate_pos_encoding=True)
+
+
 def test_a_few_steps_teach_it(tiny_model):
     torch.manual_seed(0)
     model = tiny_model("mse", mse_weight=0.0, glcm_cls_weight=1.0, glcm_cls_tiles=2).train()

@@ -248,7 +248,9 @@ def test_package_works_without_triton():
 # ----------------------------------------------------------------------------------------- targets of the texture head
 
 
-@pytest.mark.parametrize(("shape", "levels"), [((16, 16), 8), ((8, 14), 6), ((14, 8), 20), ((32, 32), 32)])
+@pytest.mark.parametrize(
+    ("shape", "levels"), [((16, 16), 8), ((8, 14), 6), ((14, 8), 20), ((32, 32), 32), ((56, 56), 8)]
+)
 def test_targets_of_the_head_are_those_of_pytorch(shape, levels):
     from modeling_glcm_mae.glcm_head import _pair_distribution_in_torch
     from modeling_glcm_mae.glcm_head_triton import triton_pair_distribution

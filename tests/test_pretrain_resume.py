@@ -170,6 +170,19 @@ def test_a_resume_may_move_the_images_and_change_what_is_shown(run, images, tmp_
     assert "another version" not in caplog.text
 
 
+def test_a_run_of_before_there_was_a_head_of_the_cls_token_goes_on(run, images, tmp_path, caplog):
+    before = shutil.copytree(run, tmp_path / "run")
+    stored = yaml.safe_load((before / "config.yaml").read_text())
+    for name in ("glcm_cls_weight", "glcm_cls_tiles"):
+        del stored["model"][name]
+        assert name not in stored["model_config"]
+    (before / "config.yaml").write_text(yaml.safe_dump(stored))
+    resumed(corpus=images, output_dir=before)
+    assert "another version" not in caplog.text
+    with pytest.raises(UsageError, match=r"glcm_cls_weight must stay 0.0 .* got 1.0|glcm_cls_weight must stay None"):
+        resumed(corpus=images, output_dir=before, glcm_cls_weight=1.0)
+
+
 def test_resume_refuses_the_precision_of_another_launcher(run, images, monkeypatch):
     monkeypatch.setenv("ACCELERATE_MIXED_PRECISION", "bf16")
     with pytest.raises(UsageError, match="mixed_precision must stay no .* got bf16"):

@@ -13,15 +13,16 @@ from judging.verdict import pretraining_verdict
 from training.classifier_options import FEW_UPDATES
 
 
-def figures(mse: float, l1: float, head: float | None = None) -> dict[str, float]:
+def figures(mse: float, l1: float, head: float | None = None, cls: float | None = None) -> dict[str, float]:
     """Where one grey for all has an error of 1 and a blur one of 0.4."""
-    known = {"mse": (mse, 1.0, 0.4), "glcm_l1": (l1, 1.9, 1.8), "glcm_head": (head, 0.5, 0.5)}
+    known = {"mse": (mse, 1.0, 0.4), "glcm_l1": (l1, 1.9, 1.8)}
+    known |= {"glcm_head": (head, 0.5, 0.5)} if head is not None else {}
+    known |= {"glcm_cls": (cls, 0.5, 0.5)} if cls is not None else {}
     suffixes = ("", "_dataset_mean", "_patch_mean")
     return {
         f"eval_{name}{suffix}": value
         for name, values in known.items()
         for suffix, value in zip(suffixes, values, strict=True)
-        if head is not None or name != "glcm_head"
     }
 
 
@@ -36,6 +37,8 @@ def figures(mse: float, l1: float, head: float | None = None) -> dict[str, float
         (figures(1.3, 0.7), True, ["worse than one grey", "^texture is painted"]),
         (figures(1.3, 0.7, head=0.5), False, ["no texture is foretold"]),
         (figures(1.3, 1.9, head=0.2), True, ["^texture is foretold"]),
+        (figures(1.3, 1.9, cls=0.2), True, ["^texture is foretold"]),
+        (figures(1.3, 1.9, head=0.5, cls=0.2), False, ["no texture is foretold"]),
     ],
 )
 def test_a_pretraining_is_held_against_those_who_know_nothing(found, learned, words):

@@ -53,7 +53,7 @@ ROOT = Path(__file__).resolve().parents[2]
 PRESETS = ("mse", "texture", "paper")
 COMPILED = ("mse", "texture")  # each is compiled on its own, which takes longer than all of its steps
 PATCH_SIZE = 16
-# Operators of the objective: the pixels' matrices, and the targets of the texture head.
+# Operators of the objective: the pixels' matrices, and the targets of the heads.
 OPERATORS = ("::loss_and_gradient", "::pair_distribution")
 TOY = TINY | {"image_size": 32}  # where there is no GPU
 # At most, of a part: on an H100 with 16 cores the tests take 65, the steps 80 and 150.

@@ -112,16 +112,14 @@ def training_steps(
     """
     device = batch["pixel_values"].device
     model = GLCMMAEForPreTraining(GLCMMAEConfig.from_dict(config.to_dict() | PRESETS["texture"])).to(device).train()
-    names = {"glcm_head_weight": "glcm_head", "glcm_cls_weight": "glcm_cls_head"}
-    heads = {name: getattr(model.decoder, name) for name in names.values()}
+    head = model.decoder.glcm_head
     optimizer = torch.optim.AdamW(model.parameters(), lr=1e-6, fused=True)
     forward = torch.compile(model) if compiled else model
 
     def step(preset: str) -> torch.Tensor:
         for name, value in PRESETS[preset].items():
             setattr(model.config, name, value)
-        for weight, name in names.items():
-            setattr(model.decoder, name, heads[name] if getattr(model.config, weight) else None)
+        model.decoder.glcm_head = head if model.config.glcm_head_weight else None
         with torch.autocast(device.type, torch.bfloat16, enabled=bf16):
             loss = forward(batch["pixel_values"], noise=batch["noise"]).loss
         loss.backward()

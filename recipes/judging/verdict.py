@@ -20,21 +20,22 @@ def pretraining_verdict(figures: Mapping[str, float], *, normalised: bool = Fals
     """Hold the last evaluation of a pretraining against predictors that learned nothing.
 
     Pixels are judged by the squared error, against one grey for all images and against the true mean of each hidden
-    patch (a blur, which nobody can know). Texture is judged by the texture head's divergence where there is one,
-    against the mean matrix of the data set; else by the L1 distance of the matrices of what is painted, against both
-    greys. A painted texture has a higher squared error than a blur, so either is enough.
+    patch (a blur, which nobody can know). Texture is judged by the divergence of the texture head, or else of the CLS
+    token's, where there is one, against the mean matrix of the data set; else by the L1 distance of the matrices of
+    what is painted, against both greys. A painted texture has a higher squared error than a blur, so either is enough.
 
     Args:
-        figures: `eval_mse`, `eval_glcm_l1` and, with a head, `eval_glcm_head`, each also with `_dataset_mean` and
-            `_patch_mean` behind.
+        figures: `eval_mse`, `eval_glcm_l1` and, with a head, `eval_glcm_head` or `eval_glcm_cls`, each also with
+            `_dataset_mean` and `_patch_mean` behind.
         normalised: whether the pixels of each patch were (`norm_pix_loss`): then the mean of a patch is no knowledge,
             and the grey is that.
     """
     error, grey, blur = (figures[f"eval_mse{suffix}"] for suffix in ("", "_dataset_mean", "_patch_mean"))
     grey, who = (blur, "one grey for each patch") if normalised else (grey, "one grey for all images")
     name, done, what = "eval_glcm_l1", "painted", "distance of the painted matrices from the true ones"
-    if "eval_glcm_head" in figures:
-        name, done, what = "eval_glcm_head", "foretold", "divergence of the predicted matrices from the true ones"
+    head = next((head for head in ("eval_glcm_head", "eval_glcm_cls") if head in figures), None)
+    if head:
+        name, done, what = head, "foretold", "divergence of the predicted matrices from the true ones"
     found, least = figures[name], min(figures[f"{name}_dataset_mean"], figures[f"{name}_patch_mean"])
     with_texture, with_pixels = found <= TEXTURE_LEARNED * least, error <= PIXELS_LEARNED * grey
     if error > grey:

@@ -96,10 +96,10 @@ class ModelArguments:
     glcm_head_weight: float | None = option(
         None, "Weight of the texture head, which predicts co-occurrence matrices; 0: no head.", left_out=2.0
     )
-    glcm_head_levels: int | None = option(None, "Grey levels of the texture head.", left_out=8)
+    glcm_head_levels: int | None = option(None, "Grey levels of the heads.", left_out=8)
     glcm_head_offsets: str | None = option(
         None,
-        "Offsets of the texture head's pixel pairs: [[dy, dx], ...].",
+        "Offsets of the heads' pixel pairs: [[dy, dx], ...].",
         left_out="[[0, 1], [1, 0], [1, 1], [1, -1]]",
     )
     glcm_head_patches: str | None = option(

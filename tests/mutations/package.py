@@ -483,8 +483,8 @@ MUTATIONS = [
     ),
     Mutation(
         "modeling_glcm_mae/modeling_glcm_mae.py",
-        "pair_divergence(glcm_cls_logits.to(logits.dtype), self",
-        "pair_divergence(glcm_cls_logits, self",
+        "pair_divergence(glcm_cls_logits.to(logits.dtype), tiles",
+        "pair_divergence(glcm_cls_logits, tiles",
         "tests/test_cls_head.py::test_autocast_leaves_the_loss_in_float32[dtype0]",
     ),
     Mutation(
@@ -498,5 +498,11 @@ MUTATIONS = [
         "return self.model.tile_distribution(pixel_values[None])",
         "return self.model.tile_distribution(pixel_values[None])[:, :1]",
         "tests/test_pretrain_head.py::test_a_run_logs_the_heads_and_evaluates_them_beside_the_mean_of_the_images",
+    ),
+    Mutation(
+        "modeling_glcm_mae/modeling_glcm_mae.py",
+        "tiles = self.tile_distribution(pixel_values.to(logits.dtype))",
+        "tiles = self.tile_distribution(pixel_values)",
+        "tests/test_cls_head.py::test_targets_are_float32_whatever_the_pixels_are",
     ),
 ]

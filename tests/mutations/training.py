@@ -174,8 +174,8 @@ MUTATIONS = [
     ),
     Mutation(
         "recipes/judging/verdict.py",
-        'if "eval_glcm_head" in figures:',
-        "if False:",
+        'for head in ("eval_glcm_head", "eval_glcm_cls") if',
+        'for head in ("eval_glcm_cls",) if',
         "tests/test_verdict.py::test_a_pretraining_is_held_against_those_who_know_nothing",
     ),
     Mutation(
