@@ -506,10 +506,8 @@ def test_the_tables_of_frozen_encoders_are_those_of_their_results():
             for seeds in ("all", "seed 0")[: 2 if training["seed"] == 0 else 1]:
                 rows = alike.setdefault((*shared, seeds), {})
                 rows.setdefault(run["settings"]["pretraining"], []).append(run)
-    figures, points = (
-        set(),
-        set(),
-    )  # (table, corpus, row, title, figure), (table, row, what is read, corpus, difference)
+    figures: set[tuple] = set()  # (table, corpus, row, title, figure)
+    points: set[tuple] = set()  # (table, row, what is read, corpus, difference)
     for shared, rows in alike.items():
         for runs in rows.values():
             for corpus, results in runs[0]["results"]["corpora"].items():
@@ -555,6 +553,31 @@ def test_the_tables_of_frozen_encoders_are_those_of_their_results():
                 assert of_one_table([(corpus, row, *cell) for cell in told.items()], figures), (head[0], label)
             checked += len(told)
     assert checked > 300
+
+
+@pytest.mark.slow
+def test_differences_between_read_outs_are_those_of_their_results():
+    tables = load("learning_tables")
+    rows: dict[str, list[dict]] = {}
+    for run in json.loads((BENCHMARKS / "results" / "texture_corpora_16.json").read_text())["runs"]:
+        rows.setdefault(run["settings"]["pretraining"], []).append(run["results"])
+    cls, heavy = "texture --glcm_cls_weight 4", "mse --glcm_head_weight 8 --glcm_head_levels 12"
+    document = " ".join((BENCHMARKS / "README.md").read_text().split())
+    for row, read, other, read_of_other, told in (
+        (cls, "cls", "texture", "cls", "{} are the head's ({} to {}, above the CLS of `texture`)"),
+        (cls, "cls", "mse", "mean", "Above the mean token of `mse` the CLS is by {} ({} to {})"),
+        (cls, "cls", "texture", "mean", "above that of `texture` by {} ({} to {}), on CT"),
+        (heavy, "cls", "mse", "mean", "its CLS is above the mean token of `mse` by {} ({} to {})"),
+        (
+            "classical",
+            "narrow tiles",
+            cls,
+            "cls",
+            "The tiles in as many numbers read {} points more in the mean ({} to {})",
+        ),
+    ):
+        found = tables.differences(rows[row], rows[other], read, read_of_other)["mean"]
+        assert told.format(*(f"{abs(x) if round(x, 1) == 0 else x:.1f}" for x in found)) in document
 
 
 # ----------------------------------------------------------------------------------------------------------------- GPU
