@@ -86,9 +86,10 @@ PRESETS: dict[str, dict[str, Any]] = {
         "glcm_weight": 2560.0,
         "ssim_weight": 0.0,
         "mse_weight": 1.0,
-        "glcm_head_weight": 2.0,
+        "glcm_head_weight": 8.0,
         **HEAD_FIELDS,
-        "glcm_cls_weight": 0.0,
+        "glcm_cls_weight": 0.5,
+        **CLS_FIELDS,
     },
     "paper": {
         "glcm_kernel": "sigmoid",

@@ -125,7 +125,7 @@ def test_card_of_a_pretraining_names_its_objective_and_no_other(preset, facts, t
     assert_tables_are_whole(card)
     row = re.search(r"\| Objective \| (.*) \|", card)[1]
     terms = {
-        "texture": "2560 x GLCM + 1 x MSE + 2 x KL of the texture head",
+        "texture": "2560 x GLCM + 1 x MSE + 8 x KL of the texture head + 0.5 x KL of the CLS token's head",
         "paper": "1 x GLCM + 1 x (1 - SSIM) + 0.1 x MSE",
         "mse": "1 x MSE",
     }

@@ -162,7 +162,7 @@ def test_bad_value_is_refused_when_assigned_later(field, value, allowed):
         ({"glcm_channel": 3}, ["glcm_channel", "num_channels", "3", "mean"]),
         ({"glcm_channel": 1, "num_channels": 1}, ["glcm_channel", "num_channels", "1"]),
         (
-            {"glcm_weight": 0.0, "ssim_weight": 0.0, "mse_weight": 0.0, "glcm_head_weight": 0.0},
+            {f"{term}_weight": 0.0 for term in ("glcm", "ssim", "mse", "glcm_head", "glcm_cls")},
             ["glcm_weight", "ssim_weight", "mse_weight", "glcm_head_weight", "glcm_cls_weight"],
         ),
         (
@@ -186,7 +186,7 @@ def test_fields_that_do_not_fit_each_other_are_named(fields, said):
 def test_the_longest_offset_that_fits_is_accepted():
     GLCMMAEConfig(patch_size=8, glcm_offsets=[[7, -7]], glcm_head_offsets=[[-7, 7]])
     GLCMMAEConfig(image_size=64, glcm_cls_weight=1.0, glcm_cls_tiles=8, glcm_head_offsets=[[-7, 7]])
-    GLCMMAEConfig(image_size=64, glcm_cls_tiles=64)  # of no account without the head
+    GLCMMAEConfig(image_size=64, glcm_cls_weight=0.0, glcm_cls_tiles=64)  # of no account without the head
 
 
 @pytest.mark.parametrize("weight", ["glcm_head_weight", "glcm_cls_weight"])
@@ -252,6 +252,8 @@ def test_defaults_are_written_too(tmp_path):
         GLCMMAEConfig(**fields).save_pretrained(tmp_path)
         assert method <= json.loads((tmp_path / "config.json").read_text()).keys()
     GLCMMAEConfig().save_pretrained(tmp_path)
+    assert method <= json.loads((tmp_path / "config.json").read_text()).keys()
+    GLCMMAEConfig(glcm_cls_weight=0.0).save_pretrained(tmp_path)
     stored = json.loads((tmp_path / "config.json").read_text())
     assert method - cls <= stored.keys() and not cls & stored.keys()
     for preset in ("paper", "mse"):
@@ -259,7 +261,7 @@ def test_defaults_are_written_too(tmp_path):
         stored = json.loads((tmp_path / "config.json").read_text())
         assert method - head - cls <= stored.keys()
         assert not (head | cls) & stored.keys(), "without a head, a checkpoint is as it was before there were heads"
-    GLCMMAEConfig(glcm_head_weight=0.0, glcm_head_levels=6, glcm_cls_tiles=3).save_pretrained(tmp_path)
+    GLCMMAEConfig.from_preset("mse", glcm_head_levels=6, glcm_cls_tiles=3).save_pretrained(tmp_path)
     loaded = GLCMMAEConfig.from_pretrained(tmp_path)
     assert (loaded.glcm_head_levels, loaded.glcm_cls_tiles) == (6, 3)
 
@@ -275,7 +277,7 @@ def test_what_is_stored_without_a_head_has_none(tmp_path):
         assert (config.glcm_head_weight, config.glcm_cls_weight, config.mse_weight) == (0, 0, 0.1)
     for weight in ("glcm_head_weight", "glcm_cls_weight"):
         assert getattr(GLCMMAEConfig.from_pretrained(tmp_path, **{weight: 3.0}), weight) == 3
-    assert GLCMMAEConfig().glcm_head_weight > 0
+    assert GLCMMAEConfig().glcm_head_weight > 0 and GLCMMAEConfig().glcm_cls_weight > 0
 
 
 def test_a_stored_bad_value_is_refused(tmp_path):

@@ -144,10 +144,11 @@ def test_divergence_of_other_shapes_is_refused():
 
 @pytest.fixture
 def head_model(tiny_model):
-    """`head_model(preset="texture", **overrides)`, with a head and weights as no initialisation gives them."""
+    """`head_model(preset="texture", **overrides)`, with a texture head alone and weights as no initialisation gives them."""
 
     def make(preset: str = "texture", **overrides) -> GLCMMAEForPreTraining:
-        return scrambled(tiny_model(preset, **{"glcm_head_weight": 2.0, "glcm_head_levels": 5} | overrides))
+        head = {"glcm_head_weight": 2.0, "glcm_head_levels": 5, "glcm_cls_weight": 0.0}
+        return scrambled(tiny_model(preset, **head | overrides))
 
     return make
 
@@ -158,7 +159,7 @@ def without_head(model: GLCMMAEForPreTraining) -> dict[str, torch.Tensor]:
 
 @pytest.mark.parametrize("preset", ["texture", "paper", "mse"])
 def test_without_a_weight_nothing_is_new(head_model, tiny_model, tiny_fields, preset):
-    off, on = tiny_model(preset, glcm_head_weight=0.0), head_model(preset)
+    off, on = tiny_model(preset, glcm_head_weight=0.0, glcm_cls_weight=0.0), head_model(preset)
     assert off.state_dict().keys() == ViTMAEForPreTraining(ViTMAEConfig(**tiny_fields)).state_dict().keys()
     off.load_state_dict(without_head(on))
     found, expected = (model(images(), noise=fixed_noise()) for model in (on, off))
@@ -167,9 +168,11 @@ def test_without_a_weight_nothing_is_new(head_model, tiny_model, tiny_fields, pr
         assert name not in expected or torch.equal(found[name], expected[name])
     assert torch.equal(found.loss, expected.loss + 2 * found.glcm_head_loss)
     torch.manual_seed(3)
-    one = tiny_model(preset, glcm_head_weight=0.0)
+    one = tiny_model(preset, glcm_head_weight=0.0, glcm_cls_weight=0.0)
     torch.manual_seed(3)
-    other = tiny_model(preset, glcm_head_weight=0.0, glcm_head_levels=5, glcm_head_patches="masked")
+    other = tiny_model(
+        preset, glcm_head_weight=0.0, glcm_cls_weight=0.0, glcm_head_levels=5, glcm_head_patches="masked"
+    )
     assert_same_tensors(other, one.state_dict())
 
 

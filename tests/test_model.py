@@ -153,7 +153,7 @@ def test_encoder_alone_loads_from_a_stock_checkpoint(tiny_fields, tmp_path):
 def test_plain_transformers_reads_our_checkpoint(tiny_model, tmp_path):
     model = scrambled(tiny_model())
     model.save_pretrained(tmp_path)
-    weights = {name: weight for name, weight in model.state_dict().items() if "glcm_head" not in name}
+    weights = {name: weight for name, weight in model.state_dict().items() if "decoder.glcm_" not in name}
     assert_same_tensors(ViTMAEForPreTraining.from_pretrained(tmp_path), weights)
     encoder = ViTModel.from_pretrained(tmp_path, add_pooling_layer=False)
     assert_same_tensors(encoder, model.vit.state_dict())
@@ -167,7 +167,7 @@ def test_save_and_load_give_the_same_output(tiny_model, tmp_path, preset):
     loaded = GLCMMAEForPreTraining.from_pretrained(tmp_path)
     assert_same_tensors(loaded, model.state_dict())
     method = [name for name in model.config.to_dict() if name.startswith("glcm_") or name.endswith("_weight")]
-    assert len(method) == (17 if preset == "texture" else 13)
+    assert len(method) == (19 if preset == "texture" else 13)
     assert all(getattr(loaded.config, name) == getattr(model.config, name) for name in method)
     before, after = (m(images(), noise=fixed_noise()) for m in (model, loaded))
     assert torch.equal(before.logits, after.logits) and torch.equal(before.loss, after.loss)
@@ -326,8 +326,9 @@ def test_loss_on_a_non_square_image_by_hand(tiny_model, preset):
         )
         torch.testing.assert_close(outputs.glcm_loss, glcm)
         expected = expected + config.glcm_weight * glcm
-    if preset == "texture":  # test_glcm_head has it by hand
+    if preset == "texture":  # test_glcm_head and test_cls_head have them by hand
         expected = expected + config.glcm_head_weight * outputs.glcm_head_loss
+        expected = expected + config.glcm_cls_weight * outputs.glcm_cls_loss
     if preset == "paper":
         scaled = []
         for whole in (pred.clamp(*config.glcm_value_range), target):
@@ -418,7 +419,7 @@ def test_noise_fixes_the_mask(tiny_model):
 @pytest.mark.parametrize(
     ("preset", "terms"),
     [
-        ("texture", {"glcm_loss", "mse_loss", "glcm_head_loss"}),
+        ("texture", {"glcm_loss", "mse_loss", "glcm_head_loss", "glcm_cls_loss"}),
         ("paper", {"glcm_loss", "ssim_loss", "mse_loss"}),
         ("mse", {"mse_loss"}),
     ],
@@ -428,7 +429,7 @@ def test_output_class(tiny_model, preset, terms):
     outputs = model(images(), noise=fixed_noise())
     assert isinstance(outputs, GLCMMAEForPreTrainingOutput)
     always = {"loss", "logits", "mask", "ids_restore"}
-    always |= {"glcm_head_logits"} if "glcm_head_loss" in terms else set()
+    always |= {f"{head}_logits" for head in ("glcm_head", "glcm_cls") if f"{head}_loss" in terms}
     assert set(outputs.keys()) == always | terms
     assert all(outputs[name].shape == () and outputs[name].isfinite() for name in terms | {"loss"})
     plain = model(images(), noise=fixed_noise(), return_dict=False)
@@ -528,7 +529,7 @@ def test_an_infinite_prediction_of_a_visible_patch_is_harmless(tiny_model, prese
 
 
 def test_mask_ratio_zero_sees_everything(tiny_model):
-    model = tiny_model(mask_ratio=0.0, glcm_head_patches="masked").train()
+    model = tiny_model(mask_ratio=0.0, glcm_head_patches="masked", glcm_cls_weight=0.0).train()
     outputs = model(images())
     outputs.loss.backward()
     assert outputs.mask.sum() == 0 and outputs.loss.item() == 0

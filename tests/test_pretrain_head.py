@@ -12,7 +12,7 @@ from test_pretrain import TINY, images, launch, options, prepared  # noqa: F401 
 from transformers import ViTMAEConfig, ViTMAEForPreTraining
 
 from commandline import UsageError
-from modeling_glcm_mae import GLCMMAEForPreTraining, cooccurrence_matrix
+from modeling_glcm_mae import GLCMMAEConfig, GLCMMAEForPreTraining, cooccurrence_matrix
 from training.arguments import DataArguments, ModelArguments
 from training.models import build_model
 
@@ -91,7 +91,7 @@ def build(source, **given):
 
 @pytest.fixture
 def with_head(tiny_model, tmp_path):
-    model = tiny_model(glcm_head_weight=3.0, glcm_head_levels=5, glcm_head_offsets=[[0, 1], [2, -1]])
+    model = tiny_model("mse", glcm_head_weight=3.0, glcm_head_levels=5, glcm_head_offsets=[[0, 1], [2, -1]])
     model.save_pretrained(tmp_path / "with_head")
     return model, tmp_path / "with_head"
 
@@ -129,7 +129,7 @@ def test_the_head_of_a_checkpoint_is_left_out_only_if_asked_for(with_head, caplo
     _, folder = with_head
     with pytest.raises(UsageError, match=r"texture head \(glcm_head_weight 3\).*give glcm_head_weight, 3 .* or 0"):
         build(folder, preset="mse")
-    assert build(folder).config.glcm_head_weight == 2, "as the preset has it"
+    assert build(folder).config.glcm_head_weight == GLCMMAEConfig().glcm_head_weight, "as the preset has it"
     caplog.set_level("INFO")
     model = build(folder, glcm_head_weight=0.0)
     assert model.decoder.glcm_head is None and model.config.glcm_head_weight == 0

@@ -5,9 +5,10 @@
     python recipes/benchmarks/finetuned.py --tables recipes/benchmarks/results/finetuned.json
 
 `data_dir` holds the corpora as prepare_corpus.py makes them: busi, covid_ct, pneumonia. Rows: `classical` (a logistic
-regression on co-occurrence features), `none` (the network from nothing), the presets, `head` (`texture` without the
-matrices of the pixels), and `cls` (`texture` with a head of the CLS token). Each fold pretrains on its own training
-part only, by recipes/configs/laptop/. The chest X-rays are judged on their official split. With --pretrain_options and
+regression on co-occurrence features), `none` (the network from nothing), the presets, `light` (what `texture` once
+was: a texture head of weight 2, no head of the CLS token), `head` (`light` without the matrices of the pixels), and
+`cls` (`light` with a head of the CLS token of weight 4). Each fold pretrains on its own training part only, by
+recipes/configs/laptop/. The chest X-rays are judged on their official split. With --pretrain_options and
 --finetune_options as cross_validate.py has them, at any size: `image_size` and the other sizes of the network hold for
 `none` too.
 

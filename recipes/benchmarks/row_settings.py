@@ -12,16 +12,19 @@ ROOT = Path(__file__).resolve().parents[2]
 STEPS = ("pretrain", "finetune")
 CONFIGS = "recipes/configs/laptop"
 CLASSICAL, BASELINE = "classical", "mse"
+LIGHT = ["preset=texture", "glcm_head_weight=2", "glcm_cls_weight=0"]  # what the preset was
 ROWS: dict[str, list[str] | None] = {  # options of the pretraining; None: there is none
     CLASSICAL: None,
     "none": None,
     BASELINE: ["preset=mse"],
     "paper": ["preset=paper", "mse_epochs=0.5"],
-    "head": ["preset=texture", "glcm_weight=0"],
+    "head": [*LIGHT, "glcm_weight=0"],
+    "light": LIGHT,
+    "cls": ["preset=texture", "glcm_head_weight=2", "glcm_cls_weight=4"],
     "texture": ["preset=texture"],
-    "cls": ["preset=texture", "glcm_cls_weight=4"],
     "mse_all": ["preset=mse"],
-    "head_all": ["preset=texture", "glcm_weight=0"],
+    "head_all": [*LIGHT, "glcm_weight=0"],
+    "light_all": LIGHT,
     "texture_all": ["preset=texture"],
 }
 ALL, FIRST = "_all", "busi"  # rows of one encoder for all corpora; where it is pretrained

@@ -101,7 +101,7 @@ def training_steps(
     """A training step (forward, backward, AdamW) with the objective of each preset, on one new model.
 
     Args:
-        config: sizes of the model; its objective, and whether it has a texture head, is exchanged from call to call.
+        config: sizes of the model; its objective, and which heads it has, are exchanged from call to call.
         presets: names of presets.
         batch: `pixel_values` `(B, C, H, W)` and `noise` `(B, N)`; the model is put on their device.
         bf16: forward under bfloat16 autocast.
@@ -112,14 +112,15 @@ def training_steps(
     """
     device = batch["pixel_values"].device
     model = GLCMMAEForPreTraining(GLCMMAEConfig.from_dict(config.to_dict() | PRESETS["texture"])).to(device).train()
-    head = model.decoder.glcm_head
+    heads = {"glcm_head": model.decoder.glcm_head, "glcm_cls_head": model.decoder.glcm_cls_head}
     optimizer = torch.optim.AdamW(model.parameters(), lr=1e-6, fused=True)
     forward = torch.compile(model) if compiled else model
 
     def step(preset: str) -> torch.Tensor:
         for name, value in PRESETS[preset].items():
             setattr(model.config, name, value)
-        model.decoder.glcm_head = head if model.config.glcm_head_weight else None
+        model.decoder.glcm_head = heads["glcm_head"] if model.config.glcm_head_weight else None
+        model.decoder.glcm_cls_head = heads["glcm_cls_head"] if model.config.glcm_cls_weight else None
         with torch.autocast(device.type, torch.bfloat16, enabled=bf16):
             loss = forward(batch["pixel_values"], noise=batch["noise"]).loss
         loss.backward()

@@ -94,7 +94,7 @@ class ModelArguments:
     ssim_weight: float | None = option(None, "Weight of 1 - SSIM.", left_out=0.0)
     mse_weight: float | None = option(None, "Weight of the mean squared error.", left_out=1.0)
     glcm_head_weight: float | None = option(
-        None, "Weight of the texture head, which predicts co-occurrence matrices; 0: no head.", left_out=2.0
+        None, "Weight of the texture head, which predicts co-occurrence matrices; 0: no head.", left_out=8.0
     )
     glcm_head_levels: int | None = option(None, "Grey levels of the heads.", left_out=8)
     glcm_head_offsets: str | None = option(
@@ -108,7 +108,7 @@ class ModelArguments:
     glcm_cls_weight: float | None = option(
         None,
         "Weight of the CLS token's head, which predicts the matrices of a grid of tiles; 0: no head.",
-        left_out=0.0,
+        left_out=0.5,
     )
     glcm_cls_tiles: int | None = option(None, "Tiles of the CLS token's head, down and across.", left_out=4)
 
