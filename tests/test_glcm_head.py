@@ -144,7 +144,7 @@ def test_divergence_of_other_shapes_is_refused():
 
 @pytest.fixture
 def head_model(tiny_model):
-    """`head_model(preset="texture", **overrides)`, with a texture head alone and weights as no initialisation gives them."""
+    """`head_model(preset="texture", **overrides)`: a texture head alone, weights as no initialisation gives them."""
 
     def make(preset: str = "texture", **overrides) -> GLCMMAEForPreTraining:
         head = {"glcm_head_weight": 2.0, "glcm_head_levels": 5, "glcm_cls_weight": 0.0}
@@ -168,11 +168,10 @@ def test_without_a_weight_nothing_is_new(head_model, tiny_model, tiny_fields, pr
         assert name not in expected or torch.equal(found[name], expected[name])
     assert torch.equal(found.loss, expected.loss + 2 * found.glcm_head_loss)
     torch.manual_seed(3)
-    one = tiny_model(preset, glcm_head_weight=0.0, glcm_cls_weight=0.0)
+    none = {"glcm_head_weight": 0.0, "glcm_cls_weight": 0.0}
+    one = tiny_model(preset, **none)
     torch.manual_seed(3)
-    other = tiny_model(
-        preset, glcm_head_weight=0.0, glcm_cls_weight=0.0, glcm_head_levels=5, glcm_head_patches="masked"
-    )
+    other = tiny_model(preset, **none, glcm_head_levels=5, glcm_head_patches="masked")
     assert_same_tensors(other, one.state_dict())
 
 
