@@ -53,12 +53,6 @@ def assert_same_tensors(model: nn.Module, expected: dict[str, torch.Tensor]) -> 
     assert [name for name in expected if not torch.equal(found[name], expected[name])] == []
 
 
-# The published loss
-
-
-# The published loss, in every clone
-
-
 # Initialisation
 
 

@@ -17,7 +17,7 @@ rounds, with the lowest and the highest. Patches are 16x16, three quarters of an
 - levels_256_over_16: time of the loss with 256 levels over that with 16.
 - offsets_8_over_2: the same for eight offsets over two.
 - ms_per_image: milliseconds of the loss and its gradient for an image of a batch, by preset; and of the targets, loss
-  and gradient of the texture head that `texture` has beside it.
+  and gradient of the texture head and of the head of the CLS token that `texture` has beside it.
 
 Few rounds (or --tiny) only show that the script works. On a shared machine, take --threads 1: threads wait for
 each other, and short calls suffer most.
@@ -89,15 +89,11 @@ def loss_call(
     return call
 
 
-def head_call(target: torch.Tensor) -> Callable[[], None]:
-    """Targets, loss and gradient of a texture head, for the setting of the preset `texture`.
-
-    The head judges visible patches too: those of `target`, over the share that is masked.
-    """
+def head_call(pieces: torch.Tensor) -> Callable[[], None]:
+    """Targets, loss and gradient of a head that predicts the matrices of `pieces` `(M, h, w)`, as `texture` has it."""
     config = GLCMMAEConfig.from_preset("texture")
-    patches = target.repeat(2, 1, 1)[: round(len(target) / MASKED)]
-    shape = (len(patches), len(config.glcm_head_offsets), num_pairs(config.glcm_head_levels))
-    logits = torch.zeros(shape, device=target.device, requires_grad=True)
+    shape = (len(pieces), len(config.glcm_head_offsets), num_pairs(config.glcm_head_levels))
+    logits = torch.zeros(shape, device=pieces.device, requires_grad=True)
     setting = {
         "levels": config.glcm_head_levels,
         "value_range": config.glcm_value_range,
@@ -105,7 +101,7 @@ def head_call(target: torch.Tensor) -> Callable[[], None]:
     }
 
     def call() -> None:
-        torch.autograd.grad(pair_divergence(logits, pair_distribution(patches, **setting)).mean(), logits)
+        torch.autograd.grad(pair_divergence(logits, pair_distribution(pieces, **setting)).mean(), logits)
 
     return call
 
@@ -183,7 +179,12 @@ def measure(options: argparse.Namespace) -> dict[str, dict[str, Any]]:
         preset + suffix: loss_call(pred, target, backend, preset)
         for preset in ("paper", "texture")
         for suffix, backend in (("", "auto"), (", plain PyTorch", "sparse"))
-    } | {"texture head": head_call(target)}
+    }
+    # The texture head judges visible patches too: those of `target`, over the share that is masked.
+    calls["texture head"] = head_call(target.repeat(2, 1, 1)[: round(len(target) / MASKED)])
+    side = options.image_size // GLCMMAEConfig.from_preset("texture").glcm_cls_tiles
+    tiles = images(options.batch_size, options.image_size)[:, 0].unfold(1, side, side).unfold(2, side, side)
+    calls["head of the CLS token"] = head_call(tiles.flatten(0, 2).to(options.device))
     results["ms_per_image"] = {
         name: dict(zip(SHOWN, (1e3 / options.batch_size * f(found) for f in (median, min, max)), strict=True))
         for name, found in seconds_side_by_side(calls, **rounds).items()
