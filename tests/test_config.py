@@ -30,7 +30,8 @@ def test_texture_preset_is_the_default():
     config = GLCMMAEConfig.from_preset("texture")
     assert config.to_dict() == GLCMMAEConfig.from_preset().to_dict() == GLCMMAEConfig().to_dict()
     assert (config.glcm_kernel, config.glcm_normalize) == ("linear", True)
-    assert config.glcm_weight > 0 and config.glcm_head_weight > 0
+    assert (config.glcm_weight, config.mse_weight) == (2560, 1)
+    assert (config.glcm_head_weight, config.glcm_cls_weight) == (8, 0.5)
 
 
 def test_mse_preset_is_plain_vitmae():

@@ -20,6 +20,7 @@ from test_finetune import few_resamples  # noqa: F401 - fixtures
 
 from images.arguments import PrepareArguments
 from judging.summary import compare, summarise
+from modeling_glcm_mae import GLCMMAEConfig
 from prepare_corpus import prepare
 from training import cross_validation
 
@@ -365,6 +366,17 @@ def test_the_rows_are_run_kept_and_not_run_again(tmp_path):
     assert tables.stdout in done.stdout
 
 
+def test_the_row_texture_is_the_preset_and_not_what_another_release_called_so():
+    finetuned, rows = load("finetuned"), load("row_settings")
+    given = dict(word.split("=") for word in finetuned.ROWS["texture"])
+    preset = GLCMMAEConfig.from_preset(given.pop("preset"))
+    assert {name: getattr(preset, name) for name in given} == {name: float(value) for name, value in given.items()}
+    assert given.keys() == {"glcm_head_weight", "glcm_cls_weight"}
+    before = {"pretrain_options": ["preset=texture", "num_train_epochs=60"]}
+    now = {"pretrain_options": [*finetuned.ROWS["texture"], "num_train_epochs=60"]}
+    assert "glcm_head_weight not given there, 8 here" in rows.differences(before, now)
+
+
 def test_a_row_of_all_corpora_has_one_encoder_of_their_training_parts():
     finetuned = load("finetuned")
     options = argparse.Namespace(data_dir="data", output_dir="runs", pretrain_options=["image_size=64"], jobs=1)
@@ -373,7 +385,7 @@ def test_a_row_of_all_corpora_has_one_encoder_of_their_training_parts():
     given = words[words.index("--pretrain_options") + 1 : words.index("--finetune_config")]
     others = ["unlabelled_corpus=data/covid_ct", "unlabelled_corpus=data/pneumonia"]
     others += ["unlabelled_folds=same", "unlabelled_folds=official"]
-    assert given == ["preset=texture", *others, "num_train_epochs=24", "image_size=64", "seed=0"]
+    assert given == [*finetuned.ROWS["texture"], *others, "num_train_epochs=24", "image_size=64", "seed=0"]
     of_finetuning = words[words.index("--finetune_options") + 1 : words.index("--jobs")]
     assert of_finetuning == ["num_train_epochs=3", "seed=0"]
     for corpus, seed, fold in (("covid_ct", 0, "{fold}"), ("pneumonia", 2, "2")):

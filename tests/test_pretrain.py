@@ -78,7 +78,7 @@ def launch(
 
 def losses(output_dir: Path) -> dict[int, dict[str, float]]:
     rows = [json.loads(line) for line in (output_dir / "metrics.jsonl").read_text().splitlines()]
-    terms = ("loss", "mse", "glcm", "glcm_head")
+    terms = ("loss", "mse", "glcm", "glcm_head", "glcm_cls")
     return {row["step"]: {name: row[name] for name in terms if name in row} for row in rows if "loss" in row}
 
 
@@ -127,14 +127,19 @@ def test_run_leaves_everything_where_the_contract_says(run):
     assert not list(run.rglob("export*.partial")) and not list((run / "export").rglob("*.bin"))
 
 
+def whole(row: dict[str, float], begin: str = "") -> float:
+    """The loss of the preset `texture`, of its terms."""
+    glcm, mse, head, cls = (row[f"{begin}{term}"] for term in ("glcm", "mse", "glcm_head", "glcm_cls"))
+    return 2560 * glcm + mse + 8 * head + 0.5 * cls
+
+
 def test_schedule_switches_from_mse_to_texture(run):
     steps = losses(run)
     assert sorted(steps) == [1, 2, 3, 4, 5, 6]
     for step in (1, 2, 3):
         assert steps[step]["loss"] == pytest.approx(steps[step]["mse"]) and "glcm" not in steps[step]
     for step in (4, 5, 6):
-        parts = 2560 * steps[step]["glcm"] + steps[step]["mse"] + 2 * steps[step]["glcm_head"]
-        assert steps[step]["loss"] == pytest.approx(parts, rel=1e-5)
+        assert steps[step]["loss"] == pytest.approx(whole(steps[step]), rel=1e-5)
 
 
 def test_evaluation_stands_beside_trivial_predictors(run):
@@ -145,8 +150,7 @@ def test_evaluation_stands_beside_trivial_predictors(run):
         assert len(values) == 1, "fixed images and masks: trivial predictors never change"
     assert rows[0]["eval_mse_patch_mean"] < rows[0]["eval_mse_dataset_mean"]
     assert rows[-1]["eval_loss"] < rows[0]["eval_loss"]
-    parts = 2560 * rows[0]["eval_glcm"] + rows[0]["eval_mse"] + 2 * rows[0]["eval_glcm_head"]
-    assert rows[0]["eval_loss"] == pytest.approx(parts, rel=1e-5)
+    assert rows[0]["eval_loss"] == pytest.approx(whole(rows[0], "eval_"), rel=1e-5)
 
 
 def test_a_dry_run_checks_and_leaves_everything_as_it_was(images, run, tmp_path, capsys, monkeypatch):

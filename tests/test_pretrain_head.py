@@ -136,6 +136,19 @@ def test_the_head_of_a_checkpoint_is_left_out_only_if_asked_for(with_head, caplo
     assert caplog.text.count("is left out, as asked for by glcm_head_weight 0") == 1
 
 
+def test_a_checkpoint_of_the_preset_of_before_gets_the_heads_of_now(tiny_model, tmp_path, caplog):
+    before = tiny_model(glcm_head_weight=2.0, glcm_cls_weight=0.0)
+    before.save_pretrained(tmp_path)
+    assert GLCMMAEForPreTraining.from_pretrained(tmp_path).decoder.glcm_cls_head is None
+    caplog.set_level("INFO")
+    model = build(tmp_path)
+    assert (model.config.glcm_head_weight, model.config.glcm_cls_weight) == (8, 0.5)
+    assert torch.equal(model.decoder.glcm_head.weight, before.decoder.glcm_head.weight)
+    assert caplog.text.count("has no head of the CLS token: it starts new") == 1 and "texture head" not in caplog.text
+    as_before = build(tmp_path, glcm_head_weight=2.0, glcm_cls_weight=0.0)
+    assert as_before.state_dict().keys() == before.state_dict().keys() and as_before.config.glcm_head_weight == 2
+
+
 @pytest.mark.parametrize(
     ("given", "said"),
     [

@@ -174,13 +174,16 @@ def test_a_run_of_before_there_was_a_head_of_the_cls_token_goes_on(run, images, 
     before = shutil.copytree(run, tmp_path / "run")
     stored = yaml.safe_load((before / "config.yaml").read_text())
     for name in ("glcm_cls_weight", "glcm_cls_tiles"):
-        del stored["model"][name]
-        assert name not in stored["model_config"]
+        del stored["model"][name], stored["model_config"][name]
+    stored["model_config"]["glcm_head_weight"] = 2.0  # as the preset had it
     (before / "config.yaml").write_text(yaml.safe_dump(stored))
-    resumed(corpus=images, output_dir=before)
+    with pytest.raises(UsageError, match=r"glcm_head_weight must stay 2\.0 .* got 8\.0"):
+        resumed(corpus=images, output_dir=before)
+    with pytest.raises(UsageError, match=r"glcm_cls_weight must stay 0\.0 .* got 0\.5"):
+        resumed(corpus=images, output_dir=before, glcm_head_weight=2.0)
     assert "another version" not in caplog.text
-    with pytest.raises(UsageError, match=r"glcm_cls_weight must stay 0\.0 .* got 1\.0"):
-        resumed(corpus=images, output_dir=before, glcm_cls_weight=1.0)
+    resumed(corpus=images, output_dir=before, glcm_head_weight=2.0, glcm_cls_weight=0.0)
+    assert "another version" not in caplog.text
 
 
 def test_resume_refuses_the_precision_of_another_launcher(run, images, monkeypatch):

@@ -12,6 +12,9 @@ ROOT = Path(__file__).resolve().parents[2]
 STEPS = ("pretrain", "finetune")
 CONFIGS = "recipes/configs/laptop"
 CLASSICAL, BASELINE = "classical", "mse"
+# The weights of the heads are spelled out, so that a run by another release, whose preset of that name was another one,
+# is not taken for a run of this row.
+TEXTURE = ["preset=texture", "glcm_head_weight=8", "glcm_cls_weight=0.5"]
 LIGHT = ["preset=texture", "glcm_head_weight=2", "glcm_cls_weight=0"]  # what the preset was
 ROWS: dict[str, list[str] | None] = {  # options of the pretraining; None: there is none
     CLASSICAL: None,
@@ -21,11 +24,11 @@ ROWS: dict[str, list[str] | None] = {  # options of the pretraining; None: there
     "head": [*LIGHT, "glcm_weight=0"],
     "light": LIGHT,
     "cls": ["preset=texture", "glcm_head_weight=2", "glcm_cls_weight=4"],
-    "texture": ["preset=texture"],
+    "texture": TEXTURE,
     "mse_all": ["preset=mse"],
     "head_all": [*LIGHT, "glcm_weight=0"],
     "light_all": LIGHT,
-    "texture_all": ["preset=texture"],
+    "texture_all": TEXTURE,
 }
 ALL, FIRST = "_all", "busi"  # rows of one encoder for all corpora; where it is pretrained
 # `epochs`: of the pretraining on this corpus, and of the fine-tuning.
