@@ -133,14 +133,11 @@ def as_told_now(
     # A pretraining once kept the digest of its file names as train_images_sha256.
     if "train_file_names_sha256" in now["derived"] and "train_images_sha256" in stored["derived"]:
         stored["derived"]["train_file_names_sha256"] = stored["derived"].pop("train_images_sha256")
-    # Without a head, a model's configuration does not name it. Of the CLS token, there once was none to ask for.
+    # Without a head, a model's configuration does not name it.
     if "model_config" in stored and "model_config" in now:
         for settings in (stored, now):
             for weight in ("glcm_head_weight", "glcm_cls_weight"):
                 settings["model_config"].setdefault(weight, 0.0)
-    if "glcm_cls_weight" in now.get("model", {}) and "model" in stored:
-        for name in ("glcm_cls_weight", "glcm_cls_tiles"):
-            stored["model"].setdefault(name, None)
     # Before there was a choice, no prior was corrected.
     for settings in (stored, now):
         if "calibrate" in settings.get("model", {}):

@@ -369,10 +369,4 @@ MUTATIONS = [
         "OF_CLASSICAL.items()]",
         "tests/test_benchmarks.py::test_classical_features_that_older_results_lack_are_left_out_and_told",
     ),
-    Mutation(
-        "recipes/training/resume.py",
-        'stored["model"].setdefault(name, None)',
-        "pass",
-        "tests/test_pretrain_resume.py::test_a_run_of_before_there_was_a_head_of_the_cls_token_goes_on",
-    ),
 ]
