@@ -400,6 +400,6 @@ def test_a_sharded_model_foretells_and_learns(tiny_fields, tmp_path):
 def test_configuration_checks_the_head_that_is_assigned_later(tiny_config):
     config = tiny_config(glcm_head_weight=1.0)
     config.glcm_head_offsets.append([0, 99])
-    with pytest.raises(Exception, match=r"glcm_head_offsets.*99"):
+    with pytest.raises(Exception, match=r"glcm_head_offsets must be shorter than patch_size .*99"):
         GLCMMAEForPreTraining(config)
     assert [0, 99] not in GLCMMAEConfig().glcm_head_offsets
