@@ -212,8 +212,8 @@ def test_the_tables_of_the_documents_are_those_of_the_results():
     found = json.loads((BENCHMARKS / "results" / "finetuned.json").read_text())
     documents = [file.read_text() for file in (BENCHMARKS / "README.md", ROOT / "README.md")]
     text = finetuned.tables(found)
-    curves = sum("texture@25" in rows for rows in found.values())
-    assert curves and text.count("| `texture` |") == 2 * len(found) + 2 * curves, "each with its differences"
+    curves = sum("light@25" in rows for rows in found.values())
+    assert curves and text.count("| `light` |") == 2 * len(found) + 2 * curves, "each with its differences"
     larger = finetuned.tables(json.loads((BENCHMARKS / "results" / "finetuned_160.json").read_text()))
     for table in [*text.split("\n\n"), *larger.split("\n\n")]:
         assert table.strip() in documents[0]
@@ -230,7 +230,7 @@ def test_the_tables_of_the_documents_are_those_of_the_results():
     told = " ".join(documents[1].split())
     for tables in (text, larger):
         (against,) = [table for table in tables.split("\n\n") if "BUSI: points above `mse` |" in table]
-        (row,) = [line.split("|")[2:5] for line in against.splitlines() if line.startswith("| `texture` |")]
+        (row,) = [line.split("|")[2:5] for line in against.splitlines() if line.startswith("| `light` |")]
         accuracy, _, auroc = (cell.strip().replace("+", "") for cell in row)
         assert f"by {accuracy.replace(' (', ' points of accuracy (')} and {auroc.replace(' (', ' of AUROC (')}" in told
 
