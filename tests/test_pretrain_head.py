@@ -149,6 +149,15 @@ def test_a_checkpoint_of_the_preset_of_before_gets_the_heads_of_now(tiny_model, 
     assert as_before.state_dict().keys() == before.state_dict().keys() and as_before.config.glcm_head_weight == 2
 
 
+def test_heads_that_a_preset_does_without_are_named_in_one_error(tiny_model, tmp_path):
+    tiny_model(glcm_head_weight=8.0, glcm_cls_weight=0.5).save_pretrained(tmp_path)
+    named = r"a texture head \(glcm_head_weight 8\) and a head of the CLS token \(glcm_cls_weight 0.5\), which"
+    with pytest.raises(UsageError, match=f"{named}.*: give glcm_head_weight, 8 .*; give glcm_cls_weight, 0.5 .* or 0"):
+        build(tmp_path, preset="mse")
+    with pytest.raises(UsageError, match=r"has a head of the CLS token \(glcm_cls_weight 0.5\), which"):
+        build(tmp_path, preset="mse", glcm_head_weight=0.0)
+
+
 @pytest.mark.parametrize(
     ("given", "said"),
     [

@@ -108,16 +108,18 @@ def build_model(model_args: ModelArguments, data_args: DataArguments) -> GLCMMAE
 
 def _check_heads(name: str, stored: dict[str, Any], config: GLCMMAEConfig, overrides: dict[str, Any]) -> None:
     """Refuse to lose or to reinterpret a head of a checkpoint; say where one starts new or is left out."""
+    lost = [
+        weight for weight in HEADS if stored.get(weight) and not getattr(config, weight) and weight not in overrides
+    ]
+    if lost:
+        heads = " and ".join(f"a {HEADS[weight][0]} ({weight} {stored[weight]:g})" for weight in lost)
+        choices = "; ".join(f"give {weight}, {stored[weight]:g} to train it on or 0 to leave it out" for weight in lost)
+        raise UsageError(f"{name} has {heads}, which the preset does without: {choices}")
     for weight, (head, _, fields) in HEADS.items():
         before, now = stored.get(weight), getattr(config, weight)
         if not before and now:
             logger.info("%s has no %s: it starts new", name, head)
         elif before and not now:
-            if weight not in overrides:
-                raise UsageError(
-                    f"{name} has a {head} ({weight} {before:g}), which the preset does without: give {weight}, "
-                    f"{before:g} to train it on or 0 to leave it out"
-                )
             logger.info("the %s of %s is left out, as asked for by %s 0", head, name, weight)
         elif before:
             for field in fields:

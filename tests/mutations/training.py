@@ -464,8 +464,8 @@ MUTATIONS = [
     ),
     Mutation(
         "recipes/training/models.py",
-        "if weight not in overrides:",
-        "if False:",
+        " and weight not in overrides\n",
+        " and False\n",
         "tests/test_pretrain_head.py::test_the_head_of_a_checkpoint_is_left_out_only_if_asked_for",
     ),
     Mutation(
