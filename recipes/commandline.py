@@ -32,6 +32,13 @@ from transformers.hf_argparser import HfArgumentParser, string_to_bool
 logger = logging.getLogger(__name__)
 ABOUT_CONFIG = "--config FILE.yaml sets defaults for any of these; options on the command line win."
 HELP_ALL = "--help_all"
+# What other trainings call it; by spelling alone, other options of ours are nearer.
+ALIASES = {
+    "batch_size": "per_device_train_batch_size",
+    "epochs": "num_train_epochs",
+    "lr": "learning_rate",
+    "num_epochs": "num_train_epochs",
+}
 TOLD_TO_END = threading.Event()
 
 
@@ -187,8 +194,9 @@ def _refuse_unknown(unknown: Sequence[str], known: dict[str, Action]) -> None:
 
 def nearest(name: str, known: Collection[str], prefix: str = "") -> str:
     """The end of a message about an unknown name: what may have been meant, or nothing."""
-    close = difflib.get_close_matches(name, known, n=1)
-    return f"; did you mean {prefix}{close[0]}?" if close else ""
+    others = {alias: option for alias, option in ALIASES.items() if option in known}
+    close = difflib.get_close_matches(name, [*known, *others], n=1)
+    return f"; did you mean {prefix}{others.get(close[0], close[0])}?" if close else ""
 
 
 def _read_yaml(path: Path) -> dict[str, Any]:

@@ -171,7 +171,7 @@ def test_pipeline_is_named_only_where_it_opens_the_encoder(channels, tag, tiny_c
 def test_a_squared_error_above_the_mean_is_explained_where_texture_is_learned(preset, said, tiny_config, tmp_path):
     card = export(tmp_path / "export", tiny_config(preset), metrics={"mse": ["1.6", "0.4", "1"]})
     assert_tables_are_whole(card)
-    assert ("`glcm_l1` is what to look at" in card) == said
+    assert ("`glcm_l1` is worst for a blur" in card) == said
 
 
 @pytest.mark.parametrize("pooling", ["cls", "mean"])

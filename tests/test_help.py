@@ -139,6 +139,10 @@ def test_what_help_says_of_an_option_that_is_left_out_is_what_the_model_has(argu
     [
         (PRETRAINING, ["--datadir", "x"], r"unknown option or value: --datadir x; did you mean --data_dir\?"),
         (PRETRAINING, ["--num-train-epoch=3"], r"--num-train-epoch=3; did you mean --num_train_epochs\?"),
+        (PRETRAINING, ["--epocs", "3"], r"--epocs 3; did you mean --num_train_epochs\?"),
+        (PRETRAINING, ["--num_epochs", "3"], r"--num_epochs 3; did you mean --num_train_epochs\?"),
+        (PRETRAINING, ["--batch_size", "4"], r"--batch_size 4; did you mean --per_device_train_batch_size\?"),
+        (PRETRAINING, ["--lr", "1"], r"--lr 1; did you mean --learning_rate\?"),
         ((PrepareArguments,), ["--datadir", "x"], r"unknown option or value: --datadir x; did you mean --data_dir\?"),
         ((PrepareArguments,), ["--zzz", "x"], r"unknown option or value: --zzz x \(--help"),
     ],

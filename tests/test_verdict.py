@@ -29,12 +29,16 @@ def figures(mse: float, l1: float, head: float | None = None, cls: float | None 
 @pytest.mark.parametrize(
     ("found", "learned", "words"),
     [
-        (figures(1.33, 1.7), False, ["worse than one grey", "no texture is painted"]),
+        (
+            figures(1.33, 1.7),
+            False,
+            ["worse than one grey", "^distance of the painted matrices .* 1.7 .of one grey 1.8"],
+        ),
         (figures(0.99, 1.7), False, ["level with one grey"]),
         (figures(0.7, 1.7), True, ["worse than a blur"]),
         (figures(0.41, 1.7), True, ["level with a blur"]),
         (figures(0.3, 1.7), True, ["finer than a blur"]),
-        (figures(1.3, 0.7), True, ["worse than one grey", "^texture is painted"]),
+        (figures(1.3, 0.7), True, ["worse than one grey", "^distance of the painted .* 0.7 .of one grey 1.8"]),
         (figures(1.3, 0.7, head=0.5), False, ["no texture is foretold"]),
         (figures(1.3, 1.9, head=0.2), True, ["^texture is foretold"]),
         (figures(1.3, 1.9, cls=0.2), True, ["^texture is foretold"]),
@@ -46,6 +50,15 @@ def test_a_pretraining_is_held_against_those_who_know_nothing(found, learned, wo
     assert verdict.learned == learned
     for part in words:
         assert re.search(part, verdict.words)
+
+
+def test_what_is_painted_is_held_against_the_noise_of_before():
+    noise = figures(2.0, 0.9)
+    assert not pretraining_verdict(noise, noise).learned and pretraining_verdict(noise).learned
+    better = pretraining_verdict(figures(1.3, 0.7), noise)
+    assert better.learned and "0.7 (before the training 0.9)" in better.words
+    assert "of one grey 1.8" in pretraining_verdict(figures(1.3, 0.7), figures(2.0, 1.9)).words
+    assert pretraining_verdict(figures(0.7, 0.9), noise).learned, "by its pixels"
 
 
 def test_where_patches_are_normalised_their_mean_is_no_knowledge():
@@ -65,8 +78,15 @@ def test_a_pretraining_that_learned_nothing_says_so_in_its_log_its_output_and_it
 
     pretrain.main(options(**TINY | {"corpus": images, "learning_rate": 1e-9, "output_dir": tmp_path / "run"}))
     assert "nothing was learned in 6 updates, at a learning_rate of at most 1e-09" in caplog.text
-    assert "no texture is foretold" in capsys.readouterr().out
+    assert "verdict  no texture is foretold" in capsys.readouterr().out
     assert "**It has learned nothing**: no texture is " in (tmp_path / "run" / "export" / "README.md").read_text()
+    # Without a head, noise is not taken for texture.
+    caplog.clear()
+    without = {"glcm_head_weight": 0, "glcm_cls_weight": 0, "learning_rate": 1e-9, "output_dir": tmp_path / "without"}
+    pretrain.main(options(**TINY | {"corpus": images} | without))
+    assert "nothing was learned in 6 updates" in caplog.text
+    card = (tmp_path / "without" / "export" / "README.md").read_text()
+    assert "**It has learned nothing**: distance of the painted matrices" in card and "before the training" in card
 
 
 @pytest.mark.parametrize("updates", [FEW_UPDATES - 1, FEW_UPDATES])

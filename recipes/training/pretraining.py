@@ -256,7 +256,7 @@ class Pretraining(Run):
             results = {name: value for name, value in results.items() if name not in OF_ONE_STAGE}
         if self.data.held_out is not None:
             results |= trainer.evaluate()
-            self.verdict = self._verdict_of(results)
+            self.verdict = self._verdict_of(results, self._untrained())
             if not self.verdict.learned:
                 logger.warning(
                     "this pretraining is no better than one grey for all images: nothing was learned in %d updates, at "
@@ -270,8 +270,14 @@ class Pretraining(Run):
             results |= self._probe("after")
         return self._whole_model(), results
 
-    def _verdict_of(self, results: dict[str, float]) -> Verdict:
-        return pretraining_verdict(results, normalised=self.model.config.norm_pix_loss)
+    def _verdict_of(self, results: dict[str, float], untrained: dict[str, float] | None) -> Verdict:
+        return pretraining_verdict(results, untrained, normalised=self.model.config.norm_pix_loss)
+
+    def _untrained(self) -> dict[str, float] | None:
+        """The evaluation before any training; with the weights of others, the first one is not that."""
+        if self.model_args.model_name_or_path is not None:
+            return None
+        return next((row for row in self.trainer.state.log_history if "eval_loss" in row and row["step"] == 0), None)
 
     def _first_stage(self) -> tuple[Path, float]:
         """Plain squared error by `mse_images_per_update`, unless the run is resumed after it.
@@ -328,7 +334,7 @@ class Pretraining(Run):
                 f"{after:.3f} after"
             )
         if self.verdict is not None:
-            lines.append(f"learned  {self.verdict.words}")
+            lines.append(f"verdict  {self.verdict.words}")
         if self.picture.exists():
             lines.append(f"picture  {self.picture}")
         lines.append(f"metrics  {self.log}")
@@ -397,9 +403,7 @@ class Pretraining(Run):
         others = [Path(name).name for name in self.data_args.unlabelled_corpus or []]
         others = others if len(others) < 2 else [f"{len(others)} more corpora"]
         trained_on = " and ".join([Path(corpus).name, *others])
-        judged = (row for row in self.trainer.state.log_history if "eval_loss" in row and row["step"] == 0)
-        # With the weights of others, the first evaluation is not of before any training.
-        untrained = None if origin.described else next(judged, None)
+        untrained = self._untrained()
         return {
             "title": f"GLCM-MAE, pretrained on {trained_on} (preset {self.model_args.preset})",
             "repo_id": ADDRESS,
@@ -433,6 +437,12 @@ class Pretraining(Run):
                 for term in EVALUATED
                 if all(f"eval_{term}{suffix}" in results for suffix in suffixes)
             },
-            "verdict": self._verdict_of(results) if "eval_mse_dataset_mean" in results else None,
+            "probe": {
+                "labels": self.args.probe_labels,
+                **{when: f"{results[f'probe_{when}']:.3f}" for when in ("before", "after")},
+            }
+            if "probe_after" in results
+            else None,
+            "verdict": self._verdict_of(results, untrained) if "eval_mse_dataset_mean" in results else None,
             **{name: derived[name] for name in ("num_train_images", "num_held_out_images", "effective_batch_size")},
         }

@@ -362,6 +362,19 @@ class ClassifierTrainer(Trainer):
             self.state.best_model_checkpoint = None if best is None else str(best)
         return done
 
+    def _determine_best_metric(self, metrics, trial):
+        chosen, best = f"eval_{self.args.metric_for_best_model.removeprefix('eval_')}", self.state.best_metric
+        # Trainer keeps the first of equally good epochs. A figure that has reached its end, as an AUROC of 1 does in
+        # the first epoch, would have a classifier exported that has hardly been trained.
+        if best is not None and metrics[chosen] == best and metrics["eval_loss"] < self._loss_of_best():
+            self.state.best_metric = None
+        return super()._determine_best_metric(metrics, trial)
+
+    def _loss_of_best(self) -> float:
+        """`eval_loss` of the epoch that is best so far, a run of before too: the state holds the log."""
+        steps = {entry["step"]: entry["eval_loss"] for entry in self.state.log_history if "eval_loss" in entry}
+        return steps[self.state.best_global_step]
+
     def _load_best_model(self):
         logger.info("best on validation: %s", self.state.best_model_checkpoint)
         self._load_from_checkpoint(self.state.best_model_checkpoint)

@@ -364,6 +364,24 @@ MUTATIONS = [
         "tests/test_benchmarks.py::test_narrowed_features_are_the_components_of_the_first_images",
     ),
     Mutation(
+        "recipes/judging/verdict.py",
+        "head is None and before is not None and",
+        "False and",
+        "tests/test_verdict.py::test_what_is_painted_is_held_against_the_noise_of_before",
+    ),
+    Mutation(
+        "recipes/training/trainers.py",
+        'metrics["eval_loss"] < self._loss_of_best()',
+        "False",
+        "tests/test_finetune.py::test_of_equally_good_epochs_the_one_of_the_lowest_loss_is_exported",
+    ),
+    Mutation(
+        "recipes/commandline.py",
+        "others.get(close[0], close[0])",
+        "close[0]",
+        "tests/test_help.py::test_a_mistyped_option_is_named_before_one_that_is_missing",
+    ),
+    Mutation(
         "recipes/benchmarks/learning_tables.py",
         "OF_CLASSICAL.items() if all(name in one for one in read)]",
         "OF_CLASSICAL.items()]",
