@@ -12,6 +12,7 @@ PIP_FLAGS ?=
 
 BIN := $(VENV)/bin
 # Made last, so an interrupted installation is done again; older than its prerequisites when they change.
+RECIPES_STAMP := $(VENV)/.installed-recipes
 STAMP := $(VENV)/.installed
 SPACE_VENV ?= .venv-space
 SPACE_STAMP := $(SPACE_VENV)/.installed
@@ -24,17 +25,22 @@ help: ## Show this list
 	@echo "usage: make TARGET [ARGS=\"...\"] [PYTHON=python3.12]"
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  %-12s %s\n", $$1, $$2}' $(firstword $(MAKEFILE_LIST))
 
-$(STAMP): pyproject.toml constraints.txt
+$(RECIPES_STAMP): pyproject.toml constraints.txt
 	@command -v "$(PYTHON)" >/dev/null || { \
 	  echo "error: $(PYTHON) not found. Python 3.11 or newer is needed: make PYTHON=/path/to/python" >&2; exit 1; }
 	@"$(PYTHON)" -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { \
 	  echo "error: $(PYTHON) is $$("$(PYTHON)" --version 2>&1); 3.11 or newer is needed: make PYTHON=python3.11" >&2; exit 1; }
 	"$(PYTHON)" -m venv "$(VENV)" || { \
 	  echo "error: could not create $(VENV); on Debian and Ubuntu the python3-venv package is needed" >&2; exit 1; }
+	"$(BIN)/python" -m pip install $(PIP_FLAGS) -c constraints.txt -e ".[recipes]"
+	@touch "$@"
+
+# Beyond what a user needs: 1.2 GB, most of it Triton.
+$(STAMP): $(RECIPES_STAMP)
 	"$(BIN)/python" -m pip install $(PIP_FLAGS) -c constraints.txt -e ".[recipes,onnx,test,dev]"
 	@touch "$@"
 
-quickstart: $(STAMP) ## Pretrain a small model on generated speckle images (CPU, minutes) and print where the results are
+quickstart: $(RECIPES_STAMP) ## Pretrain a small model on generated speckle images (CPU, minutes) and print where the results are
 	"$(BIN)/accelerate" launch --quiet --config_file recipes/configs/accelerate/cpu.yaml \
 	  recipes/pretrain.py --config recipes/configs/quickstart.yaml $(ARGS)
 

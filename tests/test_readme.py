@@ -392,7 +392,7 @@ def test_every_command_of_the_docs_runs(hub, tmp_path):
 
         if line.startswith("make quickstart"):
             # In the environment of the tests, and without installing it anew.
-            line = f"{line} -o {sys.prefix}/.installed VENV={sys.prefix} ARGS='{options}'"
+            line = f"{line} -o {sys.prefix}/.installed-recipes VENV={sys.prefix} ARGS='{options}'"
         elif line.startswith("make "):
             line = f"{line} -n"  # a test suite in a test, or an environment of its own: only that it resolves
         else:
