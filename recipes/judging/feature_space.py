@@ -92,7 +92,8 @@ def draw_neighbours(table: pd.DataFrame, picture_of: Callable[[str], np.ndarray]
     for row, name in zip(axes, names[chosen], strict=True):
         found = rows_of[name].sort_values("rank").to_dict("records")
         label = found[0].get("label_name")
-        _draw(row[0], picture_of(name), f"{name[-20:]}\n{label if pd.notna(label) else ''}")
+        short = name if len(name) <= 20 else f"…{name[-19:]}"  # the end tells images apart
+        _draw(row[0], picture_of(name), f"{short}\n{label if pd.notna(label) else ''}")
         for axis, near in zip(row[1:], found, strict=True):
             title, colour = f"{near['similarity']:.3f}", "black"
             if near["identical"]:
