@@ -51,7 +51,7 @@ $(error ORG and DATA are needed: make release ORG=name-on-the-Hub DATA=folder-wi
 endif
 endif
 
-release: $(STAMP) ## Prepare, train and publish: ORG=NAME DATA=FOLDER (DRY_RUN=1: only check, and show the plan)
+release: $(RECIPES_STAMP) ## Prepare, train and publish: ORG=NAME DATA=FOLDER (DRY_RUN=1: only check, and show the plan)
 	"$(BIN)/python" recipes/release.py --org "$(ORG)" --data_dir "$(DATA)" \
 	  $(if $(filter-out 0 false,$(DRY_RUN)),--dry_run true) $(ARGS)
 

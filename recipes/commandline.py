@@ -36,8 +36,10 @@ HELP_ALL = "--help_all"
 ALIASES = {
     "batch_size": "per_device_train_batch_size",
     "epochs": "num_train_epochs",
+    "eval_batch_size": "per_device_eval_batch_size",
     "lr": "learning_rate",
     "num_epochs": "num_train_epochs",
+    "train_batch_size": "per_device_train_batch_size",
 }
 TOLD_TO_END = threading.Event()
 

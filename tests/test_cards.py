@@ -171,7 +171,13 @@ def test_pipeline_is_named_only_where_it_opens_the_encoder(channels, tag, tiny_c
 def test_a_squared_error_above_the_mean_is_explained_where_texture_is_learned(preset, said, tiny_config, tmp_path):
     card = export(tmp_path / "export", tiny_config(preset), metrics={"mse": ["1.6", "0.4", "1"]})
     assert_tables_are_whole(card)
-    assert ("`glcm_l1` is worst for a blur" in card) == said
+    assert ("`glcm_l1` may be lower for noise than for a blur" in card) == said
+    assert "with the model\nbefore training" not in card, "there is no such column"
+    probe = {"labels": 50, "before": "0.247", "after": "0.967"}
+    given = {"metrics": {"mse": ["1.6", "2", "0.4", "1"]}, "untrained": True, "probe": probe}
+    card = export(tmp_path / "judged", tiny_config(preset), **given)
+    assert ("with the model\nbefore training" in card) == said
+    assert "A linear probe of the encoder with 50 labels is right in 0.247 of" in card and "in 0.967 after" in card
 
 
 @pytest.mark.parametrize("pooling", ["cls", "mean"])

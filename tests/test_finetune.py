@@ -338,17 +338,6 @@ def test_the_epoch_is_chosen_on_the_validation_part_and_exported(planted, export
     assert not torch.equal(exports["classifier.weight"], later["classifier.weight"])
 
 
-def test_of_equally_good_epochs_the_one_of_the_lowest_loss_is_exported(corpus, exported, tmp_path):
-    given = {"num_train_epochs": "3", "metric_for_best_model": "eval_accuracy", "learning_rate": "1e-5"}
-    out = run(corpus, tmp_path / "out", "--model_name_or_path", str(exported), *STILL, head_init="random", **given)
-    rows = [json.loads(line) for line in (out / "metrics.jsonl").read_text().splitlines()]
-    judged = {row["step"]: row for row in rows if "eval_loss" in row}
-    assert len(judged) == 3 and len({row["eval_accuracy"] for row in judged.values()}) == 1
-    lowest = min(judged, key=lambda step: judged[step]["eval_loss"])
-    assert lowest != min(judged), "else the first one would do"
-    assert json.loads((out / "all_results.json").read_text())["best_checkpoint_step"] == lowest
-
-
 def test_the_loss_is_weighted_smoothed_and_mixed_as_asked_for(planted, exported, tmp_path):
     # One step over all training images at a rate that changes nothing: what is exported is what the loss was taken of.
     def first_loss(name: str, *options: str) -> float:

@@ -27,6 +27,7 @@ from commandline import UsageError
 from images.arguments import PrepareArguments
 from prepare_corpus import prepare
 from training.resume import best_checkpoint
+from training.trainers import ClassifierTrainer
 
 
 def test_resume_continues_the_same_training(corpus, exported, tmp_path):
@@ -278,3 +279,24 @@ def test_an_encoder_with_an_unknown_ancestor_says_so_and_lists_no_images(corpus,
         assert any(text.startswith(f"{name} does not tell") for text in warnings()) and not listed(child)
     tuned = run(corpus, tmp_path / "tuned", "--model_name_or_path", str(child / "export"), "--max_steps", "1")
     assert any(text.startswith(f"{child / 'export'} does not tell") for text in warnings()) and not listed(tuned)
+
+
+def test_of_equally_good_epochs_the_one_of_the_lowest_loss_is_exported(corpus, exported, tmp_path, monkeypatch):
+    losses = iter((0.5, 0.3, 0.4))
+    evaluate = ClassifierTrainer.evaluate
+
+    def told(self, *args, **kwargs):
+        figures = evaluate(self, *args, **kwargs) | {"eval_accuracy": 1.0, "eval_loss": next(losses)}
+        self.state.log_history[-1] |= figures
+        return figures
+
+    monkeypatch.setattr(ClassifierTrainer, "evaluate", told)
+    given = {"num_train_epochs": "3", "metric_for_best_model": "eval_accuracy"}
+    out = run(corpus, tmp_path / "out", "--model_name_or_path", str(exported), *STILL, **given)
+    steps = sorted(int(folder.name.partition("-")[2]) for folder in out.glob("checkpoint-*"))
+    assert len(steps) == 3 and json.loads((out / "all_results.json").read_text())["best_checkpoint_step"] == steps[1]
+
+
+def test_equally_good_epochs_without_checkpoints_do_no_harm(corpus, exported, tmp_path):
+    given = {"num_train_epochs": "2", "save_strategy": "no", "load_best_model_at_end": "false"}
+    run(corpus, tmp_path / "out", "--model_name_or_path", str(exported), *STILL, learning_rate="1e-12", **given)

@@ -257,10 +257,10 @@ class Pretraining(Run):
         if self.data.held_out is not None:
             results |= trainer.evaluate()
             self.verdict = self._verdict_of(results, self._untrained())
-            if not self.verdict.learned:
+            if self.verdict.learned is False:
                 logger.warning(
-                    "this pretraining is no better than one grey for all images: nothing was learned in %d updates, at "
-                    "a learning_rate of at most %.3g. Give more updates (num_train_epochs, or a smaller "
+                    "this pretraining is no better than who knows nothing of the images: nothing was learned in %d "
+                    "updates, at a learning_rate of at most %.3g. Give more updates (num_train_epochs, or a smaller "
                     "per_device_train_batch_size), or a higher learning_rate",
                     *(trainer.state.global_step, args.learning_rate),
                 )
@@ -271,7 +271,9 @@ class Pretraining(Run):
         return self._whole_model(), results
 
     def _verdict_of(self, results: dict[str, float], untrained: dict[str, float] | None) -> Verdict:
-        return pretraining_verdict(results, untrained, normalised=self.model.config.norm_pix_loss)
+        config = self.model.config
+        painting = bool(config.glcm_weight or config.ssim_weight)
+        return pretraining_verdict(results, untrained, normalised=config.norm_pix_loss, painting=painting)
 
     def _untrained(self) -> dict[str, float] | None:
         """The evaluation before any training; with the weights of others, the first one is not that."""

@@ -366,7 +366,8 @@ class ClassifierTrainer(Trainer):
         chosen, best = f"eval_{self.args.metric_for_best_model.removeprefix('eval_')}", self.state.best_metric
         # Trainer keeps the first of equally good epochs. A figure that has reached its end, as an AUROC of 1 does in
         # the first epoch, would have a classifier exported that has hardly been trained.
-        if best is not None and metrics[chosen] == best and metrics["eval_loss"] < self._loss_of_best():
+        tied = best is not None and metrics[chosen] == best and self.state.best_global_step is not None
+        if tied and metrics["eval_loss"] < self._loss_of_best():
             self.state.best_metric = None
         return super()._determine_best_metric(metrics, trial)
 

@@ -365,15 +365,15 @@ MUTATIONS = [
     ),
     Mutation(
         "recipes/judging/verdict.py",
-        "head is None and before is not None and",
-        "False and",
-        "tests/test_verdict.py::test_what_is_painted_is_held_against_the_noise_of_before",
+        "if painting and not learned and not _unchanged(figures, before):",
+        "if painting and not learned:",
+        "tests/test_verdict.py::test_what_is_painted_is_told_and_not_judged",
     ),
     Mutation(
         "recipes/training/trainers.py",
-        'metrics["eval_loss"] < self._loss_of_best()',
-        "False",
-        "tests/test_finetune.py::test_of_equally_good_epochs_the_one_of_the_lowest_loss_is_exported",
+        'tied and metrics["eval_loss"] < self._loss_of_best()',
+        "tied",
+        "tests/test_finetune_resume.py::test_of_equally_good_epochs_the_one_of_the_lowest_loss_is_exported",
     ),
     Mutation(
         "recipes/commandline.py",
