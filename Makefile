@@ -35,7 +35,7 @@ $(RECIPES_STAMP): pyproject.toml constraints.txt
 	"$(BIN)/python" -m pip install $(PIP_FLAGS) -c constraints.txt -e ".[recipes]"
 	@touch "$@"
 
-# Beyond what a user needs: 1.2 GB, most of it Triton.
+# Beyond what a user needs: 1.3 GB, most of it Triton.
 $(STAMP): $(RECIPES_STAMP)
 	"$(BIN)/python" -m pip install $(PIP_FLAGS) -c constraints.txt -e ".[recipes,onnx,test,dev]"
 	@touch "$@"
