@@ -504,7 +504,7 @@ def corpus_in(text: str) -> str | None:
 def test_the_tables_of_frozen_encoders_are_those_of_their_results():
     tables = load("learning_tables")
     alike: dict[tuple, dict[str, list[dict]]] = {}  # by what the runs of one table share, those of each row, by seed
-    for name in ("corpora", "corpora_16", "corpora_112", "busi", "pneumonia", "covid_ct"):
+    for name in ("corpora", "corpora_16", "corpora_16_more", "corpora_112", "busi", "pneumonia", "covid_ct"):
         stored = json.loads((BENCHMARKS / "results" / f"texture_{name}.json").read_text())["runs"]
         for run in sorted(stored, key=lambda run: run["settings"]["training"]["seed"]):
             training, size = run["settings"]["training"], run["settings"]["model"]["image_size"]
@@ -601,6 +601,17 @@ def test_differences_between_read_outs_are_those_of_their_results():
     ):
         found = tables.differences(rows[row], rows[other], read, read_of_other)["mean"]
         assert told.format(*(f"{abs(x) if round(x, 1) == 0 else x:.1f}" for x in found)) in document
+    more = json.loads((BENCHMARKS / "results" / "texture_corpora_16_more.json").read_text())["runs"]
+    for run in more:
+        assert run["settings"]["training"]["seed"] in (3, 4, 5)
+        rows[run["settings"]["pretraining"]].append(run["results"])
+    for read, read_of_other, told in (
+        ("cls", "cls", "Of all six seeds it is {} ({} to {})"),
+        ("mean", "mean", "By the mean token it is {} ({} to {})"),
+        ("cls", "mean", "the CLS of `texture` is by {} ({} to {}). What"),
+    ):
+        found = tables.differences(rows["texture"], rows["mse"], read, read_of_other)["mean"]
+        assert told.format(*(f"{x:.1f}" for x in found)) in document
 
 
 # ----------------------------------------------------------------------------------------------------------------- GPU
