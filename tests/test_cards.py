@@ -488,7 +488,7 @@ def test_a_cross_validation_is_published_at_its_end(hub, tmp_path):
     assert done.returncode == 1 and "may not write" in done.stderr and not (tmp_path / "run").exists()
     for _ in range(2):  # the second time, everything is there already
         done = run("hf_writer")
-        assert done.returncode == 0 and "verified     ViTForImageClassification" in done.stdout, done.stderr
+        assert done.returncode == 0 and "verified     BeitForImageClassification" in done.stdout, done.stderr
     assert len(hub.commits(REPO)) == 2 and set(hub.repo(REPO).tags) == {"v1"}
     sent = hub.files(REPO)
     assert {"summary.json", "curves.png", "model.safetensors"} <= set(sent) and "predictions.parquet" not in sent
