@@ -14,9 +14,9 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 from datasets import ClassLabel, Dataset, Features, Image, Value
+from datasets.utils import tqdm
 from huggingface_hub import constants
 from PIL import Image as PILImage
-from tqdm.auto import tqdm
 
 from corpora.speckle_image import CLASS_SETS, SpeckleClass, check_size, envelope, speckle_image
 

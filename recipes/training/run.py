@@ -9,6 +9,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any, ClassVar
 
+import datasets
 import torch
 import yaml
 from accelerate import PartialState
@@ -61,6 +62,8 @@ class Run(ABC):
         self.model_args, self.data_args, self.args = model_args, data_args, args
         self.output_dir = check_output(args.output_dir)
         self.publication = publication_of_run(args, self.export)
+        if args.disable_tqdm:
+            datasets.disable_progress_bars()  # of images that are generated or downloaded first
         args.push_to_hub = False  # Trainer's own way sends pickles, checkpoints, and a card over ours
         set_seed(args.seed)
         self.checkpoint = checkpoint_to_resume(args, self.written, self._sources())
