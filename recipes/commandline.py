@@ -231,6 +231,8 @@ def run_main(
 ) -> None:
     """Run a recipe: parse, check, work. A mistake of the user is one line on standard error and exit status 1.
 
+    So is an interrupt (Ctrl-C), with exit status 130.
+
     Args:
         check: called with the parsed dataclasses; every ValueError or OSError that it raises is a mistake in what was
             asked for. Returns the work to do, if any is left.
@@ -240,6 +242,22 @@ def run_main(
         mistakes: errors of the work that are meant for the user; any other is a fault of ours and shows where.
     """
     logging.basicConfig(level=logging.INFO, format="%(levelname)s %(name)s: %(message)s", stream=sys.stderr)
+    with suppress(KeyboardInterrupt):
+        _check_and_work(check, argument_classes, argv, description, mistakes)
+        return
+    resumes = any(hasattr(arguments, "resume_from_checkpoint") for arguments in argument_classes)
+    hint = "; --resume_from_checkpoint last goes on from the last checkpoint, if there is one" if resumes else ""
+    sys.stderr.write(f"\ninterrupted: what was saved is kept{hint}\n")
+    sys.exit(128 + signal.SIGINT)
+
+
+def _check_and_work(
+    check: Callable[..., Callable[[], None] | None],
+    argument_classes: Sequence[type],
+    argv: Sequence[str] | None,
+    description: str | None,
+    mistakes: tuple[type[Exception], ...],
+) -> None:
     try:
         work = check(*parse_args(argument_classes, argv, description))
     except (ValueError, OSError, StrictDataclassError) as error:
@@ -262,14 +280,15 @@ def said(mistake: Exception) -> str:
 
 @contextmanager
 def ending_children() -> Iterator[None]:
-    """Where this process is told to end (SIGTERM, of `kill`, a scheduler or a container), so are those it started.
+    """Where this process is told to end (SIGTERM, of `kill`, a scheduler or a container; Ctrl-C), so are its children.
 
     It waits for them: their locks are free once it has ended. Who starts another in a thread looks at `TOLD_TO_END`.
     """
     import psutil  # here: not for those who only read options
 
     def end(number: int, frame: object) -> NoReturn:
-        signal.signal(number, signal.SIG_IGN)  # once is enough
+        for one in before:
+            signal.signal(one, signal.SIG_IGN)  # once is enough
         TOLD_TO_END.set()
         for child in psutil.Process().children():
             with suppress(psutil.NoSuchProcess):
@@ -278,11 +297,12 @@ def ending_children() -> Iterator[None]:
                     time.sleep(0.1)  # not `wait`: the exit code is for who started it
         sys.exit(128 + number)
 
-    before = signal.signal(signal.SIGTERM, end)
+    before = {number: signal.signal(number, end) for number in (signal.SIGTERM, signal.SIGINT)}
     try:
         yield
     finally:
-        signal.signal(signal.SIGTERM, before)
+        for number, handler in before.items():
+            signal.signal(number, handler)
         TOLD_TO_END.clear()
 
 

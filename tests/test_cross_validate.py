@@ -502,7 +502,8 @@ def test_a_fold_that_still_runs_is_not_started_twice(corpus, tmp_path, pretended
             running.kill()
 
 
-def test_what_a_recipe_started_ends_with_it(tmp_path):
+@pytest.mark.parametrize("told", [signal.SIGTERM, signal.SIGINT])
+def test_what_a_recipe_started_ends_with_it(tmp_path, told):
     pid, home = tmp_path / "pid", "import subprocess, sys; from commandline import ending_children\n"
     sleeper = f"import os, time; open({str(pid)!r}, 'w').write(f'{{os.getpid()}}.'); time.sleep(600)"
     # as release.py starts cross_validate.py, which starts fine-tunings in threads
@@ -515,8 +516,8 @@ def test_what_a_recipe_started_ends_with_it(tmp_path):
                 assert running.poll() is None
                 time.sleep(0.05)
             started = psutil.Process(int(pid.read_text()[:-1]))
-            running.terminate()
-            assert running.wait(60) == 128 + signal.SIGTERM
+            running.send_signal(told)
+            assert running.wait(60) == 128 + told
             assert not started.is_running()
         finally:
             running.kill()

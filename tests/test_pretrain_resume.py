@@ -61,6 +61,28 @@ def test_killed_run_resumes_as_if_nothing_happened(run, images, tmp_path):
     assert (output_dir / "export" / "model.safetensors").exists()
 
 
+def test_ctrl_c_is_one_line_that_says_how_to_go_on(images, tmp_path):
+    given = TINY | {"max_steps": 10_000, "save_strategy": "steps", "save_steps": 1}
+    arguments = options(**given, corpus=images, output_dir=tmp_path / "run")
+    command = [sys.executable, str(ROOT / "recipes" / "pretrain.py"), *arguments]
+    with (
+        (tmp_path / "said.txt").open("w") as output,
+        subprocess.Popen(command, env=ENVIRONMENT, stdout=output, stderr=output) as process,
+    ):
+        try:
+            while not (tmp_path / "run" / "checkpoint-2" / "trainer_state.json").exists():
+                assert process.poll() is None
+                time.sleep(0.05)
+            process.send_signal(signal.SIGINT)
+            assert process.wait(60) == 128 + signal.SIGINT
+        finally:
+            process.kill()
+    text = (tmp_path / "said.txt").read_text()
+    assert "Traceback" not in text
+    said = "interrupted: what was saved is kept; --resume_from_checkpoint last goes on from the last checkpoint, if "
+    assert f"{said}there is one" in text.splitlines()
+
+
 def test_a_resume_logs_and_saves_as_often_as_it_is_told(images, tmp_path):
     import pretrain
 
