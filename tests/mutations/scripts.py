@@ -16,6 +16,18 @@ MUTATIONS = [
         "tests/test_help.py::test_a_mistyped_option_is_named_before_one_that_is_missing",
     ),
     Mutation(
+        "recipes/commandline.py",
+        "    with suppress(KeyboardInterrupt):\n",
+        "    with suppress(MemoryError):\n",
+        "tests/test_pretrain_resume.py::test_ctrl_c_is_one_line_that_says_how_to_go_on",
+    ),
+    Mutation(
+        "recipes/commandline.py",
+        "for number in (signal.SIGTERM, signal.SIGINT)}",
+        "for number in (signal.SIGTERM,)}",
+        "tests/test_cross_validate.py::test_what_a_recipe_started_ends_with_it",
+    ),
+    Mutation(
         "recipes/cross_validate.py",
         "        open_repository(Publication(",
         "        print(Publication(",
