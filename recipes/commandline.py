@@ -17,17 +17,21 @@ from argparse import Action, ArgumentDefaultsHelpFormatter, ArgumentParser, RawD
 from collections.abc import Callable, Collection, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import field
+from functools import partialmethod
 from pathlib import Path
 from typing import Any, NoReturn
-
-# tqdm reads it when it is imported: a file gets a state every half minute, and not ten in a second.
-if not sys.stderr.isatty():
-    os.environ.setdefault("TQDM_MININTERVAL", "30")
 
 import yaml
 from huggingface_hub.errors import HFValidationError, StrictDataclassClassValidationError, StrictDataclassError
 from huggingface_hub.utils import validate_repo_id
+from tqdm import tqdm
 from transformers.hf_argparser import HfArgumentParser, string_to_bool
+
+# A file gets a state of a progress bar every half minute, and not ten in a second. tqdm reads the variable when it is
+# imported, so that is for the processes that are started from here.
+if not sys.stderr.isatty() and "TQDM_MININTERVAL" not in os.environ:
+    os.environ["TQDM_MININTERVAL"] = "30"
+    tqdm.__init__ = partialmethod(tqdm.__init__, mininterval=30)
 
 logger = logging.getLogger(__name__)
 ABOUT_CONFIG = "--config FILE.yaml sets defaults for any of these; options on the command line win."

@@ -56,6 +56,16 @@ def test_help_does_not_import_what_the_work_needs(script):
     assert done.stdout.endswith("imported []\n")
 
 
+@pytest.mark.parametrize("script", SCRIPTS)
+def test_a_file_gets_a_state_of_a_bar_every_half_minute(script):
+    """Whatever was imported first: in prepare_corpus.py and publish.py it is huggingface_hub, which imports tqdm."""
+    code = f"import {script}\nfrom tqdm.auto import tqdm\nprint(float(tqdm(disable=False).mininterval))"
+    given = {"cwd": RECIPES, "env": {"PYTHONPATH": f"{RECIPES}:{RECIPES.parent}"}, "capture_output": True, "text": True}
+    assert subprocess.run([sys.executable, "-c", code], **given).stdout == "30.0\n"
+    given["env"]["TQDM_MININTERVAL"] = "5"
+    assert subprocess.run([sys.executable, "-c", code], **given).stdout == "5.0\n"
+
+
 @pytest.mark.parametrize(
     "script",
     [name if name in ("pretrain", "publish") else pytest.param(name, marks=pytest.mark.slow) for name in SCRIPTS],

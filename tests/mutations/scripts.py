@@ -17,6 +17,12 @@ MUTATIONS = [
     ),
     Mutation(
         "recipes/commandline.py",
+        "    tqdm.__init__ = partialmethod(tqdm.__init__, mininterval=30)\n",
+        "",
+        "tests/test_help.py::test_a_file_gets_a_state_of_a_bar_every_half_minute[prepare_corpus]",
+    ),
+    Mutation(
+        "recipes/commandline.py",
         "    with suppress(KeyboardInterrupt):\n",
         "    with suppress(MemoryError):\n",
         "tests/test_pretrain_resume.py::test_ctrl_c_is_one_line_that_says_how_to_go_on",
