@@ -246,33 +246,21 @@ def run_main(
         mistakes: errors of the work that are meant for the user; any other is a fault of ours and shows where.
     """
     logging.basicConfig(level=logging.INFO, format="%(levelname)s %(name)s: %(message)s", stream=sys.stderr)
-    with suppress(KeyboardInterrupt):
-        _check_and_work(check, argument_classes, argv, description, mistakes)
-        return
-    resumes = any(hasattr(arguments, "resume_from_checkpoint") for arguments in argument_classes)
-    hint = "; --resume_from_checkpoint last goes on from the last checkpoint, if there is one" if resumes else ""
-    sys.stderr.write(f"\ninterrupted: what was saved is kept{hint}\n")
-    sys.exit(128 + signal.SIGINT)
-
-
-def _check_and_work(
-    check: Callable[..., Callable[[], None] | None],
-    argument_classes: Sequence[type],
-    argv: Sequence[str] | None,
-    description: str | None,
-    mistakes: tuple[type[Exception], ...],
-) -> None:
     try:
-        work = check(*parse_args(argument_classes, argv, description))
-    except (ValueError, OSError, StrictDataclassError) as error:
-        logger.debug("where it was found", exc_info=True)
-        sys.exit(f"error: {said(error)}")
-    if work is None:
-        return
-    try:
-        work()
+        try:
+            work = check(*parse_args(argument_classes, argv, description))
+        except (ValueError, OSError, StrictDataclassError) as error:
+            logger.debug("where it was found", exc_info=True)
+            sys.exit(f"error: {said(error)}")
+        if work is not None:
+            work()
     except mistakes as error:
         sys.exit(f"error: {error}")
+    except KeyboardInterrupt:
+        resumes = any(hasattr(arguments, "resume_from_checkpoint") for arguments in argument_classes)
+        hint = "; --resume_from_checkpoint last goes on from the last checkpoint, if there is one" if resumes else ""
+        sys.stderr.write(f"\ninterrupted: what was saved is kept{hint}\n")
+        sys.exit(128 + signal.SIGINT)
 
 
 def said(mistake: Exception) -> str:

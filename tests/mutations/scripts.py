@@ -23,8 +23,8 @@ MUTATIONS = [
     ),
     Mutation(
         "recipes/commandline.py",
-        "    with suppress(KeyboardInterrupt):\n",
-        "    with suppress(MemoryError):\n",
+        "    except KeyboardInterrupt:\n",
+        "    except MemoryError:\n",
         "tests/test_pretrain_resume.py::test_ctrl_c_is_one_line_that_says_how_to_go_on",
     ),
     Mutation(
